@@ -1,0 +1,172 @@
+"""The messages between gateway and pods: token ids, never text.
+
+Every message is a msgspec struct, sent as JSON. Unknown fields are ignored, so that a gateway and
+a pod of neighbouring versions understand each other; a field's meaning never changes.
+
+Epochs (docs/design/contract.md): the gateway numbers each attempt of a stream; a pod stamps what
+it sends with the epoch of the attempt, and whoever receives something of an older epoch drops it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a stream's tokens are chosen; complete, so that any pod can continue the stream.
+
+    The noise of position p is a counter-based function of (seed, p, token id): there is no
+    generator state to carry from pod to pod.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    """None: none; 0: the chosen token's; n: also the n most likely tokens'."""
+
+
+class PrefillTarget(msgspec.Struct, frozen=True):
+    """The prefill pod that a decode pod asks for a stream's KV cache."""
+
+    pod: str
+    host: str
+    port: int
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One attempt of a stream. `output_ids` holds what earlier attempts already generated."""
+
+    stream_id: str
+    epoch: int
+    prompt_ids: list[int]
+    sampling: Sampling
+    output_ids: list[int] = []
+    prefill: PrefillTarget | None = None
+    """None: compute the prompt here (aggregated pools, and a decode pod without a partner)."""
+    tenant: str = "default"
+    cache_salt: str = ""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural logarithm of a token's probability before temperature and top-p."""
+
+    token_id: int
+    logprob: float
+
+
+class Handoff(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a stream's KV handoff moved."""
+
+    prefill_pod: str
+    tokens: int
+    bytes: int
+    duration_s: float
+    """From the first to the last byte received."""
+
+
+class GenerateEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of the answer to a `GenerateRequest`.
+
+    A line carries tokens, the end of the stream, or an error; never tokens after an end.
+    """
+
+    epoch: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token of `token_ids`, when asked for."""
+    top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
+    finish_reason: Literal["stop", "length", "abort"] | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose KV came from a prefix cache (on the prefill pod when there is one)."""
+    queue_s: float = 0.0
+    handoff: Handoff | None = None
+    error: str | None = None
+    """A sentence for the user."""
+    error_code: str | None = None
+    """`draining`, `prefill_lost`, `overloaded`, `lease_expired`, `bad_request`, `internal`."""
+    retryable: bool = False
+
+
+class PodState(msgspec.Struct, frozen=True, omit_defaults=False):
+    """What a runtime pod says of itself; the operator's only view into a pod."""
+
+    pod: str
+    role: str
+    revision: str
+    model: str
+    ready: bool
+    draining: bool
+    running: int
+    """Streams whose tokens are being computed."""
+    waiting: int
+    """Streams accepted and not yet running (queued, or awaiting KV)."""
+    exporting: int
+    """Streams whose KV is held for a decode pod that has not acknowledged it yet."""
+    kv_usage: float
+    """Share of KV blocks in use by live streams, 0..1."""
+    kv_capacity_tokens: int
+    started_unix_s: float
+
+    @property
+    def in_flight(self) -> int:
+        """Streams that would be lost if the pod were killed now."""
+        return self.running + self.waiting + self.exporting
+
+
+class DrainRequest(msgspec.Struct, frozen=True):
+    """Asks a pod to empty itself.
+
+    `drain`: admit nothing new, finish what runs. `end`: the same, but streams still running after
+    `deadline_s` are ended with an error event. `cancel`: admit again (a drain that was undone).
+    """
+
+    mode: Literal["drain", "end", "cancel"]
+    deadline_s: float | None = None
+
+
+class FleetLatency(msgspec.Struct, frozen=True):
+    """What one gateway measured for one fleet over the last minute, in seconds."""
+
+    requests: int
+    ttft_p50_s: float
+    ttft_p95_s: float
+    tpot_p50_s: float
+    tpot_p95_s: float
+
+
+class GatewayState(msgspec.Struct, frozen=True):
+    """What a gateway says of itself."""
+
+    pod: str
+    ready: bool
+    streams: int
+    api_view_age_s: float
+    """Seconds since the Kubernetes API last confirmed the gateway's view of the pods."""
+    fleets: dict[str, FleetLatency]
+
+
+class TokenizerBundle(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Everything that turns text into a model's token ids and back."""
+
+    digest: str
+    """Of the weights: bundles with one digest are equal."""
+    tokenizer_json: str
+    """The `tokenizers` library's serialised form."""
+    context_tokens: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None = None
+    add_bos: bool = False
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = {}
+    """Names that chat templates use: bos_token, eos_token, ..."""
+    block_tokens: int = 16
+    cache_root: str = ""
+    """Hex; the layout hash from which this model's prefix keys are chained (prefix.py)."""
