@@ -90,6 +90,12 @@ HANDOFF_SECRET_KEY: Final = "key"
 HANDOFF_SECRET_DIR: Final = "/var/run/tandem/handoff"
 """Where that Secret is mounted in runtime and gateway pods; the file is `key`."""
 
+PVC_DIR: Final = "/mnt/tandem/pvc"
+"""A model source pvc://CLAIM/path is the file PVC_DIR/CLAIM/path; the operator mounts the claim."""
+
+TERMINATION_LOG: Final = "/dev/termination-log"
+"""Where a pod that gives up leaves one sentence (or the resolver its JSON object)."""
+
 GATEWAY_NAME: Final = "tandem-gateway"
 
 KV_PAGE_TOKENS: Final = 256
