@@ -1,0 +1,63 @@
+"""How one engine is set up; frozen and checked, so that a bad value fails before weights load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
+from tandem_runtime.kv.layout import ITEM_BYTES
+
+Device = Literal["cpu", "cuda"]
+DEFAULT_CPU_KV_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What `engine.build.build_engine` needs to know."""
+
+    model_uri: str
+    """`package://NAME/path`, `file:///path` or `pvc://CLAIM/path`: a .gguf file, a .safetensors
+    file or a folder of them with its config.json."""
+    dtype: str = "bfloat16"
+    """Of activations and KV cache: float32, bfloat16 or float16."""
+    device: Device = "cpu"
+    threads: int = 1
+    """Of torch on the CPU; more than one pays only where the cores are the pod's own."""
+    block_tokens: int = BLOCK_TOKENS
+    max_batch_tokens: int = 256
+    """Rows of one step: how long a prefill chunk may hold up running decodes."""
+    max_running: int = 64
+    """Streams that are computed together."""
+    max_context_tokens: int | None = None
+    """None: the model's own."""
+    kv_cache_bytes: int | None = None
+    """None: from `kv_cache_percent` of what memory is left beside the weights."""
+    kv_cache_percent: int = 90
+    memory_limit_bytes: int | None = None
+    """Of the container, on the CPU; None: unknown, the cache takes at most 1 GiB."""
+    prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ITEM_BYTES:
+            raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(ITEM_BYTES)}")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device {self.device!r} is none of cpu, cuda")
+        for name in ("threads", "max_batch_tokens", "max_running"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        for name in ("max_context_tokens", "kv_cache_bytes", "memory_limit_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: give at least 1, or leave it out")
+        if not 1 <= self.kv_cache_percent <= 100:
+            raise ValueError(f"kv_cache_percent is {self.kv_cache_percent}: give 1 to 100")
+        if self.block_tokens < 1 or KV_PAGE_TOKENS % self.block_tokens:
+            raise ValueError(
+                f"block_tokens is {self.block_tokens}: give a divisor of a page's {KV_PAGE_TOKENS}"
+            )
+        if self.max_running > self.max_batch_tokens:
+            raise ValueError(
+                f"max_running is {self.max_running}, but a step has only {self.max_batch_tokens} "
+                "tokens (max_batch_tokens): a running stream needs one in each step"
+            )

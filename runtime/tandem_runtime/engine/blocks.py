@@ -1,0 +1,164 @@
+"""The pool of KV blocks: who holds which, what they contain, and which to reuse first.
+
+Every block is in exactly one of three places:
+
+- *held*: at least one sequence refers to it (`_references` > 0);
+- *cached*: nobody refers to it, its content is complete and findable by key; least recently used
+  first, it is what allocation takes when nothing is blank;
+- *blank*: nobody refers to it and nothing in it is of use.
+
+Block 0 is *scrap*: kernels write padding rows there; it is never handed out.
+A registered block is immutable: it was full when it was registered.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+SCRAP_BLOCK: Final = 0
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a registered block holds: its key, and the token ids that a hit compares."""
+
+    key: bytes
+    tokens: bytes
+
+
+class BlockPool:
+    """Reference counts, prefix index and eviction order of `block_count` blocks."""
+
+    def __init__(self, block_count: int) -> None:
+        if block_count < 2:
+            raise ValueError(
+                f"a pool of {block_count} blocks holds nothing: block 0 is scrap, give at least 2"
+            )
+        self._references = [0] * block_count
+        self._content: list[_Content | None] = [None] * block_count
+        self._by_key: dict[bytes, int] = {}
+        self._blank = list(range(block_count - 1, SCRAP_BLOCK, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def total_blocks(self) -> int:
+        """Blocks that can be handed out."""
+        return len(self._references) - 1
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that `allocate` could hand out now; cached ones are among them."""
+        return len(self._blank) + len(self._cached)
+
+    @property
+    def cached_blocks(self) -> int:
+        """Blocks that nobody holds and a prefix may still hit."""
+        return len(self._cached)
+
+    @property
+    def held_blocks(self) -> int:
+        """Blocks that sequences refer to; a shared one counts once."""
+        return self.total_blocks - self.free_blocks
+
+    def match(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[int]:
+        """The longest run of leading blocks that are in the pool. Changes nothing.
+
+        Args:
+            keys: prefix keys of successive full blocks.
+            tokens: their token ids (`prefix.token_bytes`), compared so that a hash collision
+                never gives one stream another's content.
+        """
+        found = []
+        for key, block_tokens in zip(keys, tokens, strict=True):
+            block_id = self._by_key.get(key)
+            if block_id is None:
+                break
+            content = self._content[block_id]
+            if content is None or content.tokens != block_tokens:
+                break
+            found.append(block_id)
+        return found
+
+    def unheld(self, block_ids: Sequence[int]) -> int:
+        """How many of these blocks `hold` would take out of `free_blocks`."""
+        return sum(1 for block_id in block_ids if self._references[block_id] == 0)
+
+    def hold(self, block_ids: Sequence[int]) -> None:
+        """Add a reference to each of these blocks, which are held or cached."""
+        for block_id in block_ids:
+            if self._references[block_id] == 0:
+                del self._cached[block_id]
+            self._references[block_id] += 1
+
+    def allocate(self, count: int) -> list[int]:
+        """Hand out `count` blocks of undefined content with one reference each.
+
+        Blank ones first, then the least recently used cached ones, which are forgotten. The caller
+        has checked `free_blocks`.
+        """
+        assert count <= self.free_blocks, f"{count} blocks asked of {self.free_blocks} free ones"
+        block_ids = []
+        for _ in range(count):
+            if self._blank:
+                block_id = self._blank.pop()
+            else:
+                block_id, _ = self._cached.popitem(last=False)
+                self._forget(block_id)
+            self._references[block_id] = 1
+            block_ids.append(block_id)
+        return block_ids
+
+    def release(self, block_ids: Sequence[int]) -> None:
+        """Take a reference from each of these blocks of one sequence, in its order.
+
+        The last block becomes the first to be evicted: a prefix is of use without its end, never
+        without its beginning.
+        """
+        for block_id in reversed(block_ids):
+            assert self._references[block_id] > 0, f"block {block_id} released, but nobody holds it"
+            self._references[block_id] -= 1
+            if self._references[block_id] > 0:
+                continue
+            if self._content[block_id] is None:
+                self._blank.append(block_id)
+            else:
+                self._cached[block_id] = None
+
+    def register(self, block_id: int, key: bytes, tokens: bytes) -> None:
+        """Make a held, full block findable. A key goes on naming its first block."""
+        assert self._references[block_id] > 0, f"block {block_id} registered, but nobody holds it"
+        if key in self._by_key or self._content[block_id] is not None:
+            return
+        self._by_key[key] = block_id
+        self._content[block_id] = _Content(key, tokens)
+
+    def _forget(self, block_id: int) -> None:
+        content = self._content[block_id]
+        assert content is not None
+        del self._by_key[content.key]
+        self._content[block_id] = None
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every block is in exactly one place. For tests and idling."""
+        blank, cached = set(self._blank), set(self._cached)
+        held = {i for i, count in enumerate(self._references) if count > 0}
+        assert len(blank) == len(self._blank), "a block is blank twice"
+        assert not blank & cached, "a block is blank and cached"
+        assert not held & (blank | cached), "a held block is free"
+        assert blank | cached | held == set(range(1, len(self._references))), "a block is lost"
+        assert all(count >= 0 for count in self._references), "a reference count is negative"
+        for key, block_id in self._by_key.items():
+            content = self._content[block_id]
+            assert content is not None, f"block {block_id} is indexed without content"
+            assert content.key == key, f"block {block_id} is indexed under another's key"
+            assert block_id not in blank, f"block {block_id} is indexed and blank"
+        indexed = sum(1 for content in self._content if content is not None)
+        assert indexed == len(self._by_key), "a block has content that nobody can find"
+
+    def check_references(self, expected: dict[int, int]) -> None:
+        """Raise AssertionError unless exactly these blocks are held, this many times each."""
+        held = {i: count for i, count in enumerate(self._references) if count > 0}
+        assert held == expected, f"the pool counts {held}, its holders {expected}"

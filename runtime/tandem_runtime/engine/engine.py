@@ -1,0 +1,359 @@
+"""The engine: streams in, tokens out, one `step` at a time.
+
+Synchronous and single-threaded: every method is called from one thread, between steps. Nothing here
+knows torch; what computes is behind `Runner`. A stream's life:
+
+    add ---> waiting ---> running ---> gone, with its finish reason      (serve it here)
+    add(export) --------> running ---> held ---> release                 (prefill for another pod)
+    expect ---> receiving: grant, write_kv ... start_decode ---> running (decode after a handoff)
+
+`abort` ends a stream in any of these states and gives its blocks back before it returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tandem_runtime.engine.batch import Batch, Work, build_batch
+from tandem_runtime.engine.scheduler import Scheduler
+from tandem_runtime.engine.sequence import (
+    FinishReason,
+    Grant,
+    Request,
+    RequestRefused,
+    SampledToken,
+    Sequence,
+    Span,
+    State,
+    StepOutput,
+    StreamOutput,
+    finish_reason,
+)
+from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.prefix import root_key
+
+Payload = bytes | bytearray | memoryview
+
+
+class Runner(Protocol):
+    """Computes steps and owns the memory of the KV cache."""
+
+    def run(self, batch: Batch) -> list[SampledToken]:
+        """Compute every row and store its KV; one token for each of `batch.samples`, in order."""
+
+    def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
+        """Tokens [start, end) of these blocks in canonical form; a copy."""
+
+    def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
+        """The inverse of `read_kv`, from token `start` on."""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine now (streams and blocks) and since it started (token counts)."""
+
+    running: int
+    waiting: int
+    receiving: int
+    held: int
+    """Exports whose KV is kept until `release`."""
+    total_blocks: int
+    held_blocks: int
+    """In use by streams."""
+    cached_blocks: int
+    """Free, and findable by the prefix cache."""
+    preemptions: int
+    prompt_tokens: int
+    """Of streams admitted to be computed here."""
+    cached_tokens: int
+    """Of those, found in the prefix cache."""
+    generated_tokens: int
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of blocks in use by streams, 0..1."""
+        return self.held_blocks / self.total_blocks
+
+
+class Engine:
+    """One replica's engine. See the module for the states of a stream."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        layout: KvLayout,
+        layout_hash: bytes,
+        vocab_size: int,
+        max_context_tokens: int,
+        eos_token_ids: frozenset[int],
+        prefix_secret: bytes = b"",
+    ) -> None:
+        self.layout = layout
+        self.layout_hash = layout_hash
+        self.vocab_size = vocab_size
+        self.max_context_tokens = max_context_tokens
+        self.eos_token_ids = eos_token_ids
+        self._scheduler = scheduler
+        self._runner = runner
+        self._prefix_secret = prefix_secret
+        self._sequences: dict[str, Sequence] = {}
+        self._arrivals = 0
+        self._preemptions = 0
+        self._prompt_tokens = 0
+        self._cached_tokens = 0
+        self._generated_tokens = 0
+
+    # -- streams ----------------------------------------------------------------------------------
+    def add(self, request: Request) -> FinishReason | None:
+        """Queue a stream to be computed here.
+
+        Returns:
+            None, or the reason why `output_ids` already ends the stream; it is then not queued.
+
+        Raises:
+            RequestRefused: it can never be served (too long, unknown tokens, name in use).
+        """
+        self._check(request)
+        ended = self._ended(request)
+        if ended is None:
+            self._scheduler.waiting.append(self._sequence(request))
+        return ended
+
+    def abort(self, request_id: str) -> bool:
+        """End a stream and free its blocks; False if there is none of that name."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is None:
+            return False
+        self._scheduler.remove(sequence)
+        return True
+
+    def step(self) -> StepOutput:
+        """Compute one batch.
+
+        `batch_tokens` is 0 when nothing could be done: no work, or the queue waits for blocks that
+        held and receiving streams keep. Wait for the next call of another method then.
+        """
+        plan = self._scheduler.schedule()
+        self._preemptions += len(plan.preempted)
+        for sequence in plan.admitted:
+            if sequence.preemptions == 0:
+                self._prompt_tokens += sequence.prompt_tokens
+                self._cached_tokens += sequence.cached_tokens
+        if not plan.works:
+            return StepOutput(preempted=len(plan.preempted))
+        batch, works = build_batch(plan.works, self._scheduler.block_tokens)
+        sampled = iter(self._runner.run(batch))
+        outputs = [
+            self._finish_work(work, next(sampled) if work.samples else None) for work in works
+        ]
+        return StepOutput(tuple(outputs), batch.rows, len(plan.preempted))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` could compute something; held and receiving streams need no step."""
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def stats(self) -> EngineStats:
+        """Counts for metrics and for the pod's state."""
+        scheduler = self._scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            receiving=len(scheduler.receiving),
+            held=len(scheduler.held),
+            total_blocks=scheduler.pool.total_blocks,
+            held_blocks=scheduler.pool.held_blocks,
+            cached_blocks=scheduler.pool.cached_blocks,
+            preemptions=self._preemptions,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            generated_tokens=self._generated_tokens,
+        )
+
+    @property
+    def block_tokens(self) -> int:
+        return self._scheduler.block_tokens
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """Tokens that the whole pool holds."""
+        return self._scheduler.pool.total_blocks * self.block_tokens
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless blocks and streams agree; cheap enough for idle moments."""
+        self._scheduler.check_integrity()
+
+    # -- KV out: prefill for another pod ----------------------------------------------------------
+    def read_kv(self, request_id: str, start_token: int, end_token: int) -> memoryview:
+        """Canonical KV of an export's known tokens [start, end), which its spans have covered.
+
+        Returns:
+            `(end - start) * layout.token_bytes` bytes, [layer, k|v, kv head, token, head dim].
+        """
+        sequence = self._stream(request_id)
+        if not 0 <= start_token < end_token <= sequence.computed_tokens:
+            raise ValueError(
+                f"{request_id}: KV of tokens [{start_token}, {end_token}) was asked for, but "
+                f"{sequence.computed_tokens} are computed"
+            )
+        return self._runner.read_kv(sequence.block_ids, start_token, end_token)
+
+    def release(self, request_id: str) -> bool:
+        """Let an export's blocks go (its KV has arrived); False if there is none of that name."""
+        return self.abort(request_id)
+
+    # -- KV in: decode after a handoff ------------------------------------------------------------
+    def expect(self, request: Request) -> FinishReason | None:
+        """Register a stream whose KV another pod computes; it takes no blocks yet.
+
+        Returns and raises as `add`.
+        """
+        self._check(request)
+        ended = self._ended(request)
+        if ended is None:
+            self._scheduler.expect(self._sequence(request))
+        return ended
+
+    def grant(self, request_id: str, upto_tokens: int) -> Grant | None:
+        """Blocks for the KV of the stream's first `upto_tokens` known tokens.
+
+        The first grant says how many tokens the prefix cache holds. None: no room now, ask again
+        after a step. Once a first grant was given, later ones always succeed.
+        """
+        return self._scheduler.grant(self._receiving(request_id), upto_tokens)
+
+    def write_kv(self, request_id: str, start_token: int, payload: Payload) -> None:
+        """Store canonical KV from token `start_token` on; pages arrive in order, without gaps.
+
+        Raises:
+            ValueError: the payload is no whole number of tokens, out of order, or not granted.
+        """
+        sequence = self._receiving(request_id)
+        tokens, rest = divmod(memoryview(payload).nbytes, self.layout.token_bytes)
+        end_token = start_token + tokens
+        room = min(len(sequence.block_ids) * self.block_tokens, sequence.known_tokens)
+        if rest or tokens == 0:
+            raise ValueError(
+                f"{request_id}: a KV payload of {memoryview(payload).nbytes} bytes is no whole "
+                f"number of tokens of {self.layout.token_bytes} bytes"
+            )
+        if start_token != sequence.computed_tokens or end_token > room:
+            raise ValueError(
+                f"{request_id}: KV of tokens [{start_token}, {end_token}) came, but "
+                f"[{sequence.computed_tokens}, {room}) is granted and missing"
+            )
+        self._runner.write_kv(sequence.block_ids, start_token, payload)
+        sequence.computed_tokens = end_token
+
+    def start_decode(self, request_id: str, first: SampledToken) -> StreamOutput:
+        """All KV is written: go on from `first`, which the prefill pod sampled.
+
+        Returns:
+            The output to send for that token; it may already end the stream.
+
+        Raises:
+            ValueError: KV is missing, or the token is none of the vocabulary.
+        """
+        sequence = self._receiving(request_id)
+        if sequence.computed_tokens < sequence.known_tokens:
+            raise ValueError(
+                f"{request_id}: KV of {sequence.known_tokens} tokens is needed to decode, and "
+                f"{sequence.computed_tokens} are here"
+            )
+        if not 0 <= first.token_id < self.vocab_size:
+            raise ValueError(
+                f"{request_id}: first token {first.token_id} is not in 0..{self.vocab_size - 1}"
+            )
+        self._scheduler.start(sequence)
+        return self._append(sequence, first, None)
+
+    # -- the inside -------------------------------------------------------------------------------
+    def _check(self, request: Request) -> None:
+        prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
+        if request.request_id in self._sequences:
+            raise RequestRefused(f"stream {request.request_id!r} is already in the engine")
+        if prompt == 0:
+            raise RequestRefused("the prompt is empty: give at least one token")
+        if max_tokens < 1:
+            raise RequestRefused(f"max_tokens is {max_tokens}: ask for at least 1")
+        known = (*request.prompt_ids, *request.output_ids)
+        for token_id in (min(known), max(known)):
+            if not 0 <= token_id < self.vocab_size:
+                raise RequestRefused(
+                    f"token id {token_id} is not in the vocabulary, 0..{self.vocab_size - 1}"
+                )
+        if prompt + max_tokens > self.max_context_tokens:
+            raise RequestRefused(
+                f"the prompt has {prompt} tokens and max_tokens is {max_tokens}: together "
+                f"{prompt + max_tokens}, more than the context of {self.max_context_tokens}"
+            )
+        # The last token's KV is never needed.
+        if prompt + max_tokens - 1 > self.kv_capacity_tokens:
+            raise RequestRefused(
+                f"the prompt has {prompt} tokens and max_tokens is {max_tokens}: together more "
+                f"than the {self.kv_capacity_tokens} tokens that this pod's KV cache holds"
+            )
+
+    def _ended(self, request: Request) -> FinishReason | None:
+        if not request.output_ids:
+            return None
+        generated = len(request.output_ids)
+        return finish_reason(request, generated, request.output_ids[-1], self.eos_token_ids)
+
+    def _sequence(self, request: Request) -> Sequence:
+        root = root_key(self.layout_hash, self._prefix_secret, request.tenant, request.cache_salt)
+        sequence = Sequence(request, self._arrivals, root)
+        self._arrivals += 1
+        self._sequences[request.request_id] = sequence
+        return sequence
+
+    def _stream(self, request_id: str) -> Sequence:
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            raise KeyError(f"there is no stream {request_id!r}")
+        return sequence
+
+    def _receiving(self, request_id: str) -> Sequence:
+        sequence = self._stream(request_id)
+        if sequence.state is not State.RECEIVING:
+            raise ValueError(f"{request_id} is {sequence.state.value}, it awaits no KV")
+        return sequence
+
+    def _finish_work(self, work: Work, token: SampledToken | None) -> StreamOutput:
+        self._scheduler.commit(work)
+        span = self._publish(work.sequence)
+        if token is None:
+            return StreamOutput(
+                work.sequence.request_id,
+                computed=span,
+                cached_tokens=work.sequence.cached_tokens,
+            )
+        return self._append(work.sequence, token, span)
+
+    def _publish(self, sequence: Sequence) -> Span | None:
+        start, end = sequence.published_tokens, sequence.computed_tokens
+        if not sequence.request.export or end <= start:
+            return None
+        sequence.published_tokens = end
+        return Span(start, end)
+
+    def _append(self, sequence: Sequence, token: SampledToken, span: Span | None) -> StreamOutput:
+        """Take a sampled token: the stream goes on, ends, or is held."""
+        self._generated_tokens += 1
+        sequence.token_ids.append(token.token_id)
+        generated = sequence.known_tokens - sequence.prompt_tokens
+        reason = finish_reason(sequence.request, generated, token.token_id, self.eos_token_ids)
+        if sequence.request.export:
+            self._scheduler.hold(sequence)
+        elif reason is not None:
+            self.abort(sequence.request_id)
+        return StreamOutput(
+            sequence.request_id,
+            token=token,
+            finish_reason=reason,
+            computed=span,
+            cached_tokens=sequence.cached_tokens,
+        )

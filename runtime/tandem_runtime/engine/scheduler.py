@@ -1,0 +1,278 @@
+"""Who computes what in the next step, and who gives way when blocks run out.
+
+One budget of tokens for each step. Running sequences that only need their next token (decodes) come
+first, then running prefills in order of arrival, then the queue; prefills take what the budget
+leaves, so a long prompt is computed in chunks while others go on.
+
+Blocks: a sequence is admitted only with blocks for all its known tokens, so a prefill never waits
+half-way. Decodes grow block by block; when none is left the youngest running sequence is
+preempted: its blocks go back to the pool and it recomputes later. The oldest is never preempted and
+every sequence was checked to fit the pool alone, so the queue always moves.
+
+Against thrashing: admission leaves room for every running sequence, and the new one, to grow by
+`GROWTH_RESERVE_TOKENS`. A preempted sequence is therefore not readmitted only to push out, or to be
+pushed out by, its neighbours in the next few steps.
+
+Streams whose KV comes from another pod: the first grant is given only when the pool could hold the
+rest of the prompt beside what other such streams still have coming (their *promise*); a later grant
+then always succeeds, if need be by preempting. Two of them never starve each other. First grants
+and the queue keep to one order of arrival, so neither starves the other.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tandem_runtime.engine.batch import Work
+from tandem_runtime.engine.blocks import BlockPool
+from tandem_runtime.engine.sequence import Grant, Sequence, State
+from tandem_runtime.prefix import extend_keys, token_bytes
+
+GROWTH_RESERVE_TOKENS: Final = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One step."""
+
+    works: list[Work]
+    admitted: list[Sequence]
+    preempted: list[Sequence]
+
+
+class Scheduler:
+    """The queue, the running set and the rules above. Knows nothing of tensors or time."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        block_tokens: int,
+        max_batch_tokens: int,
+        max_running: int,
+        prefix_caching: bool = True,
+    ) -> None:
+        self.pool = pool
+        self.block_tokens = block_tokens
+        self.max_batch_tokens = max_batch_tokens
+        self.max_running = max_running
+        self.prefix_caching = prefix_caching
+        self.waiting: list[Sequence] = []
+        """Oldest first; a preempted sequence goes back to its place."""
+        self.running: list[Sequence] = []
+        """Oldest first."""
+        self.receiving: list[Sequence] = []
+        self.held: list[Sequence] = []
+
+    # -- a step -----------------------------------------------------------------------------------
+    def schedule(self) -> Plan:
+        """Choose the next step's work. Afterwards every work's sequence has the blocks it needs."""
+        preempted = list(self._grow_decodes())
+        works: list[Work] = []
+        budget = self.max_batch_tokens
+        decodes = [s for s in self.running if s.remaining_tokens == 1]
+        prefills = [s for s in self.running if s.remaining_tokens > 1]
+        for sequence in decodes + prefills:
+            budget -= self._add_work(works, sequence, budget)
+        admitted = []
+        while budget > 0 and self.waiting and self._admit(self.waiting[0]):
+            sequence = self.waiting.pop(0)
+            admitted.append(sequence)
+            budget -= self._add_work(works, sequence, budget)
+        return Plan(works, admitted, preempted)
+
+    def _add_work(self, works: list[Work], sequence: Sequence, budget: int) -> int:
+        count = min(sequence.remaining_tokens, budget)
+        if count > 0:
+            works.append(Work(sequence, sequence.computed_tokens, count))
+        return count
+
+    def _grow_decodes(self) -> Iterator[Sequence]:
+        """Give each running sequence a block for its newest token; yields whom that preempted."""
+        for sequence in list(self.running):
+            while sequence.state is State.RUNNING and not self._grow(sequence):
+                yield self._preempt_youngest()
+
+    def _grow(self, sequence: Sequence) -> bool:
+        missing = self.blocks_for(sequence.known_tokens) - len(sequence.block_ids)
+        if missing > self.pool.free_blocks:
+            return False
+        if missing > 0:
+            sequence.block_ids += self.pool.allocate(missing)
+        return True
+
+    def commit(self, work: Work) -> None:
+        """The work's tokens are computed: their full blocks can serve other streams."""
+        work.sequence.computed_tokens = work.start + work.count
+        self._register(work.sequence)
+
+    # -- admission --------------------------------------------------------------------------------
+    def _admit(self, sequence: Sequence) -> bool:
+        """Start a waiting sequence if there is room; the caller takes it out of the queue."""
+        if len(self.running) + len(self._granted()) >= self.max_running:
+            return False
+        if any(s.refused_grant and s.arrival < sequence.arrival for s in self.receiving):
+            return False
+        # The last known token is always computed: its logits give the next one.
+        hits = self._match(sequence, sequence.known_tokens - 1)
+        missing = self.blocks_for(sequence.known_tokens) - len(hits)
+        reserve = self._promised_blocks()
+        if self.running:
+            reserve += self._growth_reserve(sequence)
+        if missing + self.pool.unheld(hits) + reserve > self.pool.free_blocks:
+            return False
+        self._take(sequence, hits, missing)
+        sequence.computed_tokens = len(hits) * self.block_tokens
+        if sequence.preemptions == 0:
+            sequence.cached_tokens = min(sequence.computed_tokens, sequence.prompt_tokens)
+        sequence.state = State.RUNNING
+        insort(self.running, sequence, key=lambda s: s.arrival)
+        return True
+
+    def _growth_reserve(self, newcomer: Sequence) -> int:
+        """Blocks that keep the running sequences and the newcomer going for a while."""
+        return sum(
+            self.blocks_for(s.known_tokens + min(s.growth_tokens, GROWTH_RESERVE_TOKENS))
+            - max(self.blocks_for(s.known_tokens), len(s.block_ids))
+            for s in [*self.running, newcomer]
+        )
+
+    def _match(self, sequence: Sequence, upto_tokens: int) -> list[int]:
+        """Cached blocks that hold the sequence's first tokens, at most `upto_tokens` of them."""
+        if not self.prefix_caching:
+            return []
+        self._extend_keys(sequence)
+        keys = sequence.keys[: upto_tokens // self.block_tokens]
+        return self.pool.match(keys, [self._block_tokens(sequence, i) for i in range(len(keys))])
+
+    def _take(self, sequence: Sequence, hits: list[int], missing: int) -> None:
+        self.pool.hold(hits)
+        sequence.block_ids = hits + self.pool.allocate(missing)
+        sequence.registered_blocks = len(hits)
+
+    # -- giving way -------------------------------------------------------------------------------
+    def _preempt_youngest(self) -> Sequence:
+        """Exports are spared: another pod is reading their blocks, and they do not grow."""
+        victims = [s for s in self.running if not s.request.export]
+        assert victims, "blocks were promised that nobody can give back"
+        victim = victims[-1]
+        self.running.remove(victim)
+        self._drop_blocks(victim)
+        victim.state = State.WAITING
+        victim.preemptions += 1
+        insort(self.waiting, victim, key=lambda s: s.arrival)
+        return victim
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it stands, and give back its blocks."""
+        places = {
+            State.WAITING: self.waiting,
+            State.RUNNING: self.running,
+            State.RECEIVING: self.receiving,
+            State.HELD: self.held,
+        }
+        places[sequence.state].remove(sequence)
+        self._drop_blocks(sequence)
+
+    def hold(self, sequence: Sequence) -> None:
+        """A running export is computed: keep its blocks, read-only."""
+        self.running.remove(sequence)
+        sequence.state = State.HELD
+        self.held.append(sequence)
+
+    def _drop_blocks(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.block_ids)
+        sequence.block_ids = []
+        sequence.computed_tokens = 0
+        sequence.registered_blocks = 0
+
+    # -- KV from another pod ----------------------------------------------------------------------
+    def expect(self, sequence: Sequence) -> None:
+        """Await a sequence's KV; it has no blocks until granted."""
+        sequence.state = State.RECEIVING
+        self.receiving.append(sequence)
+
+    def grant(self, sequence: Sequence, upto_tokens: int) -> Grant | None:
+        """Blocks for the first `upto_tokens` known tokens, or None when there is no room now."""
+        upto_tokens = min(upto_tokens, sequence.known_tokens)
+        if not sequence.granted and not self._first_grant(sequence):
+            sequence.refused_grant = True
+            return None
+        missing = self.blocks_for(upto_tokens) - len(sequence.block_ids)
+        while missing > self.pool.free_blocks:
+            self._preempt_youngest()
+        if missing > 0:
+            sequence.block_ids += self.pool.allocate(missing)
+        granted = min(len(sequence.block_ids) * self.block_tokens, sequence.known_tokens)
+        return Grant(sequence.cached_tokens, granted)
+
+    def _first_grant(self, sequence: Sequence) -> bool:
+        """Hold what the prefix cache has of the stream, if the rest of it can be promised."""
+        if len(self.running) + len(self._granted()) >= self.max_running:
+            return False
+        if self.waiting and self.waiting[0].arrival < sequence.arrival:
+            return False
+        hits = self._match(sequence, sequence.known_tokens)
+        missing = self.blocks_for(sequence.known_tokens) - len(hits)
+        room = self.pool.free_blocks - self.pool.unheld(hits) - self._promised_blocks()
+        if missing > room:
+            return False
+        self._take(sequence, hits, 0)
+        sequence.computed_tokens = sequence.cached_tokens = len(hits) * self.block_tokens
+        sequence.granted, sequence.refused_grant = True, False
+        return True
+
+    def _granted(self) -> list[Sequence]:
+        return [s for s in self.receiving if s.granted]
+
+    def _promised_blocks(self) -> int:
+        """Blocks that granted streams will still ask for."""
+        return sum(self.blocks_for(s.known_tokens) - len(s.block_ids) for s in self._granted())
+
+    def start(self, sequence: Sequence) -> None:
+        """All KV of a receiving sequence is in its blocks: it runs, and others may share them."""
+        self.receiving.remove(sequence)
+        self._register(sequence)
+        sequence.state = State.RUNNING
+        insort(self.running, sequence, key=lambda s: s.arrival)
+
+    # -- prefix cache -----------------------------------------------------------------------------
+    def _register(self, sequence: Sequence) -> None:
+        """Offer the sequence's newly full blocks to the prefix cache."""
+        if not self.prefix_caching:
+            return
+        self._extend_keys(sequence)
+        full_blocks = sequence.computed_tokens // self.block_tokens
+        for i in range(sequence.registered_blocks, full_blocks):
+            self.pool.register(
+                sequence.block_ids[i], sequence.keys[i], self._block_tokens(sequence, i)
+            )
+        sequence.registered_blocks = max(sequence.registered_blocks, full_blocks)
+
+    def _extend_keys(self, sequence: Sequence) -> None:
+        extend_keys(sequence.keys, sequence.root, sequence.token_ids, self.block_tokens)
+
+    def _block_tokens(self, sequence: Sequence, index: int) -> bytes:
+        start = index * self.block_tokens
+        return token_bytes(sequence.token_ids[start : start + self.block_tokens])
+
+    # -- counting ---------------------------------------------------------------------------------
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold this many tokens."""
+        return -(-tokens // self.block_tokens)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless pool and sequences agree. For tests and idling."""
+        self.pool.check_integrity()
+        references: dict[int, int] = {}
+        for sequence in [*self.running, *self.receiving, *self.held]:
+            for block_id in sequence.block_ids:
+                references[block_id] = references.get(block_id, 0) + 1
+        self.pool.check_references(references)
+        for sequence in self.waiting:
+            assert not sequence.block_ids, f"{sequence.request_id} waits with blocks"
+        for sequence in [*self.running, *self.held]:
+            assert sequence.computed_tokens <= len(sequence.block_ids) * self.block_tokens

@@ -1,0 +1,1 @@
+"""Where KV cache lives and how it moves."""

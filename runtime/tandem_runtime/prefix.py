@@ -1,0 +1,75 @@
+"""Keys of KV blocks: two blocks have one key when model, tenant, salt and all tokens so far agree.
+
+A key is a keyed blake2b-128 over (key of the block before, token ids of this block). The hash's own
+key is the *root*, derived from (format version, layout hash, HMAC(secret, tenant), salt):
+
+- a tenant cannot guess another's keys, since the secret is not his;
+- a client's salt narrows what is shared and never widens it, since the tenant stays in the root;
+- keys do not depend on the process, so gateway and pods of one fleet compute the same ones.
+
+Whoever finds a key still compares the token ids: 128 bits are few enough to be careful with.
+"""
+
+from __future__ import annotations
+
+import hmac
+import sys
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Final
+
+KEY_BYTES: Final = 16
+FORMAT: Final = b"tandem-kv/1"
+"""Version of the canonical block and of these keys; part of every root."""
+
+
+def root_key(layout_hash: bytes, secret: bytes, tenant: str, salt: str) -> bytes:
+    """The 32-byte root from which one tenant's (and salt's) keys are chained.
+
+    Args:
+        layout_hash: `KvLayout.hash` of the model's cache.
+        secret: the fleet's handoff secret; empty where a pod serves alone.
+        tenant: who asks; streams of two tenants never share a block.
+        salt: the client's own, from the request; empty when he gave none.
+    """
+    parts = (
+        FORMAT,
+        layout_hash,
+        hmac.digest(secret, tenant.encode(), "sha256"),
+        salt.encode(),
+    )
+    root = blake2b(digest_size=32)
+    for part in parts:
+        root.update(len(part).to_bytes(8, "little"))
+        root.update(part)
+    return root.digest()
+
+
+def token_bytes(token_ids: Sequence[int]) -> bytes:
+    """Token ids as little-endian uint32, the form in which they are hashed and compared."""
+    ids = array("I", token_ids)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids.tobytes()
+
+
+def extend_keys(
+    keys: list[bytes], root: bytes, token_ids: Sequence[int], block_tokens: int
+) -> None:
+    """Append to `keys` those of the full blocks of `token_ids` that it does not cover yet.
+
+    `keys` holds the first blocks' keys already (possibly none), all made with the same root.
+    """
+    parent = keys[-1] if keys else bytes(KEY_BYTES)
+    for start in range(len(keys) * block_tokens, len(token_ids) - block_tokens + 1, block_tokens):
+        tokens = token_bytes(token_ids[start : start + block_tokens])
+        parent = blake2b(parent + tokens, digest_size=KEY_BYTES, key=root).digest()
+        keys.append(parent)
+
+
+def block_keys(root: bytes, token_ids: Sequence[int], block_tokens: int) -> list[bytes]:
+    """Keys of the full blocks of `token_ids`, first block first; a partial block has none."""
+    keys: list[bytes] = []
+    extend_keys(keys, root, token_ids, block_tokens)
+    return keys
