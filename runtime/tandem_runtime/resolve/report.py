@@ -1,0 +1,56 @@
+"""What the resolver says of a model: one JSON object of at most 4 KiB."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.model.checkpoint import Checkpoint, open_checkpoint
+from tandem_runtime.model.errors import ModelError
+from tandem_runtime.model.source import resolve_source
+
+MAX_BYTES: Final = 4096
+"""What Kubernetes keeps of a termination message."""
+_MAX_MESSAGE_CHARACTERS: Final = 800
+
+
+def resolve(uri: str, dtype: str, max_context_tokens: int | None) -> dict[str, Any]:
+    """The resolver's answer, for a model that can be served or not."""
+    try:
+        checkpoint = open_checkpoint(resolve_source(uri))
+        return _success(checkpoint, dtype, max_context_tokens)
+    except ModelError as error:
+        return _failure(error.reason, error.message)
+    except OSError as error:
+        return _failure("WeightsMissing", f"{uri} cannot be read: {error}")
+
+
+def _success(checkpoint: Checkpoint, dtype: str, max_context_tokens: int | None) -> dict[str, Any]:
+    config = checkpoint.config
+    context_tokens = max_context_tokens or config.context_tokens
+    if context_tokens > config.context_tokens:
+        raise ModelError(
+            "ContextTooLong",
+            f"maxContextTokens is {context_tokens}, but the model was made for "
+            f"{config.context_tokens}: ask for at most that",
+        )
+    layout = KvLayout(config.layers, config.kv_heads, config.head_dim, dtype)
+    return {
+        "ok": True,
+        "architecture": config.architecture,
+        "format": checkpoint.format,
+        "digest": checkpoint.digest(),
+        "parameters": checkpoint.parameters,
+        "weightsBytes": checkpoint.weights_bytes,
+        "kvBytesPerToken": layout.token_bytes,
+        "layers": config.layers,
+        "heads": config.heads,
+        "kvHeads": config.kv_heads,
+        "headDim": config.head_dim,
+        "vocabSize": config.vocab_size,
+        "contextTokens": context_tokens,
+    }
+
+
+def _failure(reason: str, message: str) -> dict[str, Any]:
+    return {"ok": False, "reason": reason, "message": message[:_MAX_MESSAGE_CHARACTERS]}
