@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import uvicorn
 from gguf import GGUFReader
+from tandem_runtime.frontend.app import create_app
+from tandem_runtime.frontend.backend import ModelCard, Route, ServedModel
+from tandem_runtime.frontend.chat import ChatTemplate
+from tandem_runtime.frontend.errors import ModelNotFound
+from tandem_runtime.frontend.oip.grpc import create_server
+from tandem_runtime.frontend.oip.service import InferenceService
+from tandem_runtime.frontend.oip.statistics import Statistics
+from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.frontend.tokenizer import Tokenizer
 from tandem_runtime.frontend.vocabulary import bundle_from_gguf
-from tandem_runtime.protocol import TokenizerBundle
+from tandem_runtime.protocol import GenerateEvent, GenerateRequest, TokenizerBundle
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -90,3 +104,113 @@ def byte_level() -> Tokenizer:
             eos_token_ids=(0,),
         )
     )
+
+
+class ScriptedBackend:
+    """Answers each request with events of a script; remembers what it was asked."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.ready = True
+        self.script: Script = lambda request: [finish("stop", *tokenizer.encode("Hello world"))]
+        self.template: ChatTemplate | None = ChatTemplate(
+            "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
+            "{% if add_generation_prompt %}assistant:{% endif %}",
+            {},
+        )
+        self.requests: list[GenerateRequest] = []
+        self.cancelled: list[str] = []
+
+    def says(self, *texts: str, finish_reason: str = "stop") -> None:
+        """Answers with these texts, one event each."""
+        ids = [self.tokenizer.encode(text) for text in texts]
+        events = [tokens(*i) for i in ids[:-1]] + [finish(finish_reason, *ids[-1])]
+        self.script = lambda request: events
+
+    def cards(self) -> list[ModelCard]:
+        return [ModelCard("small", "fleet-1", 1_700_000_000)]
+
+    async def resolve(self, name: str) -> ServedModel:
+        cards = {card.name: card for card in self.cards()}
+        if name not in cards:
+            raise ModelNotFound(name, list(cards))
+        return ServedModel(cards[name], self.tokenizer, self.template)
+
+    async def generate(
+        self, model: ServedModel, request: GenerateRequest, route: Route
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        self.requests.append(request)
+        route.decode_pod, route.prefill_pod, route.attempts = "decode-0", "prefill-0", 1
+        finished = False
+        try:
+            for item in self.script(request):
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, asyncio.Event):
+                    await item.wait()
+                else:
+                    finished = item.finish_reason is not None
+                    yield item
+        finally:
+            if not finished:
+                self.cancelled.append(request.stream_id)
+
+
+Script = Callable[[GenerateRequest], Iterable[GenerateEvent | asyncio.Event | Exception]]
+
+
+def tokens(*ids: int, **fields: Any) -> GenerateEvent:
+    return GenerateEvent(epoch=0, token_ids=ids, prompt_tokens=1, **fields)
+
+
+def finish(reason: Any, *ids: int, **fields: Any) -> GenerateEvent:
+    return GenerateEvent(epoch=0, token_ids=ids, finish_reason=reason, prompt_tokens=1, **fields)
+
+
+@pytest.fixture
+def backend(byte_level: Tokenizer) -> ScriptedBackend:
+    bundle = msgspec.structs.replace(byte_level.bundle, context_tokens=200)
+    return ScriptedBackend(Tokenizer(bundle))
+
+
+async def eventually(condition: Callable[[], bool], within_s: float = 5) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 - what is awaited here has no event
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class Served:
+    """A front end on loopback."""
+
+    url: str
+    grpc_url: str
+    records: list[StreamRecord]
+
+    async def eventually(self, condition: Callable[[], bool]) -> None:
+        await eventually(condition)
+
+
+@pytest.fixture
+async def served(backend: ScriptedBackend) -> AsyncIterator[Served]:
+    records: list[StreamRecord] = []
+    statistics = Statistics()
+
+    def observe(record: StreamRecord) -> None:
+        records.append(record)
+        statistics.observe(record)
+
+    inference = InferenceService(backend, statistics, observe)
+    grpc_server = create_server(inference)
+    grpc_port = grpc_server.add_insecure_port("127.0.0.1:0")
+    await grpc_server.start()
+    config = uvicorn.Config(create_app(inference, observe), log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await eventually(lambda: server.started)
+    port = listener.getsockname()[1]
+    yield Served(f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", records)
+    server.should_exit = True
+    await serving
+    await grpc_server.stop(None)

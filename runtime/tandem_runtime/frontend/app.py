@@ -1,0 +1,64 @@
+"""The front end as an ASGI app: protocols mounted, faults answered in each protocol's shape."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from tandem_runtime.frontend.errors import ApiError, Internal
+from tandem_runtime.frontend.generation import Observer
+from tandem_runtime.frontend.oip import http as oip_http
+from tandem_runtime.frontend.oip.service import InferenceService, oip_error
+from tandem_runtime.frontend.openai import endpoints as openai_endpoints
+from tandem_runtime.frontend.parameters import MAX_BODY_BYTES, sentence_of
+from tandem_runtime.frontend.respond import CLIENT_CLOSED_REQUEST, ErrorBody, error_response
+
+
+def create_app(inference: InferenceService, observer: Observer) -> FastAPI:
+    """Both protocols over HTTP; `observer` is told of every stream."""
+    app = FastAPI(title="Tandem", docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES)
+    app.include_router(openai_endpoints.router(inference.backend, observer))
+    app.include_router(oip_http.router(inference))
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestValidationError, _invalid_body)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _client_left)
+    app.add_exception_handler(Exception, _fault)
+    return app
+
+
+def _shape(request: Request) -> ErrorBody:
+    return oip_error if request.url.path.startswith("/v2") else ApiError.openai
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error, _shape(request))
+
+
+async def _invalid_body(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(sentence_of(list(error.errors())), _shape(request))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    known = ApiError(f"{request.method} {request.url.path}: {error.detail}.")
+    known.status = HTTPStatus(error.status_code)
+    known.kind = "invalid_request_error"
+    return error_response(known, _shape(request), error.headers)
+
+
+async def _client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    # Starlette logs the traceback after this handler answered.
+    return error_response(Internal("The server failed; its log has the details."), _shape(request))

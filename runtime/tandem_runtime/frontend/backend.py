@@ -1,0 +1,68 @@
+"""What the front end needs of whoever computes tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tandem_runtime.frontend.chat import ChatTemplate
+from tandem_runtime.frontend.tokenizer import Tokenizer
+from tandem_runtime.protocol import GenerateEvent, GenerateRequest, TokenizerBundle
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A served name, without what it takes to use it."""
+
+    name: str
+    fleet: str
+    created_unix_s: int
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A served name with what turns its text into ids and back."""
+
+    card: ModelCard
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+    @classmethod
+    def of(cls, card: ModelCard, bundle: TokenizerBundle) -> ServedModel:
+        source = bundle.chat_template
+        template = None if source is None else ChatTemplate(source, bundle.special_tokens)
+        return cls(card, Tokenizer(bundle), template)
+
+    @property
+    def context_tokens(self) -> int:
+        return self.tokenizer.bundle.context_tokens
+
+
+@dataclass
+class Route:
+    """Where a stream went; the backend keeps it current while the stream runs."""
+
+    decode_pod: str = ""
+    prefill_pod: str = ""
+    attempts: int = 0
+
+
+class Backend(Protocol):
+    @property
+    def ready(self) -> bool:
+        """Whether requests are admitted."""
+
+    def cards(self) -> Sequence[ModelCard]:
+        """All served names; those without a ready pod too."""
+
+    async def resolve(self, name: str) -> ServedModel:
+        """Raises `ModelNotFound`, or `Unavailable` where no pod can be asked yet."""
+
+    def generate(
+        self, model: ServedModel, request: GenerateRequest, route: Route
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        """The stream's events up to its finish. Never an event with `error`: raises `ApiError`.
+
+        `request.prefill` is not set by the caller. Closing the generator cancels the stream.
+        """

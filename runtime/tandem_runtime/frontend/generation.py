@@ -1,0 +1,144 @@
+"""One stream as the front end runs it: prompt ids in, pieces of text out.
+
+A `Generation` is what the requests of all protocols become. Token ids turn into text here and
+nowhere else, so a stream that moves between pods keeps half characters and stop strings.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+from tandem_runtime import contract
+from tandem_runtime.frontend.backend import Backend, ServedModel
+from tandem_runtime.frontend.detokenize import Detokenizer
+from tandem_runtime.frontend.errors import BadRequest, ContextTooLong, Internal
+from tandem_runtime.frontend.record import StreamRecord
+from tandem_runtime.frontend.stop import StopStrings
+from tandem_runtime.protocol import GenerateEvent, GenerateRequest, Sampling, TokenLogprob
+
+_TENANT_CHARS: Final = 256
+
+Observer = Callable[[StreamRecord], None]
+"""Told of each stream when it ended, however it ended."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    model: ServedModel
+    prompt_ids: list[int]
+    sampling: Sampling
+    stop: tuple[str, ...]
+    tenant: str
+    cache_salt: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one event adds to the answer."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
+    finish_reason: str | None = None
+
+
+def tenant_of(header: str | None) -> str:
+    """The tenant that a request names."""
+    if header is None:
+        return contract.DEFAULT_TENANT
+    if not header or len(header) > _TENANT_CHARS or not header.isprintable():
+        raise BadRequest(
+            f"{contract.HEADER_TENANT} must be 1 to {_TENANT_CHARS} printable characters."
+        )
+    return header
+
+
+def fit_prompt(model: ServedModel, prompt_ids: list[int], max_tokens: int | None) -> int:
+    """Checks a prompt against the model; returns how many tokens may be generated.
+
+    `max_tokens` None: as many as the context has room for.
+    """
+    if not prompt_ids:
+        raise BadRequest("The prompt has no tokens; send at least one.", param="prompt")
+    vocab_size = model.tokenizer.bundle.vocab_size
+    outside = next((i for i in prompt_ids if not 0 <= i < vocab_size), None)
+    if outside is not None:
+        raise BadRequest(
+            f"The prompt has the token id {outside}; this model's ids are 0 to {vocab_size - 1}.",
+            param="prompt",
+        )
+    room = model.context_tokens - len(prompt_ids)
+    wanted = max(room, 1) if max_tokens is None else max_tokens
+    if wanted > room:
+        completion = "" if max_tokens is None else f" and max_tokens {max_tokens}"
+        raise ContextTooLong(
+            f"This model's context is {model.context_tokens} tokens; the prompt has "
+            f"{len(prompt_ids)}{completion}, together {len(prompt_ids) + wanted}. "
+            "Shorten the prompt" + ("." if max_tokens is None else " or lower max_tokens."),
+            param="prompt",
+        )
+    return wanted
+
+
+async def run(
+    backend: Backend, generation: Generation, record: StreamRecord, observer: Observer
+) -> AsyncGenerator[Piece, None]:
+    """Raises `ApiError`. Closing it cancels the stream; `observer` is told in any case."""
+    record.prompt_tokens = len(generation.prompt_ids)
+    request = GenerateRequest(
+        stream_id=uuid.uuid4().hex,
+        epoch=0,
+        prompt_ids=generation.prompt_ids,
+        sampling=generation.sampling,
+        tenant=generation.tenant,
+        cache_salt=generation.cache_salt,
+    )
+    text = _Text(generation)
+    try:
+        events = backend.generate(generation.model, request, record.route)
+        async with aclosing(events):
+            async for event in events:
+                record.observe(event, time.monotonic())
+                piece = text.piece(event)
+                if piece.finish_reason is not None:
+                    record.finish_reason = piece.finish_reason
+                    # Usage and metrics are complete before the last piece is out.
+                    _end(record, observer)
+                    yield piece
+                    return
+                if piece.text or piece.logprobs:
+                    yield piece
+            raise Internal("The stream ended without a finish; please report this.")
+    finally:
+        _end(record, observer)
+
+
+def _end(record: StreamRecord, observer: Observer) -> None:
+    if record.ended_s is None:
+        record.ended_s = time.monotonic()
+        observer(record)
+
+
+class _Text:
+    """Events -> pieces: detokenising, then stop strings."""
+
+    def __init__(self, generation: Generation) -> None:
+        tokenizer = generation.model.tokenizer
+        self._detokenizer = Detokenizer(tokenizer, generation.prompt_ids)
+        self._stop = StopStrings(generation.stop)
+
+    def piece(self, event: GenerateEvent) -> Piece:
+        shown, stopped = self._stop.push(self._detokenizer.push(event.token_ids))
+        finish: str | None = event.finish_reason
+        if finish is not None and not stopped:
+            rest, stopped = self._stop.push(self._detokenizer.flush())
+            shown += rest if stopped else rest + self._stop.flush()
+        if stopped:
+            finish = "stop"
+        return Piece(shown, event.token_ids, event.logprobs, event.top_logprobs, finish)

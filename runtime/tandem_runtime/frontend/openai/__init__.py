@@ -1,0 +1,1 @@
+"""The OpenAI protocol: /v1/models, /v1/completions, /v1/chat/completions."""

@@ -1,0 +1,112 @@
+"""One answer of the OpenAI protocol: its choices' streams, as chunks or as one body."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from tandem_runtime.frontend.generation import Piece
+from tandem_runtime.frontend.openai.reply import Envelope, Json, Shape
+from tandem_runtime.frontend.record import StreamRecord
+
+
+@dataclass(frozen=True)
+class Choice:
+    index: int
+    pieces: AsyncGenerator[Piece, None]
+    record: StreamRecord
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Answer:
+    envelope: Envelope
+    choices: Sequence[Choice]
+    traced: bool
+    """Whether the end carries the `tandem` object (of the first choice)."""
+
+    async def chunks(self, *, include_usage: bool) -> AsyncGenerator[object, None]:
+        unfinished = len(self.choices)
+        async with aclosing(merged(self.choices)) as pieces:
+            async for choice, piece in pieces:
+                unfinished -= piece.finish_reason is not None
+                chunk = self.envelope.chunk([choice.shape.part(choice.index, piece)])
+                if include_usage:
+                    chunk["usage"] = None
+                yield chunk if unfinished or include_usage else self._last(chunk)
+        if include_usage:
+            yield self._last({**self.envelope.chunk([]), "usage": self._usage()})
+
+    async def body(self) -> Json:
+        pieces: list[list[Piece]] = [[] for _ in self.choices]
+        async with aclosing(merged(self.choices)) as stream:
+            async for choice, piece in stream:
+                pieces[choice.index].append(piece)
+        wholes = [
+            choice.shape.whole(choice.index, joined(pieces[choice.index]))
+            for choice in self.choices
+        ]
+        return self._last({**self.envelope.body(wholes), "usage": self._usage()})
+
+    def _usage(self) -> Json:
+        records = [choice.record for choice in self.choices]
+        prompt = sum(record.prompt_tokens for record in records)
+        completion = sum(record.completion_tokens for record in records)
+        cached = sum(record.cached_tokens for record in records)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def _last(self, body: Json) -> Json:
+        return {**body, "tandem": self.choices[0].record.trace()} if self.traced else body
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """All pieces of a stream as one."""
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(i for piece in pieces for i in piece.token_ids),
+        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
+        top_logprobs=tuple(entry for piece in pieces for entry in piece.top_logprobs),
+        finish_reason=pieces[-1].finish_reason,
+    )
+
+
+async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Piece], None]:
+    """The pieces of all choices as they come. The first failure ends all of them."""
+    if len(choices) == 1:
+        async with aclosing(choices[0].pieces) as pieces:
+            async for piece in pieces:
+                yield choices[0], piece
+        return
+    queue: asyncio.Queue[tuple[Choice, Piece] | Exception | None] = asyncio.Queue(len(choices))
+
+    async def pump(choice: Choice) -> None:
+        try:
+            async with aclosing(choice.pieces) as pieces:
+                async for piece in pieces:
+                    await queue.put((choice, piece))
+            await queue.put(None)
+        except Exception as failure:
+            await queue.put(failure)
+
+    pumps = [asyncio.create_task(pump(choice)) for choice in choices]
+    running = len(pumps)
+    try:
+        while running:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)

@@ -1,0 +1,154 @@
+"""The endpoints of the OpenAI protocol over any backend."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from tandem_runtime import contract
+from tandem_runtime.frontend.backend import Backend, ModelCard, ServedModel
+from tandem_runtime.frontend.chat import ChatTemplateError
+from tandem_runtime.frontend.encode import encode
+from tandem_runtime.frontend.errors import ApiError, BadRequest, ModelNotFound
+from tandem_runtime.frontend.generation import Generation, Observer, fit_prompt, run, tenant_of
+from tandem_runtime.frontend.openai.answer import Answer, Choice
+from tandem_runtime.frontend.openai.reply import ChatShape, CompletionShape, Envelope, Shape
+from tandem_runtime.frontend.openai.request import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationRequest,
+)
+from tandem_runtime.frontend.record import StreamRecord
+from tandem_runtime.frontend.respond import EventStream, unary
+from tandem_runtime.protocol import Sampling
+
+_DONE: Final = b"data: [DONE]\n\n"
+_COMPLETION_MAX_TOKENS: Final = 16
+"""OpenAI's default for completions; a chat may fill the context."""
+
+
+def router(backend: Backend, observer: Observer) -> APIRouter:
+    """Routes of /v1."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+    @routes.get("/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(card) for card in backend.cards()]}
+
+    @routes.get("/models/{name:path}")
+    async def get_model(name: str) -> dict[str, Any]:
+        cards = {card.name: card for card in backend.cards()}
+        if name not in cards:
+            raise ModelNotFound(name, list(cards))
+        return _model(cards[name])
+
+    @routes.post("/completions", response_model=None)
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        call = _Call(backend, observer, body, request)
+        return await call.respond(Envelope.completion(body.model), await _completion(call, body))
+
+    @routes.post("/chat/completions", response_model=None)
+    async def chat(body: ChatCompletionRequest, request: Request) -> Response:
+        call = _Call(backend, observer, body, request)
+        return await call.respond(Envelope.chat(body.model), [await _chat(call, body)])
+
+    return routes
+
+
+def _model(card: ModelCard) -> dict[str, Any]:
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": card.created_unix_s,
+        "owned_by": card.fleet,
+    }
+
+
+class _Call:
+    """One request on its way to its choices."""
+
+    def __init__(
+        self, backend: Backend, observer: Observer, body: GenerationRequest, request: Request
+    ) -> None:
+        self._backend = backend
+        self._observer = observer
+        self._body = body
+        self._request = request
+        self._arrived_s = time.monotonic()
+        body.refuse_what_is_not_served()
+
+    async def model(self) -> ServedModel:
+        return await self._backend.resolve(self._body.model)
+
+    def choice(
+        self,
+        index: int,
+        model: ServedModel,
+        prompt_ids: list[int],
+        sampling: Sampling,
+        shape: Shape,
+    ) -> Choice:
+        generation = Generation(
+            model=model,
+            prompt_ids=prompt_ids,
+            sampling=sampling,
+            stop=self._body.stops(),
+            tenant=tenant_of(self._request.headers.get(contract.HEADER_TENANT)),
+            cache_salt=self._body.cache_salt,
+        )
+        record = StreamRecord(model.card.name, model.card.fleet, self._arrived_s)
+        pieces = run(self._backend, generation, record, self._observer)
+        return Choice(index, pieces, record, shape)
+
+    async def respond(self, envelope: Envelope, choices: list[Choice]) -> Response:
+        traced = self._request.headers.get(contract.HEADER_TRACE) == "1"
+        answer = Answer(envelope, choices, traced)
+        if self._body.stream:
+            chunks = answer.chunks(include_usage=self._body.include_usage)
+            return EventStream(chunks, ApiError.openai, last=_DONE)
+
+        async def whole() -> Response:
+            return JSONResponse(await answer.body())
+
+        return await unary(self._request, whole())
+
+
+async def _completion(call: _Call, body: CompletionRequest) -> list[Choice]:
+    if body.echo and body.logprobs is not None:
+        raise BadRequest("echo with logprobs is not supported yet; send one of them.", param="echo")
+    model = await call.model()
+    tokenizer = model.tokenizer
+    sampling = body.sampling(body.max_tokens or _COMPLETION_MAX_TOKENS, body.logprobs)
+    choices = []
+    for index, prompt in enumerate(body.prompts()):
+        ids = await encode(tokenizer, prompt) if isinstance(prompt, str) else prompt
+        fit_prompt(model, ids, sampling.max_tokens)
+        text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+        shape = CompletionShape(tokenizer, text if body.echo else "")
+        choices.append(call.choice(index, model, ids, sampling, shape))
+    return choices
+
+
+async def _chat(call: _Call, body: ChatCompletionRequest) -> Choice:
+    logprobs = body.logprob_count()
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise BadRequest("Send max_completion_tokens or max_tokens, not both.", param="max_tokens")
+    model = await call.model()
+    ids = await encode(model.tokenizer, _rendered(model, body), add_special_tokens=False)
+    max_tokens = fit_prompt(model, ids, body.max_completion_tokens or body.max_tokens)
+    sampling = body.sampling(max_tokens, logprobs)
+    return call.choice(0, model, ids, sampling, ChatShape(model.tokenizer))
+
+
+def _rendered(model: ServedModel, body: ChatCompletionRequest) -> str:
+    if model.template is None:
+        raise BadRequest(
+            f"The model '{body.model}' has no chat template; use /v1/completions.", param="messages"
+        )
+    try:
+        return model.template.render([message.for_template() for message in body.messages])
+    except ChatTemplateError as error:
+        raise BadRequest(f"{error}.", param="messages") from error

@@ -1,0 +1,155 @@
+"""Requests of the OpenAI protocol: their fields, and what we do not serve yet.
+
+A field that would change the answer is served or refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tandem_runtime.frontend.errors import BadRequest
+from tandem_runtime.frontend.parameters import GenerationParameters, MaxTokens, Text, TokenId
+
+_MAX_PROMPTS: Final = 256
+
+_NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
+    "audio": (),
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "guided_json": (),
+    "logit_bias": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_k": (-1, 0),
+    "web_search_options": (),
+}
+"""Not served yet: refused, unless the value (or null) asks for nothing."""
+
+_WITHOUT_EFFECT: Final = frozenset(
+    {
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "verbosity",
+    }
+)
+"""Bookkeeping of the hosted service: no answer depends on it."""
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class GenerationRequest(GenerationParameters):
+    """What both endpoints share."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: Annotated[str, Field(max_length=512)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    def refuse_what_is_not_served(self) -> None:
+        """Raises `BadRequest` that names the first such parameter."""
+        for name, value in (self.model_extra or {}).items():
+            if value is None or name in _WITHOUT_EFFECT or _asks_for_nothing(name, value):
+                continue
+            if name in _NEUTRAL:
+                raise BadRequest(f"{name} is not supported yet; leave it out.", param=name)
+            raise BadRequest(f"{name} is not a parameter of this endpoint.", param=name)
+        if self.stream_options is not None and not self.stream:
+            raise BadRequest("stream_options needs stream: true.", param="stream_options")
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+def _asks_for_nothing(name: str, value: object) -> bool:
+    neutral = _NEUTRAL.get(name, ())
+    return any(value == n and isinstance(value, bool) == isinstance(n, bool) for n in neutral)
+
+
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+
+
+class CompletionRequest(GenerationRequest):
+    prompt: (
+        Text
+        | TokenIds
+        | Annotated[list[Text], Field(min_length=1, max_length=_MAX_PROMPTS)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=_MAX_PROMPTS)]
+    )
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """One entry for each choice: text, or token ids."""
+        prompt: Any = self.prompt
+        if isinstance(prompt, str) or isinstance(prompt[0], int):
+            return [prompt]
+        return list(prompt)
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[TextPart]
+    name: Text | None = None
+
+    def for_template(self) -> dict[str, str]:
+        content = self.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        message = {"role": self.role, "content": text}
+        return message if self.name is None else {**message, "name": self.name}
+
+
+class ChatCompletionRequest(GenerationRequest):
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    def logprob_count(self) -> int | None:
+        """`Sampling.logprobs`."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise BadRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def refuse_what_is_not_served(self) -> None:
+        super().refuse_what_is_not_served()
+        for n, message in enumerate(self.messages):
+            for name, value in (message.model_extra or {}).items():
+                if value not in (None, [], ""):
+                    where = f"messages.{n}.{name}"
+                    raise BadRequest(f"{where} is not supported yet; leave it out.", param=where)

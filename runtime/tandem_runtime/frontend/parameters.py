@@ -1,0 +1,96 @@
+"""Parameters of a generation that all protocols share, checked once."""
+
+from __future__ import annotations
+
+import random
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from tandem_runtime.frontend.errors import BadRequest
+from tandem_runtime.protocol import Sampling
+
+MAX_BODY_BYTES: Final = 64 << 20
+"""The largest request that is read into memory, HTTP or gRPC."""
+
+
+def _whole_characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # JSON can spell half of a surrogate pair; no tokenizer can read it.
+        raise ValueError(f"half a surrogate pair at character {error.start}") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
+MaxTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+StopString = Annotated[Text, Field(max_length=1024)]
+
+UNION_SENTENCES = {
+    "prompt": "a string, a list of strings, a list of token ids, or a list of lists of token ids",
+    "stop": "a string or a list of at most 16 strings",
+    "content": "a string or a list of {type: text, text: ...} parts",
+}
+"""For fields of several types pydantic complains once for each; one sentence says it all."""
+
+
+class GenerationParameters(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    max_tokens: MaxTokens | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    ignore_eos: bool = Field(False, description="Extension: generate up to max_tokens.")
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] = Field(
+        default_factory=list, description="Extension: token ids that end the answer."
+    )
+    cache_salt: Annotated[Text, Field(max_length=256)] = Field(
+        "", description="Extension: share the prefix cache only with requests of the same salt."
+    )
+
+    def stops(self) -> tuple[str, ...]:
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if "" in stop:
+            raise BadRequest("stop holds an empty string; leave it out.", param="stop")
+        return tuple(stop)
+
+    def sampling(self, max_tokens: int, logprobs: int | None) -> Sampling:
+        """Complete: what the request left open is decided here, a seed too."""
+        seed = random.getrandbits(63) if self.seed is None else self.seed & (2**63 - 1)
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=seed,
+            ignore_eos=self.ignore_eos,
+            stop_token_ids=tuple(self.stop_token_ids),
+            logprobs=logprobs,
+        )
+
+
+def sentence_of(errors: list[dict[str, object]]) -> BadRequest:
+    """pydantic's first error as one sentence that names the parameter."""
+    first = errors[0]
+    location = first["loc"]
+    assert isinstance(location, tuple)
+    path = [str(part) for part in location if part != "body"]
+    kind, message = str(first["type"]), str(first["msg"])
+    if kind == "json_invalid":
+        context = first.get("ctx")
+        reason = context["error"] if isinstance(context, dict) else message
+        return BadRequest(f"The body is not JSON: {reason} at character {path[-1]}.")
+    for n, name in enumerate(path):
+        if name in UNION_SENTENCES and (kind != "missing" or n + 1 < len(path)):
+            param = ".".join(path[: n + 1])
+            return BadRequest(f"{param} must be {UNION_SENTENCES[name]}.", param=param)
+    param = ".".join(path)
+    what = param or "The body"
+    if kind == "missing":
+        return BadRequest(f"{what} is missing.", param=param or None)
+    if kind == "extra_forbidden":
+        return BadRequest(f"{what} is not a parameter of this endpoint.", param=param)
+    return BadRequest(f"{what}: {message[0].lower()}{message[1:]}.", param=param or None)
