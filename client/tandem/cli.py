@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import typer
 
+from tandem.cluster import commands as cluster_commands
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+cluster_commands.register(app)
 
 
 def main() -> None:
     """Entry point of the `tandem` script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

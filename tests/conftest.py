@@ -1,0 +1,115 @@
+"""Fixtures for tests on the real control plane (tests/control, tests/e2e).
+
+The first test that asks for `cluster` starts one for the whole run: etcd, API server, controller
+manager, scheduler, four node agents; no operator. `operator` installs crds/ and manifests/ into it
+and waits until the operator is available; `crds` only the CRDs. The cluster goes down with pytest,
+however pytest ends; after a failed run its logs are kept where the last line says.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tandem.agent.api import Api
+from tandem.cluster.down import down
+from tandem.cluster.process import identify
+from tandem.cluster.running import KubectlError, Running
+from tandem.cluster.spec import ClusterSpec
+from tandem.cluster.up import install, up
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def note(line: str) -> None:
+    """Progress of slow set-up; pytest shows it with a failure, or with -s."""
+    sys.stderr.write(f"[cluster] {line}\n")
+
+
+@pytest.fixture(scope="session")
+def start_cluster(request: pytest.FixtureRequest) -> Callable[[ClusterSpec], Running]:
+    """Starts a cluster that goes down at the end of the run."""
+    owner = identify(os.getpid())
+
+    def start(spec: ClusterSpec) -> Running:
+        def end() -> None:
+            failed = request.session.testsfailed > 0
+            logs = Path(tempfile.mkdtemp(prefix="tandem-logs-")) / spec.name if failed else None
+            down(spec.name, logs)
+            if logs is not None:
+                note(f"logs of cluster {spec.name} are kept in {logs}")
+
+        request.addfinalizer(end)
+        return up(spec, note, owner)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def cluster(start_cluster: Callable[[ClusterSpec], Running]) -> Running:
+    """The cluster of this test run."""
+    return start_cluster(ClusterSpec(name=f"test-{secrets.token_hex(3)}", operator=False))
+
+
+@pytest.fixture(scope="session")
+def crds(cluster: Running) -> None:
+    """The project's CRDs are established in the cluster."""
+    cluster.kubectl("apply", "--server-side", "-k", str(ROOT / "crds"))
+    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: Running) -> None:
+    """The operator runs in the cluster, as the Deployment of manifests/overlays/local."""
+    install(cluster, note)
+
+
+@pytest.fixture
+def kubectl(cluster: Running) -> Callable[..., str]:
+    """`kubectl(*arguments, input=None) -> output`, as cluster-admin; raises KubectlError."""
+    return cluster.kubectl
+
+
+@pytest.fixture
+def namespace(cluster: Running) -> Iterator[str]:
+    """A fresh namespace in which pods can be created; deleted afterwards."""
+    name = f"t-{secrets.token_hex(4)}"
+    cluster.kubectl("create", "namespace", name)
+    deadline_s = time.monotonic() + 30
+    while True:
+        try:
+            cluster.kubectl(
+                "get", "serviceaccount/default", "configmap/kube-root-ca.crt", "-n", name
+            )
+            break
+        except KubectlError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.1)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+async def api(cluster: Running) -> AsyncIterator[Api]:
+    """A client of the API server, as cluster-admin."""
+    async with Api(cluster.admin, user_agent="tandem-tests") as client:
+        yield client
+
+
+@pytest.fixture
+def audit_log(cluster: Running) -> Callable[[], list[dict[str, Any]]]:
+    """`audit_log()` gives the requests that the API server finished since the test began."""
+    seen = sum(1 for _ in cluster.audit_events())
+
+    def since() -> list[dict[str, Any]]:
+        return list(cluster.audit_events())[seen:]
+
+    return since
