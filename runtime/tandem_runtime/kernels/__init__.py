@@ -1,0 +1,97 @@
+"""Operators of the models: a Triton kernel where a GPU is, its torch reference elsewhere.
+
+Every file holds one operator: formula and shapes, `*_reference` in torch (what the CPU runs), the
+kernel, and its launcher, which checks dtypes, shapes and strides. Here is the choice between them.
+Under TRITON_INTERPRET=1 Triton's interpreter runs the kernels on CPU tensors (for tests).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from tandem_runtime.kernels.attention_plan import CpuPiece, GpuWork, Step, plan_cpu, plan_gpu
+from tandem_runtime.kernels.gather_blocks import (
+    gather_blocks_reference,
+    gather_blocks_triton,
+    scatter_blocks_reference,
+    scatter_blocks_triton,
+)
+from tandem_runtime.kernels.paged_attention import (
+    paged_attention_reference,
+    paged_attention_triton,
+    query_tile_tokens,
+)
+from tandem_runtime.kernels.rms_norm import rms_norm_reference, rms_norm_triton
+from tandem_runtime.kernels.rope import rope_reference, rope_triton
+from tandem_runtime.kernels.sampling import sample_reference, sample_triton
+from tandem_runtime.kernels.silu_mul import silu_mul_reference, silu_mul_triton
+from tandem_runtime.kernels.store_kv import store_kv_reference, store_kv_triton
+
+INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
+AttentionWork = list[CpuPiece] | GpuWork
+
+
+def uses_triton(device: torch.device) -> bool:
+    """Whether tensors of this device go to the kernels."""
+    return device.type == "cuda" or INTERPRETED
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+    """See rms_norm.py."""
+    if uses_triton(x.device):
+        return rms_norm_triton(x, weight, eps, residual)
+    return rms_norm_reference(x, weight, eps, residual)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
+    """See rope.py."""
+    run = rope_triton if uses_triton(x.device) else rope_reference
+    run(x, cos, sin, positions)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """See silu_mul.py."""
+    run = silu_mul_triton if uses_triton(gate_up.device) else silu_mul_reference
+    return run(gate_up)
+
+
+def store_kv(k: Tensor, v: Tensor, cache: Tensor, slots: Tensor) -> None:
+    """See store_kv.py."""
+    run = store_kv_triton if uses_triton(k.device) else store_kv_reference
+    run(k, v, cache, slots)
+
+
+def plan_attention(step: Step, *, heads: int, kv_heads: int, device: torch.device) -> AttentionWork:
+    """Lay a step out for `paged_attention` on this device."""
+    if uses_triton(device):
+        return plan_gpu(step, query_tile_tokens(heads // kv_heads), device)
+    return plan_cpu(step)
+
+
+def paged_attention(q: Tensor, cache: Tensor, work: AttentionWork, scale: float) -> Tensor:
+    """See paged_attention.py."""
+    if isinstance(work, GpuWork):
+        return paged_attention_triton(q, cache, work, scale)
+    return paged_attention_reference(q, cache, work, scale)
+
+
+def gather_blocks(cache: Tensor, block_ids: Tensor, start: int, tokens: int) -> Tensor:
+    """See gather_blocks.py."""
+    run = gather_blocks_triton if uses_triton(cache.device) else gather_blocks_reference
+    return run(cache, block_ids, start, tokens)
+
+
+def scatter_blocks(page: Tensor, cache: Tensor, block_ids: Tensor, start: int) -> None:
+    """See gather_blocks.py."""
+    run = scatter_blocks_triton if uses_triton(cache.device) else scatter_blocks_reference
+    run(page, cache, block_ids, start)
+
+
+def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, keys: Tensor) -> Tensor:
+    """See sampling.py."""
+    run = sample_triton if uses_triton(logits.device) else sample_reference
+    return run(logits, temperature, top_p, keys)

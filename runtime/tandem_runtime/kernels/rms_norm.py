@@ -1,0 +1,73 @@
+"""Root-mean-square norm, with the residual added first.
+
+    r = x + residual                      (kept as the new residual; r = x without one)
+    y = r / sqrt(mean(r^2) + eps) * weight
+
+x, residual, y: [rows, hidden]; weight: [hidden]. Sums in float32; r is rounded to x's dtype before
+it is squared, so that the residual that is stored is the one that was normed.
+"""
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def rms_norm_reference(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+) -> Tensor:
+    """y as above; `residual` is updated in place."""
+    if residual is not None:
+        residual += x
+        x = residual
+    wide = x.float()
+    scale = torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
+    return (wide * scale).to(x.dtype) * weight
+
+
+@triton.jit
+def _rms_norm_kernel(
+    x, residual, weight, y, hidden, eps, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * hidden
+    column = tl.arange(0, BLOCK)
+    inside = column < hidden
+    r = tl.load(x + row + column, mask=inside, other=0.0)
+    if HAS_RESIDUAL:
+        r += tl.load(residual + row + column, mask=inside, other=0.0)
+        tl.store(residual + row + column, r, mask=inside)
+    wide = r.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / hidden + eps)
+    w = tl.load(weight + column, mask=inside, other=0.0)
+    tl.store(y + row + column, (wide * scale).to(w.dtype) * w, mask=inside)
+
+
+def rms_norm_triton(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+) -> Tensor:
+    """The same by one program a row."""
+    rows, hidden = x.shape
+    assert x.is_contiguous(), f"rms_norm needs contiguous rows, x has strides {x.stride()}"
+    assert weight.shape == (hidden,), f"weight is {tuple(weight.shape)}, rows have {hidden}"
+    assert weight.dtype == x.dtype, f"weight is {weight.dtype}, x is {x.dtype}"
+    if residual is not None:
+        assert residual.shape == x.shape, f"residual is {tuple(residual.shape)}, x {tuple(x.shape)}"
+        assert residual.is_contiguous(), f"residual has strides {residual.stride()}"
+        assert residual.dtype == x.dtype, f"residual is {residual.dtype}, x is {x.dtype}"
+    y = torch.empty_like(x)
+    block = triton.next_power_of_2(hidden)
+    _rms_norm_kernel[(rows,)](
+        x,
+        residual if residual is not None else x,
+        weight,
+        y,
+        hidden,
+        eps,
+        HAS_RESIDUAL=residual is not None,
+        BLOCK=block,
+        num_warps=min(max(block // 256, 1), 16),
+    )
+    return y

@@ -1,0 +1,47 @@
+"""The pool's memory on the device, and its passage to and from canonical pages.
+
+One tensor [layers, k|v, blocks, kv heads, block tokens, head dim]: a head's block is contiguous,
+which attention reads, and a block's heads are adjacent, which copies like. Allocated once, zeroed:
+blocks that were never written are read as padding and must be finite.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tandem_runtime import kernels
+from tandem_runtime.kv.layout import KvLayout
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class KvCache:
+    """KV of `block_count` blocks of `block_tokens` tokens each."""
+
+    def __init__(
+        self, layout: KvLayout, block_count: int, block_tokens: int, device: torch.device
+    ) -> None:
+        self.layout = layout
+        self.block_tokens = block_tokens
+        self.data = torch.zeros(
+            (layout.layers, 2, block_count, layout.kv_heads, block_tokens, layout.head_dim),
+            dtype=DTYPES[layout.dtype],
+            device=device,
+        )
+
+    def read(self, block_ids: list[int], start: int, end: int) -> memoryview:
+        """Canonical bytes of tokens [start, end) of the sequence that these blocks hold; a copy."""
+        page = kernels.gather_blocks(self.data, self._ids(block_ids), start, end - start)
+        return page.cpu().view(torch.uint8).numpy().data.cast("B")
+
+    def write(
+        self, block_ids: list[int], start: int, payload: bytes | bytearray | memoryview
+    ) -> None:
+        """Store canonical bytes as the tokens from `start` on."""
+        layout = self.layout
+        shape = (layout.layers, 2, layout.kv_heads, -1, layout.head_dim)
+        page = torch.frombuffer(bytearray(payload), dtype=self.data.dtype).view(shape)
+        kernels.scatter_blocks(page.to(self.data.device), self.data, self._ids(block_ids), start)
+
+    def _ids(self, block_ids: list[int]) -> torch.Tensor:
+        return torch.tensor(block_ids, dtype=torch.int64).to(self.data.device)
