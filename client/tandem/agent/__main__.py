@@ -19,6 +19,7 @@ from tandem.agent.lease import keep_lease
 from tandem.agent.node import Machine, NodeReporter, capacity, labels
 from tandem.agent.objects import ObjectReader
 from tandem.agent.pods import Pods
+from tandem.agent.server import NodeServer
 from tandem.agent.services import Services
 from tandem.agent.store import Store
 
@@ -49,6 +50,7 @@ async def run(config: AgentConfig) -> None:
             clock=time.time,
         )
         pods = Pods(services, capacity(config, machine), labels(config))
+        server = await NodeServer(config, pods).start()
         tasks = [
             asyncio.create_task(keep_lease(api, config, node_uid, time.time)),
             asyncio.create_task(reporter.run()),
@@ -60,6 +62,7 @@ async def run(config: AgentConfig) -> None:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+        await server.cleanup()
         for task in done:
             task.result()
 

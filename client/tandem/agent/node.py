@@ -145,6 +145,9 @@ def status(config: AgentConfig, machine: Machine, old: Object, now_s: float) -> 
             {"type": "Hostname", "address": config.node},
         ],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.port}},
+        # The API server then hands WebSockets of `kubectl exec` on as they are, instead of
+        # translating them to SPDY.
+        "declaredFeatures": ["ExtendWebSocketsToKubelet"],
         "nodeInfo": {
             "machineID": machine.machine_id,
             "systemUUID": machine.machine_id,

@@ -38,6 +38,7 @@ class Pods:
         self, services: Services, capacity: dict[str, str], labels: dict[str, str]
     ) -> None:
         self.workers: dict[str, PodWorker] = {}
+        self._here: dict[str, Object] = {}
         self._services = services
         self._capacity = capacity
         self._labels = {**labels, "metadata.name": services.config.node}
@@ -58,8 +59,8 @@ class Pods:
                     await self._take_over(news)
                     first = False
                 here = {pod["metadata"]["uid"] for pod in news.items}
-                for uid in [uid for uid in self.workers if uid not in here]:
-                    self.workers[uid].forget()
+                for uid in [uid for uid in self._here if uid not in here]:
+                    self._take(self._here[uid], deleted=True)
                 for pod in news.items:
                     self._take(pod, deleted=False)
         finally:
@@ -67,15 +68,14 @@ class Pods:
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    def find(self, namespace: str, name: str) -> PodWorker | None:
-        """The worker of a pod by name; of two, the one that is not being deleted."""
+    def find(self, namespace: str, name: str) -> Object | None:
+        """The pod of that name; of two, the one that is not being deleted."""
         found = [
-            worker
-            for worker in self.workers.values()
-            if worker.pod["metadata"]["name"] == name
-            and worker.pod["metadata"]["namespace"] == namespace
+            pod
+            for pod in self._here.values()
+            if pod["metadata"]["name"] == name and pod["metadata"]["namespace"] == namespace
         ]
-        found.sort(key=lambda worker: "deletionTimestamp" in worker.pod["metadata"])
+        found.sort(key=lambda pod: "deletionTimestamp" in pod["metadata"])
         return found[0] if found else None
 
     # -- coming and going --------------------------------------------------------------------
@@ -83,13 +83,17 @@ class Pods:
     def _take(self, pod: Object, *, deleted: bool) -> None:
         uid = pod["metadata"]["uid"]
         worker = self.workers.get(uid)
-        if worker is not None:
-            if deleted:
+        if deleted:
+            self._here.pop(uid, None)
+            self._refused.discard(uid)
+            if worker is not None:
                 worker.forget()
             else:
-                worker.update(pod)
-        elif deleted:
-            self._refused.discard(uid)
+                self._services.store.pod(uid).remove()
+            return
+        self._here[uid] = pod
+        if worker is not None:
+            worker.update(pod)
         elif is_over(pod) or uid in self._refused:
             self._finish_terminal(pod)
         elif "deletionTimestamp" in pod["metadata"]:
@@ -178,7 +182,8 @@ class Pods:
             if record is None or pod is None or is_over(pod):
                 log.info("ending what is left of pod %s", folder.uid)
                 await asyncio.to_thread(end_pod, folder, LEFTOVER_GRACE_S)
-                folder.remove()
+                if pod is None:
+                    folder.remove()
                 continue
             log.info("adopting pod %s", full_name(pod))
             given = {

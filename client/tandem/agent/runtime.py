@@ -118,6 +118,11 @@ def kill(started: Started) -> None:
     send_signal(started.process, signal.SIGKILL)
 
 
+def exec_command(run: RunDir, argv: Sequence[str], *, tty: bool = False) -> list[str]:
+    """The command line that runs `argv` inside the running container on its own stdio."""
+    return [*INTERPRETER, "exec-tty" if tty else "exec", str(run.path), "--", *argv]
+
+
 async def execute(run: RunDir, argv: Sequence[str], timeout_s: float) -> CommandResult:
     """Runs a command inside the running container; its output is cut at 16 KiB.
 
@@ -125,11 +130,7 @@ async def execute(run: RunDir, argv: Sequence[str], timeout_s: float) -> Command
         TimeoutError: it took longer; it has been killed.
     """
     process = await asyncio.create_subprocess_exec(
-        *INTERPRETER,
-        "exec",
-        str(run.path),
-        "--",
-        *argv,
+        *exec_command(run, argv),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

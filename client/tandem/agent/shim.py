@@ -22,6 +22,7 @@ import os
 import select
 import signal
 import sys
+import termios
 import time
 import traceback
 from typing import Any, Final, NoReturn
@@ -373,8 +374,11 @@ def copy_output(path: str, streams: dict[int, str]) -> None:
 # -- exec -----------------------------------------------------------------------------------
 
 
-def execute(folder: str, argv: list[str]) -> int:
-    """Runs `argv` in the container of `folder`, on this process's stdio; returns its status."""
+def execute(folder: str, argv: list[str], *, tty: bool) -> int:
+    """Runs `argv` in the container of `folder`, on this process's stdio; returns its status.
+
+    `tty`: the stdio is a terminal, which becomes the command's controlling one.
+    """
     with open(f"{folder}/config.json", encoding="utf-8") as file:
         config = json.load(file)
     with open(f"{folder}/started.json", encoding="utf-8") as file:
@@ -392,6 +396,9 @@ def execute(folder: str, argv: list[str]) -> int:
     if child == 0:
         try:
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if tty:
+                os.setsid()
+                fcntl.ioctl(0, termios.TIOCSCTTY, 1)
             enter_program(config, argv, [0, 1, 2])
         except BaseException as error:
             os.write(2, describe(error).encode() + b"\n")
@@ -408,7 +415,7 @@ def main() -> None:
         run(folder)
         return
     try:
-        sys.exit(execute(folder, rest[1:]))
+        sys.exit(execute(folder, rest[1:], tty=verb == "exec-tty"))
     except (SetupError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(126)
