@@ -25,3 +25,8 @@ def delay_s(strikes: int) -> float:
 def effective_strikes(strikes: int, ran_s: float) -> int:
     """The strikes that count once the run has ended after `ran_s`."""
     return 0 if ran_s >= FORGIVEN_AFTER_S else strikes
+
+
+def image_delay_s(tries: int) -> float:
+    """The wait after the failed try to find an image that `tries` others preceded."""
+    return delay_s(tries + 1)

@@ -22,7 +22,7 @@ class CommandResult:
     output: str
 
 
-Execute: TypeAlias = Callable[[Sequence[str], float], Awaitable[CommandResult]]
+Execute: TypeAlias = Callable[[Sequence[str], float | None], Awaitable[CommandResult]]
 """Runs a command in the container within a timeout in seconds; TimeoutError when it passes."""
 
 
@@ -44,8 +44,11 @@ class Verdict:
     message: str = ""
 
 
-async def check(action: Mapping[str, Any], target: Target, timeout_s: float) -> Verdict:
-    """Performs the action once. Never raises: what goes wrong is a failed check that says why."""
+async def check(action: Mapping[str, Any], target: Target, timeout_s: float | None) -> Verdict:
+    """Performs the action once, within `timeout_s` if given.
+
+    Never raises: what goes wrong is a failed check that says why.
+    """
     try:
         if http := action.get("httpGet"):
             return await _http(http, target, timeout_s)
@@ -74,7 +77,7 @@ def _kind(action: Mapping[str, Any]) -> str:
     return next((kind for kind in action if isinstance(action[kind], dict)), "empty")
 
 
-async def _http(action: Mapping[str, Any], target: Target, timeout_s: float) -> Verdict:
+async def _http(action: Mapping[str, Any], target: Target, timeout_s: float | None) -> Verdict:
     scheme = (action.get("scheme") or "HTTP").lower()
     host = action.get("host") or target.pod_ip
     path = action.get("path") or "/"
@@ -103,7 +106,7 @@ def _unverified() -> ssl.SSLContext:
     return context
 
 
-async def _tcp(action: Mapping[str, Any], target: Target, timeout_s: float) -> Verdict:
+async def _tcp(action: Mapping[str, Any], target: Target, timeout_s: float | None) -> Verdict:
     host = action.get("host") or target.pod_ip
     async with asyncio.timeout(timeout_s):
         _, writer = await asyncio.open_connection(host, _port(action["port"], target))

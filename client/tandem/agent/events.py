@@ -42,12 +42,12 @@ class EventRecorder:
         self._queue: asyncio.Queue[tuple[Object, bool]] = asyncio.Queue(maxsize=KEPT)
 
     def record(
-        self, pod: Object, kind: str, reason: str, message: str, container: str | None = None
+        self, pod: Object, kind: str, reason: str, message: str, field_path: str | None = None
     ) -> None:
-        """Reports that something happened to `pod` (or to one of its containers)."""
+        """Reports that something happened to `pod`, or to the container at `field_path`."""
         metadata = pod["metadata"]
         now_s = self._clock()
-        key = "\0".join((metadata["uid"], kind, reason, message, container or ""))
+        key = "\0".join((metadata["uid"], kind, reason, message, field_path or ""))
         series = self._series.setdefault(key, _Series(0, now_s))
         self._series.move_to_end(key)
         series.count += 1
@@ -60,8 +60,8 @@ class EventRecorder:
             "name": metadata["name"],
             "uid": metadata["uid"],
         }
-        if container:
-            involved["fieldPath"] = f"spec.containers{{{container}}}"
+        if field_path:
+            involved["fieldPath"] = field_path
         event = {
             "apiVersion": "v1",
             "kind": "Event",

@@ -20,7 +20,7 @@ from tandem.agent.configuration import PodPlace, configure
 from tandem.agent.container import ContainerWorker, Surroundings
 from tandem.agent.events import WARNING
 from tandem.agent.images import Image
-from tandem.agent.lifecycle import Fate, Outcome, Step, decide
+from tandem.agent.lifecycle import Fate, Kind, Outcome, Step, decide
 from tandem.agent.podspec import containers, full_name, grace_s
 from tandem.agent.reporting import StatusWriter
 from tandem.agent.services import Services
@@ -211,7 +211,7 @@ class PodWorker:
             record=self._event,
             wake=self._wake.set,
             clock=self._clock,
-            name=full_name(self.pod),
+            pod_name=full_name(self.pod),
             grace_s=lambda: grace_s(self.pod),
         )
         return {
@@ -220,7 +220,9 @@ class PodWorker:
         }
 
     def _event(self, kind: str, reason: str, message: str, container: str) -> None:
-        self._services.events.record(self.pod, kind, reason, message, container)
+        init = self.containers[container].view.kind is not Kind.MAIN
+        path = f"spec.{'initContainers' if init else 'containers'}{{{container}}}"
+        self._services.events.record(self.pod, kind, reason, message, path)
 
     def _record(self) -> None:
         indices = {name: [gpu.index for gpu in gpus] for name, gpus in self.gpus.items()}

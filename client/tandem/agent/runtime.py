@@ -22,8 +22,9 @@ from tandem.agent.checking import CommandResult
 from tandem.agent.store import ContainerConfig, Ending, RunDir, Started
 from tandem.cluster.process import ProcessId, open_pidfd, send_signal
 
-SHIM: Final = Path(__file__).with_name("shim.py")
-INTERPRETER: Final = (sys.executable, "-S", "-E", "-I", str(SHIM))
+SHIM: Final = (sys.executable, "-S", "-P", "-m", "tandem.agent.shim")
+SHIM_ENV: Final = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+"""The shim imports nothing that is installed, only its own few modules."""
 START_TIMEOUT_S: Final = 60.0
 OUTPUT_LIMIT_BYTES: Final = 16 * 1024
 LOST: Final = Ending(code=137, signal=signal.SIGKILL, finished_at_s=0.0)
@@ -61,12 +62,12 @@ async def start(run: RunDir, config: ContainerConfig) -> Started:
 
 def _spawn_shim(run: RunDir) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*INTERPRETER, "run", str(run.path)],
+        [*SHIM, "run", str(run.path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        env={},
+        env=SHIM_ENV,
     )
 
 
@@ -120,10 +121,10 @@ def kill(started: Started) -> None:
 
 def exec_command(run: RunDir, argv: Sequence[str], *, tty: bool = False) -> list[str]:
     """The command line that runs `argv` inside the running container on its own stdio."""
-    return [*INTERPRETER, "exec-tty" if tty else "exec", str(run.path), "--", *argv]
+    return [*SHIM, "exec-tty" if tty else "exec", str(run.path), "--", *argv]
 
 
-async def execute(run: RunDir, argv: Sequence[str], timeout_s: float) -> CommandResult:
+async def execute(run: RunDir, argv: Sequence[str], timeout_s: float | None) -> CommandResult:
     """Runs a command inside the running container; its output is cut at 16 KiB.
 
     Raises:
@@ -135,7 +136,7 @@ async def execute(run: RunDir, argv: Sequence[str], timeout_s: float) -> Command
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
-        env={},
+        env=SHIM_ENV,
     )
     assert process.stdout is not None
     try:

@@ -20,7 +20,7 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
-from tandem.agent.runtime import exec_command
+from tandem.agent.runtime import SHIM_ENV, exec_command
 from tandem.agent.store import RunDir
 
 PROTOCOL: Final = "v5.channel.k8s.io"
@@ -130,7 +130,7 @@ async def _open_pipes(run: RunDir, options: ExecOptions) -> _Session:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
-        env={},
+        env=SHIM_ENV,
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -146,7 +146,7 @@ async def _open_tty(run: RunDir, options: ExecOptions) -> _Session:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            env={},
+            env=SHIM_ENV,
         )
     finally:
         os.close(slave)

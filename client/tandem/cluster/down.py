@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tandem.agent.leftovers import end_all
+from tandem.cluster.lock import lock
 from tandem.cluster.paths import ClusterDir
 from tandem.cluster.process import end, is_running, send_signal, wait_gone
 from tandem.cluster.supervisor import Report
@@ -37,9 +38,15 @@ def down(name: str, keep_logs: Path | None = None) -> Ended | None:
 
     `keep_logs`: a new folder that receives the logs of all components and pods.
     """
-    folder = ClusterDir.named(name)
-    if not folder.root.exists():
+    if not ClusterDir.named(name).root.exists():
         return None
+    with lock(name):
+        return end_cluster(name, keep_logs)
+
+
+def end_cluster(name: str, keep_logs: Path | None = None) -> Ended:
+    """The same, for who holds the lock."""
+    folder = ClusterDir.named(name)
     report = Report.read(folder.processes)
     processes = _end_processes(report) if report is not None else 0
     nodes = folder.root / "nodes"
@@ -72,7 +79,7 @@ def _keep_logs(folder: ClusterDir, target: Path) -> None:
 
 
 def _remove(folder: ClusterDir, name: str) -> None:
-    shutil.rmtree(folder.root)
+    shutil.rmtree(folder.root, ignore_errors=True)
     shutil.rmtree(MEMORY_HOME / name, ignore_errors=True)
     for root in CGROUPS:
         for path, _, _ in os.walk(root / name, topdown=False):

@@ -12,6 +12,7 @@ from tandem.agent.config import AgentConfig, Gpu
 from tandem.cluster import flags, kubeconfig
 from tandem.cluster.gpus import real_gpus, spread
 from tandem.cluster.paths import ClusterDir, state_home
+from tandem.cluster.pins import SERVERS
 from tandem.cluster.pki import Authority, KeyPair, create_service_account_keys
 from tandem.cluster.process import ProcessId
 from tandem.cluster.spec import Cluster
@@ -54,7 +55,7 @@ class ClusterFiles:
     def _indices(self) -> range:
         return range(1, self.cluster.spec.nodes + 1)
 
-    def _servers(self, authority: Authority, now: datetime.datetime) -> tuple[Stage, Stage]:
+    def _servers(self, authority: Authority, now: datetime.datetime) -> tuple[Stage, ...]:
         """etcd and the API server, then what talks to it."""
         folder, cluster, network = self.folder, self.cluster, self.cluster.network
         names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"]
@@ -93,17 +94,16 @@ class ClusterFiles:
         )
         etcd = flags.etcd(str(self.binaries["etcd"]), folder, cluster)
         api = flags.api_server(str(self.binaries["kube-apiserver"]), folder, cluster, files)
+        etcd_, api_, manager_, scheduler_ = (
+            Command(name, tuple(argv), {})
+            for name, argv in zip(SERVERS, (etcd, api, manager, scheduler), strict=True)
+        )
+        # etcd is a stage of its own so that it is ended after the API server: without it, the API
+        # server does not end in peace.
         return (
-            Stage(
-                (Command("etcd", tuple(etcd), {}), Command("kube-apiserver", tuple(api), {})),
-                f"{network.api_url}/readyz",
-            ),
-            Stage(
-                (
-                    Command("kube-controller-manager", tuple(manager), {}),
-                    Command("kube-scheduler", tuple(scheduler), {}),
-                )
-            ),
+            Stage((etcd_,)),
+            Stage((api_,), f"{network.api_url}/readyz"),
+            Stage((manager_, scheduler_)),
         )
 
     def _node(self, authority: Authority, now: datetime.datetime, index: int) -> Command:

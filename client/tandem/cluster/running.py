@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tandem.agent.api import Credentials
 from tandem.agent.store import PodDir, Store
 from tandem.cluster.paths import ClusterDir
-from tandem.cluster.process import ProcessId
+from tandem.cluster.process import ProcessId, send_signal
 from tandem.cluster.spec import Cluster
 from tandem.cluster.supervisor import Report
+
+REVIVE_TIMEOUT_S: Final = 10.0
 
 
 class KubectlError(RuntimeError):
@@ -79,6 +83,31 @@ class Running:
             if child.name == name and child.ending is None:
                 return child.process
         raise NotRunningError(f"{name} does not run in cluster {self.name}")
+
+    def revive(self) -> list[str]:
+        """Starts again the components and agents that died; returns their names.
+
+        Raises:
+            NotRunningError: the supervisor is gone, or something did not start.
+        """
+        report = Report.read(self.folder.processes)
+        dead = [child.name for child in report.dead()] if report is not None else []
+        if report is None or not send_signal(report.supervisor, signal.SIGHUP):
+            raise NotRunningError(f"the supervisor of cluster {self.name} is gone")
+        deadline_s = time.monotonic() + REVIVE_TIMEOUT_S
+        for name in dead:
+            while not self._runs(name):
+                if time.monotonic() > deadline_s:
+                    raise NotRunningError(f"{name} did not start again: see {self.folder.logs}")
+                time.sleep(0.05)
+        return dead
+
+    def _runs(self, name: str) -> bool:
+        try:
+            self.process(name)
+        except NotRunningError:
+            return False
+        return True
 
     def container(self, namespace: str, pod: str, container: str) -> ProcessId:
         """The first process of a running container, as the machine sees it.

@@ -46,7 +46,7 @@ class ClusterStatus:
 def cluster_names() -> list[str]:
     """The clusters that have a folder."""
     home = state_home()
-    return sorted(path.name for path in home.iterdir()) if home.is_dir() else []
+    return sorted(path.name for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
 
 
 def read_status(name: str) -> ClusterStatus | None:

@@ -1,4 +1,7 @@
-"""Owns the processes of one cluster: starts them in stages, restarts none, ends them together.
+"""Owns the processes of one cluster: starts them in stages, ends them together.
+
+It restarts nothing by itself: a dead component is news, not an accident to hide. SIGHUP (sent by
+`tandem up`) makes it start again what has died.
 
 Run as `python -m tandem.cluster.supervisor DIR`, detached. It reads `plan.json`, starts each stage
 once the previous one answers its ready URL, and keeps `processes.json` true: pid, start time and,
@@ -163,6 +166,7 @@ class Supervisor:
         """Starts everything, then notes deaths until SIGTERM or SIGINT."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        loop.add_signal_handler(signal.SIGHUP, self._revive)
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
         self._write(self._report)
@@ -203,7 +207,16 @@ class Supervisor:
         self._handles[command.name] = handle
         process = identify(handle.pid) or ProcessId(handle.pid, 0)
         child = Child(command.name, process, time.time())
-        self._write(dataclasses.replace(self._report, children=(*self._report.children, child)))
+        others = tuple(c for c in self._report.children if c.name != command.name)
+        self._write(dataclasses.replace(self._report, children=(*others, child)))
+
+    def _revive(self) -> None:
+        """Starts again the children that ended, first stages first."""
+        dead = {child.name for child in self._report.dead()}
+        for stage in self._plan.stages:
+            for command in stage.commands:
+                if command.name in dead:
+                    self._start(command)
 
     async def _wait_ready(self, stage: Stage) -> bool:
         assert stage.ready_url is not None

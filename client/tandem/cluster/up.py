@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tandem.cluster.binaries import find_all
-from tandem.cluster.down import down
+from tandem.cluster.down import end_cluster
 from tandem.cluster.files import ClusterFiles
+from tandem.cluster.lock import lock
 from tandem.cluster.paths import ClusterDir
 from tandem.cluster.process import ProcessId, is_running
 from tandem.cluster.running import KubectlError, Running
@@ -44,28 +45,31 @@ def up(spec: ClusterSpec, note: Callable[[str], None], owner: ProcessId | None =
     Raises:
         UpError: with the reason, and the end of the log of what failed.
     """
+    with lock(spec.name):
+        running = _resume(spec, note) or _launch(spec, note, owner)
+        _wait_control_plane(running)
+        note("control plane answers")
+        running.kubectl(
+            "apply", "--server-side", f"--field-manager={FIELD_MANAGER}", f"-f={BOOTSTRAP}"
+        )
+        _wait_nodes(running)
+        note(f"{spec.nodes} nodes are Ready")
+        _wait_default_objects(running)
+        if spec.operator:
+            install(running, note)
+        return running
+
+
+def _resume(spec: ClusterSpec, note: Callable[[str], None]) -> Running | None:
+    """The cluster of that name if it runs, with what died of it started again."""
     folder = ClusterDir.named(spec.name)
     report = Report.read(folder.processes)
-    if report is not None and is_running(report.supervisor) and report.failure is None:
-        cluster = _same(folder, spec)
-        binaries = find_all(lambda _: None)
-        note(f"cluster {spec.name} runs already, at {cluster.network.api_url}")
-    else:
-        if folder.root.exists():
-            note(f"clearing away the remains of cluster {spec.name}")
-            down(spec.name)
-        binaries = find_all(note)
-        cluster = _launch(folder, spec, binaries, owner)
-        note(f"cluster {spec.name} starts, at {cluster.network.api_url}")
-    running = Running(cluster, folder, binaries["kubectl"])
-    _wait_control_plane(running)
-    note("control plane answers")
-    running.kubectl("apply", "--server-side", f"--field-manager={FIELD_MANAGER}", f"-f={BOOTSTRAP}")
-    _wait_nodes(running)
-    note(f"{spec.nodes} nodes are Ready")
-    _wait_default_objects(running)
-    if spec.operator:
-        install(running, note)
+    if report is None or report.failure or not is_running(report.supervisor):
+        return None
+    running = Running(_same(folder, spec), folder, find_all(lambda _: None)["kubectl"])
+    note(f"cluster {spec.name} runs already, at {running.cluster.network.api_url}")
+    if revived := running.revive():
+        note(f"started again: {', '.join(revived)}")
     return running
 
 
@@ -82,10 +86,13 @@ def _same(folder: ClusterDir, spec: ClusterSpec) -> Cluster:
     return cluster
 
 
-def _launch(
-    folder: ClusterDir, spec: ClusterSpec, binaries: dict[str, Path], owner: ProcessId | None
-) -> Cluster:
+def _launch(spec: ClusterSpec, note: Callable[[str], None], owner: ProcessId | None) -> Running:
     """Writes the cluster's files and starts its supervisor, detached."""
+    folder = ClusterDir.named(spec.name)
+    if folder.root.exists():
+        note(f"clearing away the remains of cluster {spec.name}")
+        end_cluster(spec.name)
+    binaries = find_all(note)
     claim = claim_slot()
     with claim.handle:
         cluster = Cluster(spec, claim.network)
@@ -100,7 +107,8 @@ def _launch(
                 start_new_session=True,
                 pass_fds=[claim.handle.fileno()],
             ).returncode = 0  # Detached: it is followed by its report, not waited for.
-    return cluster
+    note(f"cluster {spec.name} starts, at {cluster.network.api_url}")
+    return Running(cluster, folder, binaries["kubectl"])
 
 
 def _wait(running: Running, what: str, test: Callable[[], bool]) -> None:
