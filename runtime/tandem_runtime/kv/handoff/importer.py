@@ -1,0 +1,218 @@
+"""The decode pod's end of the handoff: asks for a prompt's KV, stores it, starts decoding.
+
+`Importer.receive` reads like the protocol and runs in the task of whoever wants the stream: when
+that task is cancelled, or anything fails, blocks are given back here and the prefill pod is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.sequence import (
+    FinishReason,
+    Grant,
+    Request,
+    SampledToken,
+    StreamOutput,
+)
+from tandem_runtime.kv import wire
+from tandem_runtime.kv.handoff.engine_thread import EngineThread
+from tandem_runtime.kv.handoff.handshake import Identity
+from tandem_runtime.kv.handoff.lease import Timing
+from tandem_runtime.kv.handoff.link import (
+    Arrived,
+    HandoffFailed,
+    Inbox,
+    Link,
+    Links,
+    PeerAborted,
+)
+from tandem_runtime.kv.handoff.pages import checksum, credit
+from tandem_runtime.kv.wire import StreamKey
+from tandem_runtime.protocol import GenerateRequest, Handoff
+
+log = logging.getLogger(__name__)
+
+_WINDOW_BYTES: Final = 64 << 20
+"""KV of one stream that may be on its way (at least two pages)."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A stream whose KV is here."""
+
+    first: StreamOutput
+    """The engine's output for the token that the prefill pod sampled."""
+    cached_tokens: int
+    """Of the prompt, in the prefill pod's prefix cache."""
+    queue_s: float
+    handoff: Handoff
+
+
+@dataclass
+class ImportCounters:
+    """Since the start, for the metrics."""
+
+    bytes: int = 0
+    tokens: int = 0
+    streams: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+class Importer:
+    def __init__(
+        self,
+        engine: EngineThread,
+        identity: Identity,
+        timing: Timing | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_handoff: Callable[[Handoff], None] = lambda handoff: None,
+    ) -> None:
+        self._engine = engine
+        self._timing = timing or Timing()
+        self._page_tokens = identity.layout.page_tokens
+        self._page_bytes = identity.page_bytes
+        self._links = Links(identity, self._timing, clock)
+        self._on_handoff = on_handoff
+        self.counters = ImportCounters()
+
+    async def close(self) -> None:
+        await self._links.close()
+
+    async def receive(self, request: Request, ask: GenerateRequest) -> Imported | FinishReason:
+        """Brings the KV of `ask` here and starts `request` in the engine.
+
+        Returns:
+            The running stream, or the reason why its earlier output already ends it.
+
+        Raises:
+            HandoffFailed: the attempt failed.
+            RequestRefused: the engine can never serve it.
+            In either case, and when cancelled, nothing of the stream is left here.
+        """
+        assert ask.prefill is not None
+        key = StreamKey(ask.stream_id, ask.epoch)
+        link = await self._links.to(ask.prefill)
+        inbox = link.begin(key)
+        try:
+            ended = await self._engine.call(lambda engine: engine.expect(request))
+            if ended is not None:
+                return ended
+            link.post(wire.Request(msgspec.structs.replace(ask, prefill=None)))
+            imported = await self._import(link, inbox, key, request.request_id, ask.prefill.pod)
+        except BaseException as failure:
+            self._engine.call(lambda engine: engine.abort(request.request_id))
+            if not isinstance(failure, PeerAborted):
+                link.post(wire.Abort(*key, "ended", "the decode pod ended the stream"))
+            code = failure.code if isinstance(failure, HandoffFailed) else "ended_early"
+            self.counters.failures[code] += 1
+            raise
+        finally:
+            link.end(key)
+        link.post(wire.Ack(*key))
+        self._count(imported.handoff)
+        return imported
+
+    async def _import(
+        self, link: Link, inbox: Inbox, key: StreamKey, request_id: str, prefill_pod: str
+    ) -> Imported:
+        offer = await inbox.expect(wire.Offer)
+        known_tokens = offer.known_tokens
+        grant = await self._first_grant(request_id, known_tokens)
+        inbox.granted_tokens = grant.granted_tokens
+        link.post(wire.Grant(*key, grant.have_tokens, grant.granted_tokens))
+        received = grant.have_tokens
+        received_bytes = 0
+        last: list[Arrived] = []
+        while received < known_tokens:
+            pages = await inbox.pages()
+            received_bytes += sum(self._verified(page) for page in pages)
+            received = pages[-1].frame.first_token + pages[-1].frame.tokens
+            if received == known_tokens:
+                last = pages  # written together with the start, in one visit to the engine
+                break
+            upto = self._credit(received, known_tokens)
+            await self._engine.call(partial(_write, request_id, pages, upto))
+            if upto > inbox.granted_tokens:
+                inbox.granted_tokens = upto
+                link.post(wire.Grant(*key, grant.have_tokens, upto))
+        first = await inbox.expect(wire.First)
+        output = await self._engine.call(partial(_start, request_id, last, first))
+        handoff = Handoff(
+            prefill_pod=prefill_pod,
+            tokens=known_tokens - grant.have_tokens,
+            bytes=received_bytes,
+            duration_s=(inbox.last_byte_s or 0.0) - (inbox.first_byte_s or 0.0),
+        )
+        return Imported(output, offer.cached_tokens, offer.queue_s, handoff)
+
+    async def _first_grant(self, request_id: str, known_tokens: int) -> Grant:
+        """Waits for blocks: those of streams that end come free in time."""
+
+        def grant(engine: Engine) -> Grant | None:
+            first = engine.grant(request_id, self._credit(0, known_tokens))
+            if first is None or not first.have_tokens:
+                return first
+            return engine.grant(request_id, self._credit(first.have_tokens, known_tokens))
+
+        try:
+            async with asyncio.timeout(self._timing.grant_s):
+                return await self._engine.until(grant)
+        except TimeoutError:
+            reason = f"the decode pod had no room for {self._timing.grant_s:g} s"
+            raise HandoffFailed("overloaded", reason) from None
+
+    def _credit(self, received_tokens: int, known_tokens: int) -> int:
+        window_pages = max(2, _WINDOW_BYTES // self._page_bytes)
+        return credit(received_tokens, window_pages, known_tokens, self._page_tokens)
+
+    @staticmethod
+    def _verified(page: Arrived) -> int:
+        """The payload's size. Raises `HandoffFailed` for a page that is not what was sent."""
+        if checksum(page.payload) != page.frame.checksum:
+            raise HandoffFailed(
+                "prefill_lost",
+                f"KV of tokens from {page.frame.first_token} on arrived damaged (checksum)",
+            )
+        return page.payload.nbytes
+
+    def _count(self, handoff: Handoff) -> None:
+        self.counters.streams += 1
+        self.counters.tokens += handoff.tokens
+        self.counters.bytes += handoff.bytes
+        self._on_handoff(handoff)
+
+
+def _write(request_id: str, pages: list[Arrived], upto_tokens: int, engine: Engine) -> None:
+    """Stores pages and takes blocks for more."""
+    _store(request_id, pages, engine)
+    engine.grant(request_id, upto_tokens)
+
+
+def _start(
+    request_id: str, pages: list[Arrived], first: wire.First, engine: Engine
+) -> StreamOutput:
+    _store(request_id, pages, engine)
+    token = SampledToken(first.token_id, first.logprob, first.top_logprobs)
+    try:
+        return engine.start_decode(request_id, token)
+    except ValueError as error:
+        raise HandoffFailed("prefill_lost", f"the prefill pod sent wrong KV: {error}") from None
+
+
+def _store(request_id: str, pages: list[Arrived], engine: Engine) -> None:
+    try:
+        for page in pages:
+            engine.write_kv(request_id, page.frame.first_token, page.payload)
+    except ValueError as error:
+        raise HandoffFailed("prefill_lost", f"the prefill pod sent wrong KV: {error}") from None

@@ -1,0 +1,187 @@
+"""The engine's thread, and the event loop's way into it.
+
+The engine is synchronous and used by one thread. Everybody else hands that thread functions to run
+between two steps; what a step produced comes back to the event loop in one call. Calls run in the
+order in which they were made, so an `abort` made after an `add` finds the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.sequence import StepOutput, StreamOutput
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Receiver = Callable[[StreamOutput, float], None]
+"""Takes one stream's outputs on the event loop, with the time its step began."""
+AfterStep = Callable[[Engine, StepOutput], None]
+
+_IDLE_S: Final = 1.0
+"""An idle thread says this often that it lives."""
+
+
+class EngineFailed(Exception):
+    """The engine's thread died of a fault; the pod has to be restarted."""
+
+
+class EngineWorker:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._retried: list[_Call] = []
+        """Calls of `until` that had no result yet, in order."""
+        self._receivers: dict[str, Receiver] = {}
+        self._after_step: list[AfterStep] = []
+        self._thread: threading.Thread | None = None
+        self._alive_s = clock()
+        self.failed: asyncio.Future[None] = self._loop.create_future()
+        """Gets `EngineFailed` when the thread dies; never a result."""
+
+    def start(self, engine: Engine) -> None:
+        """From now on `engine` belongs to the worker's thread."""
+        self._thread = threading.Thread(target=self._run, args=(engine,), name="engine")
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Ends the thread after its current step; streams that still run are dropped."""
+        if self._thread is not None:
+            self._calls.put(None)
+            await asyncio.to_thread(self._thread.join)
+
+    # -- from the event loop ----------------------------------------------------------------------
+    def call(self, work: Callable[[Engine], T]) -> asyncio.Future[T]:
+        """Runs `work` in the thread, between two steps. Cancelling the future does not stop it."""
+        return self._hand_in(work, retry=False)
+
+    def until(self, work: Callable[[Engine], T | None]) -> asyncio.Future[T]:
+        """Runs `work` again after each step and call until it returns something; first come,
+        first served. Cancelling the future ends it."""
+        return self._hand_in(work, retry=True)
+
+    def _hand_in(self, work: Callable[[Engine], T | None], *, retry: bool) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self.failed.done():
+            future.set_exception(EngineFailed("the engine has failed"))
+        else:
+            self._calls.put(_Call(work, future, retry))
+        return future
+
+    def route(self, request_id: str, receiver: Receiver) -> None:
+        """Outputs of this stream go to `receiver` until `unroute`."""
+        self._receivers[request_id] = receiver
+
+    def unroute(self, request_id: str) -> None:
+        self._receivers.pop(request_id, None)
+
+    def after_step(self, hook: AfterStep) -> None:
+        """Runs `hook` in the thread right after each step, before its outputs are delivered."""
+        self._after_step.append(hook)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the thread last said that it lives; a step says so when it ends."""
+        return self._clock() - self._alive_s
+
+    # -- in the thread ----------------------------------------------------------------------------
+    def _run(self, engine: Engine) -> None:
+        try:
+            self._serve(engine)
+        except BaseException as fault:
+            log.exception("the engine failed")
+            self._post(self._fail, EngineFailed(f"the engine failed: {fault}"))
+
+    def _serve(self, engine: Engine) -> None:
+        stalled = False
+        while self._run_calls(engine, wait=stalled or not engine.has_work):
+            self._alive_s = self._clock()
+            stalled = not engine.has_work
+            if engine.has_work:
+                output = engine.step()
+                stalled = output.batch_tokens == 0
+                for hook in self._after_step:
+                    hook(engine, output)
+                if output.streams:
+                    self._post(self._deliver, output, self._alive_s)
+                self._retry(engine)
+
+    def _run_calls(self, engine: Engine, *, wait: bool) -> bool:
+        """Runs what has been handed in; False when the worker is to stop."""
+        try:
+            call = self._calls.get(timeout=_IDLE_S) if wait else self._calls.get_nowait()
+            while call is not None:
+                if not self._attempt(call, engine):
+                    self._retried.append(call)
+                call = self._calls.get_nowait()
+        except queue.Empty:
+            self._retry(engine)
+            return True
+        return False
+
+    def _retry(self, engine: Engine) -> None:
+        self._retried = [call for call in self._retried if not self._attempt(call, engine)]
+
+    def _attempt(self, call: _Call, engine: Engine) -> bool:
+        """Whether the call is settled."""
+        if call.retry and call.future.done():  # given up by its caller
+            return True
+        try:
+            result = call.work(engine)
+        except Exception as error:
+            self._post(_set_exception, call.future, error)
+            return True
+        if call.retry and result is None:
+            return False
+        self._post(_set_result, call.future, result)
+        return True
+
+    def _post(self, function: Callable[..., object], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            log.debug("the event loop is closed: nobody is left to be told")
+
+    # -- from the thread, on the event loop -------------------------------------------------------
+    def _deliver(self, output: StepOutput, began_s: float) -> None:
+        for stream in output.streams:
+            receiver = self._receivers.get(stream.request_id)
+            if receiver is not None:
+                receiver(stream, began_s)
+
+    def _fail(self, error: EngineFailed) -> None:
+        self.failed.set_exception(error)
+        self.failed.exception()  # whoever awaits it sees it; nobody has to
+        unsettled = self._retried
+        with contextlib.suppress(queue.Empty):
+            while (call := self._calls.get_nowait()) is not None:
+                unsettled.append(call)
+        for call in unsettled:
+            _set_exception(call.future, error)
+
+
+@dataclass(frozen=True)
+class _Call:
+    work: Callable[[Engine], Any]
+    future: asyncio.Future[Any]
+    retry: bool
+
+
+def _set_result(future: asyncio.Future[Any], result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,121 @@
+"""An engine whose model is a hash: quick, torch-free, and wrong at once if any KV is wrong.
+
+The KV of a token is a hash of its id and position; the next token is a hash of the KV of all tokens
+before it, as found in the cache. A block mixed up, lost or damaged anywhere changes the text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+
+import numpy as np
+from tandem_runtime.engine.batch import Batch
+from tandem_runtime.engine.blocks import BlockPool
+from tandem_runtime.engine.engine import Engine, Payload
+from tandem_runtime.engine.scheduler import Scheduler
+from tandem_runtime.engine.sequence import SampledToken
+from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.protocol import TokenLogprob
+
+BLOCK_TOKENS = 16
+LAYOUT = KvLayout(layers=1, kv_heads=1, head_dim=2, dtype="float32")
+HALF_BYTES = LAYOUT.token_bytes // 2
+VOCAB_SIZE = 256
+
+
+class HashRunner:
+    def __init__(self, blocks: int, step_s: float = 0.0) -> None:
+        self.cache = np.zeros((blocks * BLOCK_TOKENS, 2, HALF_BYTES), dtype=np.uint8)
+        self.step_s = step_s
+        self.before_step: Callable[[Batch], None] = lambda batch: None
+
+    def run(self, batch: Batch) -> list[SampledToken]:
+        self.before_step(batch)
+        if self.step_s:
+            time.sleep(self.step_s)
+        for token_id, position, slot in zip(
+            batch.token_ids, batch.positions, batch.slots, strict=True
+        ):
+            self.cache[slot] = _kv(token_id, position)
+        rows = {}
+        row = 0
+        for count, context, table in zip(
+            batch.query_tokens, batch.context_tokens, batch.block_tables, strict=True
+        ):
+            row += count
+            rows[row - 1] = (context, table)
+        sampled = []
+        for sample in batch.samples:
+            context, table = rows[sample.row]
+            context_kv = self.cache[_slots(table, 0, context)].tobytes()
+            sampled.append(_token(context_kv, sample.seed, sample.logprobs))
+        return sampled
+
+    def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
+        tokens = self.cache[_slots(block_ids, start, end)]
+        return memoryview(np.ascontiguousarray(tokens.transpose(1, 0, 2)).tobytes())
+
+    def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
+        tokens = np.frombuffer(payload, dtype=np.uint8).reshape(2, -1, HALF_BYTES)
+        slots = _slots(block_ids, start, start + tokens.shape[1])
+        self.cache[slots] = tokens.transpose(1, 0, 2)
+
+
+def hash_engine(
+    *,
+    blocks: int = 64,
+    max_batch_tokens: int = 64,
+    max_running: int = 16,
+    step_s: float = 0.0,
+    eos_token_ids: frozenset[int] = frozenset(),
+    runner: HashRunner | None = None,
+) -> Engine:
+    """`blocks` of 16 tokens; the context is 8192."""
+    return Engine(
+        Scheduler(
+            BlockPool(blocks + 1),
+            block_tokens=BLOCK_TOKENS,
+            max_batch_tokens=max_batch_tokens,
+            max_running=max_running,
+        ),
+        runner or HashRunner(blocks + 1, step_s),
+        layout=LAYOUT,
+        layout_hash=LAYOUT.hash("hash model"),
+        vocab_size=VOCAB_SIZE,
+        max_context_tokens=8192,
+        eos_token_ids=eos_token_ids,
+        prefix_secret=b"",
+    )
+
+
+def continuation(prompt_ids: Sequence[int], count: int, seed: int = 0) -> list[int]:
+    """What any correct engine generates after `prompt_ids`."""
+    ids = list(prompt_ids)
+    kv = b"".join(_kv(token_id, n).tobytes() for n, token_id in enumerate(ids))
+    for _ in range(count):
+        token = _token(kv, seed, None).token_id
+        kv += _kv(token, len(ids)).tobytes()
+        ids.append(token)
+    return ids[len(prompt_ids) :]
+
+
+def _kv(token_id: int, position: int) -> np.ndarray:
+    digest = blake2b(f"{token_id}@{position}".encode(), digest_size=2 * HALF_BYTES).digest()
+    return np.frombuffer(digest, dtype=np.uint8).reshape(2, HALF_BYTES)
+
+
+def _slots(table: Sequence[int], start: int, end: int) -> np.ndarray:
+    positions = np.arange(start, end)
+    return np.asarray(table)[positions // BLOCK_TOKENS] * BLOCK_TOKENS + positions % BLOCK_TOKENS
+
+
+def _token(context_kv: bytes, seed: int, logprobs: int | None) -> SampledToken:
+    digest = blake2b(context_kv, digest_size=8, salt=seed.to_bytes(8, "little")).digest()
+    token_id = digest[0]
+    if logprobs is None:
+        return SampledToken(token_id)
+    value = -digest[1] / 64
+    top = tuple(TokenLogprob((token_id + n) % VOCAB_SIZE, value - n) for n in range(logprobs))
+    return SampledToken(token_id, value, top)
