@@ -10,7 +10,7 @@ preempted: its blocks go back to the pool and it recomputes later. The oldest is
 every sequence was checked to fit the pool alone, so the queue always moves.
 
 Against thrashing: admission leaves room for every running sequence, and the new one, to grow by
-`GROWTH_RESERVE_TOKENS`. A preempted sequence is therefore not readmitted only to push out, or to be
+`growth_reserve_tokens`. A preempted sequence is therefore not readmitted only to push out, or to be
 pushed out by, its neighbours in the next few steps.
 
 Streams whose KV comes from another pod: the first grant is given only when the pool could hold the
@@ -54,12 +54,14 @@ class Scheduler:
         max_batch_tokens: int,
         max_running: int,
         prefix_caching: bool = True,
+        growth_reserve_tokens: int = GROWTH_RESERVE_TOKENS,
     ) -> None:
         self.pool = pool
         self.block_tokens = block_tokens
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
         self.prefix_caching = prefix_caching
+        self.growth_reserve_tokens = growth_reserve_tokens
         self.waiting: list[Sequence] = []
         """Oldest first; a preempted sequence goes back to its place."""
         self.running: list[Sequence] = []
@@ -135,7 +137,7 @@ class Scheduler:
     def _growth_reserve(self, newcomer: Sequence) -> int:
         """Blocks that keep the running sequences and the newcomer going for a while."""
         return sum(
-            self.blocks_for(s.known_tokens + min(s.growth_tokens, GROWTH_RESERVE_TOKENS))
+            self.blocks_for(s.known_tokens + min(s.growth_tokens, self.growth_reserve_tokens))
             - max(self.blocks_for(s.known_tokens), len(s.block_ids))
             for s in [*self.running, newcomer]
         )

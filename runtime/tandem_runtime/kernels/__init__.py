@@ -47,10 +47,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
     return rms_norm_reference(x, weight, eps, residual)
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """See rope.py."""
     run = rope_triton if uses_triton(x.device) else rope_reference
-    run(x, cos, sin, positions)
+    run(x, cos, sin)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -59,10 +59,10 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return run(gate_up)
 
 
-def store_kv(k: Tensor, v: Tensor, cache: Tensor, slots: Tensor) -> None:
+def store_kv(kv: Tensor, cache: Tensor, slots: Tensor) -> None:
     """See store_kv.py."""
-    run = store_kv_triton if uses_triton(k.device) else store_kv_reference
-    run(k, v, cache, slots)
+    run = store_kv_triton if uses_triton(kv.device) else store_kv_reference
+    run(kv, cache, slots)
 
 
 def plan_attention(step: Step, *, heads: int, kv_heads: int, device: torch.device) -> AttentionWork:

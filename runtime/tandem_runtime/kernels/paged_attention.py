@@ -25,6 +25,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional
 
 from tandem_runtime.kernels.attention_plan import (
     CPU_TILE_TOKENS,
@@ -57,33 +58,32 @@ def paged_attention_reference(
 
 def _gather(cache: Tensor, piece: CpuPiece) -> tuple[Tensor, Tensor]:
     """Keys and values, [n * kv heads, length, D] each."""
-    _, _, kv_heads, block_tokens, dim = cache.shape
-
-    def plane(index: int) -> Tensor:
-        content = cache[index].index_select(0, piece.blocks)
-        content = content.view(piece.sequences, -1, kv_heads, block_tokens, dim).transpose(1, 2)
-        return content.reshape(piece.sequences * kv_heads, -1, dim)
-
-    return plane(0), plane(1)
+    n, (_, _, kv_heads, block_tokens, dim) = piece.sequences, cache.shape
+    blocks = cache.index_select(1, piece.blocks)
+    by_head = blocks.view(2, n, -1, kv_heads, block_tokens, dim).transpose(2, 3)
+    k, v = by_head.reshape(2, n * kv_heads, -1, dim).unbind()
+    return k, v
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
     """[n, kv heads, m, G, D] attends to [n * kv heads, length, D]."""
     shape, dim, length = q.shape, q.shape[-1], k.shape[1]
     rows = q.reshape(k.shape[0], -1, dim)
-    missing = MIN_ROWS - rows.shape[1]
-    if missing > 0:
-        rows = torch.cat((rows, rows.new_zeros((rows.shape[0], missing, dim))), dim=1)
+    count = rows.shape[1]
+    if count < MIN_ROWS and rows.dtype == torch.float32:
+        rows = functional.pad(rows, (0, 0, 0, MIN_ROWS - count))
     scores = torch.bmm(rows, k.transpose(1, 2)).float().mul_(scale)
-    scores[:, : shape[2] * shape[3]].view(*shape[:-1], length).masked_fill_(hidden, float("-inf"))
+    scores[:, :count].view(*shape[:-1], length).masked_fill_(hidden, float("-inf"))
     weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-    total = torch.zeros_like(scores[..., :1])
-    out = torch.zeros(rows.shape, dtype=torch.float32)
-    for start in range(0, length, CPU_TILE_TOKENS):
-        tile = weights[..., start : start + CPU_TILE_TOKENS]
-        total += tile.sum(-1, keepdim=True)
-        out += torch.bmm(tile.to(v.dtype), v[:, start : start + CPU_TILE_TOKENS])
-    return (out / total)[:, : shape[2] * shape[3]].to(q.dtype).view(shape)
+    sums = weights.view(*weights.shape[:2], -1, CPU_TILE_TOKENS).sum(-1)
+    weights = weights.to(v.dtype)
+    total, out = sums[..., :1], torch.bmm(weights[..., :CPU_TILE_TOKENS], v[:, :CPU_TILE_TOKENS])
+    out = out.float()
+    for index in range(1, length // CPU_TILE_TOKENS):
+        tile = slice(index * CPU_TILE_TOKENS, (index + 1) * CPU_TILE_TOKENS)
+        total = total + sums[..., index : index + 1]
+        out += torch.bmm(weights[..., tile], v[:, tile])
+    return (out / total)[:, :count].to(q.dtype).view(shape)
 
 
 # -- kernels ---------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
     x1, x2 = x[..., :D/2], x[..., D/2:]
     x1', x2' = x1 cos - x2 sin, x2 cos + x1 sin
 
-x: [rows, heads, D] (may be a view into wider rows); cos, sin: [context, D/2] float32;
-positions: [rows] int64. Arithmetic in float32.
+x: [rows, heads, D] (may be a view into wider rows); cos, sin: [rows, D/2] float32, those of each
+row's position. Arithmetic in float32.
 """
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
@@ -16,21 +16,21 @@ import triton.language as tl
 from torch import Tensor
 
 
-def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
+def rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotate `x` in place."""
-    c, s = cos[positions][:, None], sin[positions][:, None]
+    c, s = cos[:, None], sin[:, None]
     x1, x2 = x.float().chunk(2, dim=-1)
     rotated = torch.cat((x1 * c - x2 * s, x2 * c + x1 * s), dim=-1)
     x.copy_(rotated)
 
 
 @triton.jit
-def _rope_kernel(x, cos, sin, positions, row_stride, head_stride, half, BLOCK: tl.constexpr):
+def _rope_kernel(x, cos, sin, row_stride, head_stride, half, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     start = x + row * row_stride + tl.program_id(1) * head_stride
     column = tl.arange(0, BLOCK)
     inside = column < half
-    angle = tl.load(positions + row) * half + column
+    angle = row * half + column
     c = tl.load(cos + angle, mask=inside, other=0.0)
     s = tl.load(sin + angle, mask=inside, other=0.0)
     x1 = tl.load(start + column, mask=inside, other=0.0).to(tl.float32)
@@ -39,22 +39,21 @@ def _rope_kernel(x, cos, sin, positions, row_stride, head_stride, half, BLOCK: t
     tl.store(start + half + column, x2 * c + x1 * s, mask=inside)
 
 
-def rope_triton(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
+def rope_triton(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """The same by one program a row and head."""
     rows, heads, dim = x.shape
     half = dim // 2
     assert x.stride(2) == 1, f"a head's elements must be adjacent, x has strides {x.stride()}"
     for name, table in (("cos", cos), ("sin", sin)):
-        assert table.shape[1] == half, f"{name} is {tuple(table.shape)}, head dim is {dim}"
+        assert table.shape == (rows, half), (
+            f"{name} is {tuple(table.shape)}, ({rows}, {half}) needed"
+        )
         assert table.dtype == torch.float32, f"{name} is {table.dtype}, float32 needed"
         assert table.is_contiguous(), f"{name} has strides {table.stride()}, contiguous needed"
-    assert positions.shape == (rows,), f"{tuple(positions.shape)} positions for {rows} rows"
-    assert positions.dtype == torch.int64, f"positions are {positions.dtype}, int64 needed"
     _rope_kernel[(rows, heads)](
         x,
         cos,
         sin,
-        positions,
         x.stride(0),
         x.stride(1),
         half,

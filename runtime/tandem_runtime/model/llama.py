@@ -99,16 +99,16 @@ class Llama:
         """
         config, eps = self.config, self.config.rms_eps
         heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
+        cos, sin = self._cos[positions], self._sin[positions]
         residual = self._embedding[token_ids]
         x = kernels.rms_norm(residual, self._layers[0].input_norm, eps)
         for index, layer in enumerate(self._layers):
             if index > 0:
                 x = kernels.rms_norm(x, layer.input_norm, eps, residual)
             qkv = layer.qkv(x).view(-1, heads + 2 * kv_heads, dim)
-            q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
-            kernels.rope(qkv[:, : heads + kv_heads], self._cos, self._sin, positions)
-            kernels.store_kv(k, v, cache[index], slots)
-            attended = kernels.paged_attention(q, cache[index], work, self._scale)
+            kernels.rope(qkv[:, : heads + kv_heads], cos, sin)
+            kernels.store_kv(qkv[:, heads:].view(-1, 2, kv_heads, dim), cache[index], slots)
+            attended = kernels.paged_attention(qkv[:, :heads], cache[index], work, self._scale)
             x = layer.output(attended.view(-1, heads * dim))
             x = kernels.rms_norm(x, layer.mlp_norm, eps, residual)
             x = layer.down(kernels.silu_mul(layer.gate_up(x)))

@@ -1,0 +1,62 @@
+"""Engines around one small model, of any pool size and budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tandem_runtime.engine.blocks import BlockPool
+from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.runner import TorchRunner
+from tandem_runtime.engine.scheduler import Scheduler
+from tandem_runtime.kv.cache import DTYPES, KvCache
+from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.model.checkpoint import open_checkpoint
+from tandem_runtime.model.llama import Llama
+from tandem_runtime.model.weights import open_weights
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture(scope="session")
+def make_engine(tiny_checkpoint: Callable[..., Path]) -> MakeEngine:
+    """`make_engine(dtype, blocks, max_batch_tokens, max_running, ...)`."""
+    checkpoint = open_checkpoint(tiny_checkpoint())
+    device = torch.device("cpu")
+    torch.set_num_threads(1)
+    models: dict[str, Llama] = {}
+
+    def make(
+        dtype: str = "float32",
+        blocks: int = 200,
+        max_batch_tokens: int = 512,
+        max_running: int = 16,
+        prefix_caching: bool = True,
+        growth_reserve_tokens: int = 64,
+    ) -> Engine:
+        shape = checkpoint.config
+        if dtype not in models:
+            weights = open_weights(checkpoint, DTYPES[dtype])
+            models[dtype] = Llama(shape, weights, shape.context_tokens, device)
+        layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, dtype)
+        cache = KvCache(layout, blocks + 1, 16, device)
+        return Engine(
+            Scheduler(
+                BlockPool(blocks + 1),
+                block_tokens=16,
+                max_batch_tokens=max_batch_tokens,
+                max_running=max_running,
+                prefix_caching=prefix_caching,
+                growth_reserve_tokens=growth_reserve_tokens,
+            ),
+            TorchRunner(models[dtype], cache),
+            layout=layout,
+            layout_hash=layout.hash("tiny"),
+            vocab_size=shape.vocab_size,
+            max_context_tokens=shape.context_tokens,
+            eos_token_ids=frozenset(shape.eos_token_ids),
+        )
+
+    return make

@@ -1,0 +1,382 @@
+"""The scheduler without a model: policies by example, and any interleaving by a state machine."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tandem_runtime.engine.batch import Batch
+from tandem_runtime.engine.blocks import BlockPool
+from tandem_runtime.engine.engine import Engine, Payload
+from tandem_runtime.engine.scheduler import Scheduler
+from tandem_runtime.engine.sequence import Request, SampledToken, StepOutput
+from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.protocol import Sampling
+
+BLOCK = 4
+LAYOUT = KvLayout(layers=1, kv_heads=1, head_dim=1, dtype="float32")
+
+
+class LedgerRunner:
+    """Stands in for the model: a slot's KV is the token that was written there.
+
+    It refuses to read what was not written, so a wrong block table is found at once; the token it
+    samples is a function of the whole context.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self.slots: list[int | None] = [None] * (blocks * BLOCK)
+
+    def run(self, batch: Batch) -> list[SampledToken]:
+        for slot, token in zip(batch.slots, batch.token_ids, strict=True):
+            assert slot >= BLOCK, "a row of a stream writes to the scrap block"
+            self.slots[slot] = token
+        assert len(set(batch.slots)) == len(batch.slots), "two rows write to one slot"
+        contexts, row = {}, -1
+        for sequence, count in enumerate(batch.query_tokens):
+            row += count
+            table = batch.block_tables[sequence]
+            context = [self._read(table, p) for p in range(batch.context_tokens[sequence])]
+            assert context[-count:] == batch.token_ids[row - count + 1 : row + 1]
+            contexts[row] = context
+        return [SampledToken(next_token(contexts[sample.row])) for sample in batch.samples]
+
+    def _read(self, table: list[int], position: int) -> int:
+        token = self.slots[table[position // BLOCK] * BLOCK + position % BLOCK]
+        assert token is not None, "KV is read that was never written"
+        return token
+
+    def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
+        tokens = [self._read(block_ids, position) for position in range(start, end)]
+        return memoryview(b"".join(token.to_bytes(8, "little") for token in tokens))
+
+    def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
+        data = bytes(payload)
+        for index in range(len(data) // 8):
+            position = start + index
+            token = int.from_bytes(data[8 * index : 8 * index + 8], "little")
+            self.slots[block_ids[position // BLOCK] * BLOCK + position % BLOCK] = token
+
+
+def next_token(context: list[int]) -> int:
+    return sum((i + 1) * token for i, token in enumerate(context)) % 97
+
+
+def expected(prompt: list[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+def make(
+    blocks: int = 20,
+    budget: int = 8,
+    running: int = 4,
+    reserve: int = 0,
+    caching: bool = True,
+) -> Engine:
+    scheduler = Scheduler(
+        BlockPool(blocks + 1),
+        block_tokens=BLOCK,
+        max_batch_tokens=budget,
+        max_running=running,
+        prefix_caching=caching,
+        growth_reserve_tokens=reserve,
+    )
+    return Engine(
+        scheduler,
+        LedgerRunner(blocks + 1),
+        layout=LAYOUT,
+        layout_hash=b"layout",
+        vocab_size=97,
+        max_context_tokens=200,
+        eos_token_ids=frozenset(),
+    )
+
+
+def ask(name: str, prompt: list[int], max_tokens: int = 4, export: bool = False) -> Request:
+    return Request(name, prompt, Sampling(max_tokens=max_tokens, temperature=0.0), export=export)
+
+
+def rows(output: StepOutput) -> list[str]:
+    return [stream.request_id for stream in output.streams]
+
+
+def test_decodes_come_first_and_a_prompt_fills_the_rest_in_chunks() -> None:
+    engine = make(budget=8)
+    engine.add(ask("short", [1, 2, 3], max_tokens=9))
+    engine.step()
+    engine.add(ask("long", list(range(1, 18))))
+    sizes = [engine.step().batch_tokens for _ in range(3)]
+    assert sizes == [8, 8, 4]  # 1 decode + 7, 1 + 7, 1 + 3
+
+
+def test_the_queue_is_first_come_first_served() -> None:
+    engine = make(running=1)
+    for name in "abc":
+        engine.add(ask(name, [1, 2], max_tokens=1))
+    assert [rows(engine.step()) for _ in range(3)] == [["a"], ["b"], ["c"]]
+
+
+def test_a_long_prompt_is_not_overtaken_while_it_waits_for_blocks() -> None:
+    engine = make(blocks=6, budget=16)
+    engine.add(ask("first", [1] * 12, max_tokens=6))
+    engine.step()
+    engine.add(ask("big", [2] * 16, max_tokens=2))
+    engine.add(ask("small", [3], max_tokens=1))
+    order = []
+    while engine.has_work:
+        order += [name for name in rows(engine.step()) if name != "first"]
+    assert order.index("big") < order.index("small")
+
+
+def test_the_youngest_is_preempted_and_goes_on_later() -> None:
+    engine = make(blocks=4, budget=16)
+    engine.add(ask("old", [1] * 7, max_tokens=8))
+    engine.add(ask("young", [2] * 7, max_tokens=8))
+    tokens: dict[str, list[int]] = {"old": [], "young": []}
+    preempted = 0
+    while engine.has_work:
+        output = engine.step()
+        preempted += output.preempted
+        for stream in output.streams:
+            if stream.token:
+                tokens[stream.request_id].append(stream.token.token_id)
+    assert preempted >= 1
+    assert tokens == {"old": expected([1] * 7, 8), "young": expected([2] * 7, 8)}
+
+
+def preemptions(reserve: int) -> int:
+    engine = make(blocks=24, budget=64, running=8, reserve=reserve, caching=False)
+    for index in range(8):
+        engine.add(ask(str(index), [index + 1] * 3, max_tokens=60))
+    while engine.has_work:
+        engine.step()
+        engine.check_integrity()
+    return engine.stats().preemptions
+
+
+def test_the_growth_reserve_keeps_admission_from_thrashing() -> None:
+    assert preemptions(reserve=0) > 3 * preemptions(reserve=64)
+
+
+def test_a_prefix_hit_is_not_computed_again_but_for_the_last_token() -> None:
+    engine = make(budget=32)
+    prompt = list(range(1, 17))
+    engine.add(ask("first", prompt, max_tokens=1))
+    engine.step()
+    engine.add(ask("second", prompt, max_tokens=1))
+    output = engine.step()
+    assert output.batch_tokens == BLOCK  # the last block: its last token gives the logits
+    assert output.streams[0].cached_tokens == 12
+    assert engine.stats().cached_tokens == 12
+
+
+def test_tenants_and_salts_do_not_share() -> None:
+    engine = make(budget=32)
+    prompt = list(range(1, 17))
+    sampling = Sampling(max_tokens=1, temperature=0.0)
+    for tenant, salt, hit in [("a", "", 0), ("b", "", 0), ("a", "s", 0), ("a", "", 12)]:
+        name = f"{tenant}{salt}{hit}"
+        engine.add(Request(name, prompt, sampling, tenant=tenant, cache_salt=salt))
+        assert engine.step().streams[0].cached_tokens == hit
+
+
+def test_without_prefix_caching_nothing_is_shared() -> None:
+    engine = make(budget=32, caching=False)
+    for name in "ab":
+        engine.add(ask(name, list(range(1, 17)), max_tokens=1))
+        assert engine.step().batch_tokens == 16
+    assert engine.stats().cached_blocks == 0
+
+
+def test_an_export_is_never_preempted() -> None:
+    engine = make(blocks=4, budget=16)
+    engine.add(ask("decode", [1] * 4, max_tokens=12))
+    engine.step()
+    engine.add(ask("export", [2] * 8, export=True))
+    while engine.stats().held == 0:
+        engine.step()
+    for _ in range(8):
+        engine.step()
+        engine.check_integrity()
+    assert bytes(engine.read_kv("export", 0, 8))[:8] == (2).to_bytes(8, "little")
+    assert engine.release("export")
+    while engine.has_work:
+        engine.step()
+
+
+def test_a_first_grant_needs_room_for_the_whole_prompt() -> None:
+    engine = make(blocks=5)
+    for name in "ab":
+        engine.expect(ask(name, [ord(name) % 97] * 12, max_tokens=1))
+    granted = engine.grant("a", 4)
+    assert granted is not None
+    assert (granted.have_tokens, granted.granted_tokens) == (0, 4)
+    assert engine.grant("b", 4) is None, "2 free blocks are promised to a, 2 are too few for b"
+    assert engine.abort("a")
+    assert engine.grant("b", 4) is not None
+
+
+def test_a_later_grant_preempts_rather_than_fails() -> None:
+    engine = make(blocks=6, budget=16)
+    engine.expect(ask("far", [9] * 16, max_tokens=1))
+    assert engine.grant("far", 4) is not None
+    engine.add(ask("near", [1] * 4, max_tokens=12))
+    for _ in range(7):
+        engine.step()
+    grant = engine.grant("far", 16)
+    assert grant is not None
+    assert grant.granted_tokens == 16
+    assert engine.stats().waiting == 1, "the running stream had to give way"
+    engine.check_integrity()
+
+
+def test_grants_and_the_queue_keep_one_order() -> None:
+    engine = make(blocks=6, budget=16)
+    engine.add(ask("running", [1] * 12, max_tokens=8))
+    engine.step()
+    engine.add(ask("queued", [2] * 16, max_tokens=1))
+    engine.expect(ask("far", [3] * 4, max_tokens=1))
+    engine.step()
+    assert engine.grant("far", 4) is None, "an older stream waits for blocks"
+    engine.add(ask("later", [4] * 4, max_tokens=1))
+    engine.abort("running")
+    engine.step()
+    assert engine.stats().waiting == 1, "later waits: far, which is older, was refused"
+    engine.step()
+    assert engine.grant("far", 4) is not None
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Streams come by every door and leave by every door; blocks and tokens stay right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = make(blocks=12, budget=7, running=4)
+        self.prompts: dict[str, list[int]] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.receiving: dict[str, int] = {}
+        self.held: set[str] = set()
+        self.count = 0
+
+    def _name(self) -> str:
+        self.count += 1
+        return f"s{self.count}"
+
+    prompts_drawn = st.one_of(
+        st.lists(st.integers(0, 96), min_size=1, max_size=20),
+        st.integers(1, 20).map(lambda n: list(range(n))),
+    )
+
+    @rule(prompt=prompts_drawn, max_tokens=st.integers(1, 12), export=st.booleans())
+    def add(self, prompt: list[int], max_tokens: int, export: bool) -> None:
+        name = self._name()
+        assert self.engine.add(ask(name, prompt, max_tokens, export)) is None
+        self.prompts[name], self.tokens[name] = prompt, []
+
+    @rule(prompt=prompts_drawn, max_tokens=st.integers(1, 12))
+    def expect(self, prompt: list[int], max_tokens: int) -> None:
+        name = self._name()
+        assert self.engine.expect(ask(name, prompt, max_tokens)) is None
+        self.prompts[name], self.tokens[name] = prompt, []
+        self.receiving[name] = -1
+
+    @precondition(lambda self: self.receiving)
+    @rule(data=st.data(), upto=st.integers(1, 20))
+    def receive(self, data: st.DataObject, upto: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.receiving)))
+        prompt, at = self.prompts[name], self.receiving[name]
+        grant = self.engine.grant(name, upto)
+        if grant is None:
+            assert at < 0, "a later grant was refused"
+            return
+        at = grant.have_tokens if at < 0 else at
+        end = min(grant.granted_tokens, len(prompt))
+        if at < end:
+            payload = b"".join(token.to_bytes(8, "little") for token in prompt[at:end])
+            self.engine.write_kv(name, at, payload)
+        self.receiving[name] = at = max(at, end)
+        if at == len(prompt):
+            del self.receiving[name]
+            first = SampledToken(next_token(prompt))
+            self._take(name, first, self.engine.start_decode(name, first).finish_reason)
+
+    @rule()
+    def step(self) -> None:
+        output = self.engine.step()
+        assert output.batch_tokens <= 7
+        for stream in output.streams:
+            if stream.token is not None:
+                self._take(stream.request_id, stream.token, stream.finish_reason)
+
+    def _take(self, name: str, token: SampledToken, reason: str | None) -> None:
+        self.tokens[name].append(token.token_id)
+        prompt = self.prompts[name]
+        assert self.tokens[name] == expected(prompt, len(self.tokens[name]))
+        sequence = self.engine._sequences.get(name)
+        if sequence is not None and sequence.request.export:
+            assert len(self.tokens[name]) == 1
+            data = bytes(self.engine.read_kv(name, 0, len(prompt)))
+            assert data == b"".join(token.to_bytes(8, "little") for token in prompt)
+            self.held.add(name)
+        elif reason is not None:
+            assert sequence is None
+            del self.prompts[name]
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.held)))
+        self.held.discard(name)
+        del self.prompts[name]
+        assert self.engine.release(name)
+        assert not self.engine.release(name)
+
+    @precondition(lambda self: self.prompts)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.prompts)))
+        self.held.discard(name)
+        self.receiving.pop(name, None)
+        del self.prompts[name]
+        assert self.engine.abort(name)
+
+    @invariant()
+    def nothing_leaks(self) -> None:
+        self.engine.check_integrity()
+        stats = self.engine.stats()
+        assert stats.held == len(self.held)
+        assert stats.receiving == len(self.receiving)
+        assert stats.running <= 4
+
+    def teardown(self) -> None:
+        """Once nobody holds back, every stream ends and every block is free."""
+        for name in [*self.held, *self.receiving]:
+            self.engine.abort(name)
+            del self.prompts[name]
+        self.held.clear()
+        for _ in range(500):
+            if not self.engine.has_work:
+                break
+            for stream in self.engine.step().streams:
+                if stream.token is not None:
+                    self._take(stream.request_id, stream.token, stream.finish_reason)
+            for name in self.held:
+                self.engine.release(name)
+                del self.prompts[name]
+            self.held.clear()
+        assert not self.engine.has_work, "a stream never ends"
+        assert not self.prompts
+        assert self.engine.stats().held_blocks == 0
+
+
+EngineMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestEngineMachine = EngineMachine.TestCase
+
+
+def test_the_stand_in_refuses_to_read_what_was_not_written() -> None:
+    with pytest.raises(AssertionError, match="never written"):
+        LedgerRunner(3).read_kv([1], 0, 1)
