@@ -1,0 +1,60 @@
+"""What the operator learned by asking and cannot read from objects: kept while the process lives.
+
+Losing all of it costs a few repeated questions, never a wrong decision.
+"""
+
+from __future__ import annotations
+
+from tandem_operator.api.fleet import Latency
+from tandem_operator.plan.latency import Published, publish
+from tandem_operator.plan.views import TemplateCheck
+
+REFUSAL_LIFETIME_S = 240.0
+"""After that a refused template is tried again: a quota or an admission policy may have changed."""
+
+
+class Facts:
+    """Answers by namespace and name."""
+
+    def __init__(self) -> None:
+        self._checks: dict[tuple[str, str], tuple[TemplateCheck, float]] = {}
+        self._secrets: dict[str, float] = {}
+        self._latencies: dict[tuple[str, str], Published] = {}
+
+    def learn_check(self, namespace: str, key: str, check: TemplateCheck, now_s: float) -> None:
+        """The API server's answer to a dry run."""
+        self._checks[namespace, key] = (check, now_s)
+
+    def checks(self, namespace: str, now_s: float) -> dict[str, TemplateCheck]:
+        """Answers that still hold, by `check_key`."""
+        self._checks = {
+            key: (check, at_s)
+            for key, (check, at_s) in self._checks.items()
+            if now_s - at_s < REFUSAL_LIFETIME_S
+        }
+        return {key: check for (ns, key), (check, _) in self._checks.items() if ns == namespace}
+
+    def learn_secret(self, namespace: str, now_s: float) -> None:
+        """The namespace's handoff secret was created, or was there."""
+        self._secrets[namespace] = now_s
+
+    def secret_ensured_s(self, namespace: str) -> float | None:
+        """When `learn_secret` was last called."""
+        return self._secrets.get(namespace)
+
+    def forget_namespace(self, namespace: str) -> None:
+        """The namespace has no fleets any more: its gateway and secret go."""
+        self._secrets.pop(namespace, None)
+
+    def learn_latency(
+        self, namespace: str, fleet: str, measured: Latency | None, now_s: float
+    ) -> bool:
+        """One round of measurements; whether the fleet's status has to change."""
+        before = self._latencies.get((namespace, fleet), Published())
+        after = publish(before, measured, now_s)
+        self._latencies[namespace, fleet] = after
+        return after.latency != before.latency
+
+    def latency(self, namespace: str, fleet: str) -> Latency | None:
+        """What the fleet's status should say."""
+        return self._latencies.get((namespace, fleet), Published()).latency

@@ -1,0 +1,155 @@
+"""The operator while it leads: workers, resync, scraping, beside Kopf's watches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import kopf
+
+from tandem_operator.facts import Facts
+from tandem_operator.handlers.watch import IndexCache, configure, register
+from tandem_operator.keys import Key, gateway_key
+from tandem_operator.kube.client import Kube
+from tandem_operator.kube.events import EventRecorder
+from tandem_operator.kube.execute import Executor
+from tandem_operator.kube.lease import LeaderLease
+from tandem_operator.metrics import Metrics
+from tandem_operator.observe import CachedReader, LiveReader, Observer
+from tandem_operator.plan.latency import merged
+from tandem_operator.probes import Pulse
+from tandem_operator.queue import KeyedQueue
+from tandem_operator.reconcile import Reconciler, work
+from tandem_operator.resources import FLEETS, MODELS, PODS
+from tandem_operator.runtime_pods import RuntimePods
+from tandem_operator.scrape import gateway_hosts, scrape
+from tandem_operator.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Leader:
+    """Everything that runs while this process leads."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        kube: Kube,
+        pods: RuntimePods,
+        lease: LeaderLease,
+        metrics: Metrics,
+        pulse: Pulse,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._pulse = pulse
+        self._pods = pods
+        self._lease = lease
+        self._facts = Facts()
+        self._cache = IndexCache()
+        self._queue: KeyedQueue[Key] = KeyedQueue(time.monotonic, lambda: random.uniform(0.8, 1.2))
+        cached = CachedReader(self._cache)
+        recorder = EventRecorder(kube, settings.pod_name, time.time)
+        observer = Observer(cached, LiveReader(kube, cached), pods, self._facts, time.time)
+        executor = Executor(kube, pods, recorder, os.urandom)
+        self._reconciler = Reconciler(
+            observer, executor, self._facts, lease, metrics, settings, time.time
+        )
+
+    async def run(self) -> None:
+        """Watch and act until this process is told to end. Raises LeaseLost."""
+        registry = kopf.OperatorRegistry()
+        register(registry, self._cache, self._queue.add)
+        kopf_settings = kopf.OperatorSettings()
+        configure(kopf_settings)
+        kopf.on.login(registry=registry)(kopf.login_via_client)
+        async with self._background():
+            await kopf.operator(
+                registry=registry,
+                settings=kopf_settings,
+                standalone=True,
+                clusterwide=not self._settings.watch_namespaces,
+                namespaces=self._settings.watch_namespaces,
+            )
+
+    @contextlib.asynccontextmanager
+    async def _background(self) -> AsyncIterator[None]:
+        """The loops beside Kopf; the first that fails ends everything, with its error."""
+        outer = asyncio.current_task()
+        assert outer is not None
+        failed: list[BaseException] = []
+
+        def on_done(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and task.exception() is not None:
+                failed.append(task.exception() or RuntimeError())
+                outer.cancel()
+
+        loops: list[Coroutine[Any, Any, None]] = [
+            self._lease.keep(),
+            self._resync(),
+            self._scrape(),
+            *(self._work() for _ in range(self._settings.workers)),
+        ]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        for task in tasks:
+            task.add_done_callback(on_done)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if failed:
+                raise failed[0] from None
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _work(self) -> None:
+        await work(
+            self._queue.get,
+            self._queue.done,
+            self._queue.failed,
+            self._reconciler.reconcile,
+            self._metrics,
+            time.monotonic,
+        )
+
+    async def _resync(self) -> None:
+        """Queue everything every now and then: whatever was missed is found again."""
+        while True:
+            self._pulse.beat("resync", 3 * self._settings.resync_s)
+            self._metrics.resync.set_to_current_time()
+            await asyncio.sleep(self._settings.resync_s)
+            for namespace in self._cache.namespaces(MODELS):
+                for model in self._cache.objects(MODELS, namespace):
+                    self._queue.add(Key("Model", namespace, model["metadata"]["name"]))
+            for namespace in self._cache.namespaces(FLEETS):
+                self._queue.add(gateway_key(namespace))
+                for key in self._fleets(namespace):
+                    self._queue.add(key)
+
+    def _fleets(self, namespace: str) -> list[Key]:
+        fleets = self._cache.objects(FLEETS, namespace)
+        return [Key("InferenceFleet", namespace, f["metadata"]["name"]) for f in fleets]
+
+    async def _scrape(self) -> None:
+        """Ask the gateways; queue the fleets whose latency changed noticeably."""
+        while True:
+            self._pulse.beat("scrape", 12 * self._settings.scrape_interval_s)
+            self._metrics.queue_depth.set(len(self._queue))
+            self._metrics.queue_failing.set(self._queue.failing)
+            self._metrics.leader.set(self._lease.held)
+            await asyncio.sleep(self._settings.scrape_interval_s)
+            for namespace in self._cache.namespaces(FLEETS):
+                hosts = gateway_hosts(self._cache.objects(PODS, namespace))
+                reports = await scrape(self._pods, hosts)
+                for key in self._fleets(namespace):
+                    measured = merged(reports.get(key.name, []))
+                    if self._facts.learn_latency(namespace, key.name, measured, time.time()):
+                        self._queue.add(key)

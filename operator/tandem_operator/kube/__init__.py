@@ -1,0 +1,1 @@
+"""All I/O with the Kubernetes API; nothing else imports its client."""

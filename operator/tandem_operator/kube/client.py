@@ -1,0 +1,205 @@
+"""The verbs that the operator uses, over kubernetes.aio's transport and credentials.
+
+Objects are plain JSON dicts: the plan compares and hashes them, and generated models would drop
+fields that they do not know. No verb retries: the queue does, with the whole reconcile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from tandem_operator.resources import Ref, Resource, resource_of
+
+Body = dict[str, Any]
+TIMEOUT_S = 30.0
+PAGE_SIZE = 500
+
+
+class ApiError(Exception):
+    """What the API server answered instead of an object. `str()` is its sentence."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message or f"{status} {reason}")
+        self.status = status
+        self.reason = reason
+
+
+class Kube(Protocol):
+    """The Kubernetes API. Every verb raises ApiError, or OSError when the server is away."""
+
+    async def get(self, target: Ref) -> Body | None:
+        """The object of that name; None if there is none."""
+
+    async def list(
+        self, resource: Resource, namespace: str, selector: Mapping[str, str]
+    ) -> list[Body]:
+        """All objects with the labels, as the server has them now; kind and version filled in."""
+
+    async def create(self, manifest: Body, *, manager: str, dry_run: bool = False) -> Body:
+        """POST, with unknown fields refused."""
+
+    async def apply(self, manifest: Body, *, manager: str) -> Body:
+        """Server-side apply; conflicts with other managers are taken over."""
+
+    async def apply_status(self, target: Ref, status: Mapping[str, Any], *, manager: str) -> Body:
+        """Server-side apply of a whole status."""
+
+    async def patch(self, target: Ref, change: Body, *, manager: str) -> Body:
+        """JSON merge patch."""
+
+    async def scale(self, target: Ref, replicas: int, *, manager: str) -> None:
+        """Write spec.replicas through the scale subresource."""
+
+    async def delete(self, target: Ref) -> None:
+        """DELETE, with the uid as precondition where the ref has one."""
+
+    async def replace(self, manifest: Body) -> Body:
+        """PUT; fails with 409 if the resourceVersion in it is not the live one."""
+
+
+class ApiKube:
+    """`Kube` over HTTP."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def get(self, target: Ref) -> Body | None:
+        try:
+            return await self._request("GET", _path(target))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(
+        self, resource: Resource, namespace: str, selector: Mapping[str, str]
+    ) -> list[Body]:
+        query = {
+            "labelSelector": ",".join(f"{k}={v}" for k, v in sorted(selector.items())),
+            "limit": str(PAGE_SIZE),
+        }
+        path = f"{resource.path}/namespaces/{namespace}/{resource.plural}"
+        items: list[Body] = []
+        while True:
+            page = await self._request("GET", path, query)
+            items += page["items"]
+            more = page["metadata"].get("continue")
+            if not more:
+                break
+            query["continue"] = more
+        head = {"apiVersion": resource.api_version, "kind": resource.kind}
+        return [head | item for item in items]
+
+    async def create(self, manifest: Body, *, manager: str, dry_run: bool = False) -> Body:
+        resource = resource_of(manifest)
+        path = f"{resource.path}/namespaces/{manifest['metadata']['namespace']}/{resource.plural}"
+        query = {"fieldManager": manager, "fieldValidation": "Strict"}
+        return await self._request(
+            "POST", path, query | ({"dryRun": "All"} if dry_run else {}), manifest
+        )
+
+    async def apply(self, manifest: Body, *, manager: str) -> Body:
+        meta = manifest["metadata"]
+        path = _path(Ref(resource_of(manifest), meta["namespace"], meta["name"]))
+        query = {"fieldManager": manager, "force": "true", "fieldValidation": "Strict"}
+        return await self._request("PATCH", path, query, manifest, "apply-patch+yaml")
+
+    async def apply_status(self, target: Ref, status: Mapping[str, Any], *, manager: str) -> Body:
+        manifest: Body = {
+            "apiVersion": target.resource.api_version,
+            "kind": target.resource.kind,
+            # The uid makes a status that was computed for a deleted object fail on its successor.
+            "metadata": {"name": target.name, "namespace": target.namespace, "uid": target.uid},
+            "status": dict(status),
+        }
+        query = {"fieldManager": manager, "force": "true", "fieldValidation": "Strict"}
+        path = f"{_path(target)}/status"
+        return await self._request("PATCH", path, query, manifest, "apply-patch+yaml")
+
+    async def patch(self, target: Ref, change: Body, *, manager: str) -> Body:
+        if target.uid:
+            change = change | {"metadata": {**change.get("metadata", {}), "uid": target.uid}}
+        query = {"fieldManager": manager}
+        return await self._request("PATCH", _path(target), query, change, "merge-patch+json")
+
+    async def scale(self, target: Ref, replicas: int, *, manager: str) -> None:
+        path = f"{_path(target)}/scale"
+        change: Body = {"spec": {"replicas": replicas}}
+        await self._request("PATCH", path, {"fieldManager": manager}, change, "merge-patch+json")
+
+    async def delete(self, target: Ref) -> None:
+        options: Body = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        if target.uid:
+            options["preconditions"] = {"uid": target.uid}
+        await self._request("DELETE", _path(target), body=options)
+
+    async def replace(self, manifest: Body) -> Body:
+        meta = manifest["metadata"]
+        path = _path(Ref(resource_of(manifest), meta["namespace"], meta["name"]))
+        return await self._request("PUT", path, body=manifest)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        content: str = "json",
+    ) -> Body:
+        headers = {"Accept": "application/json", "Content-Type": f"application/{content}"}
+        verb, url, headers, payload, _ = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        response = await self._client.call_api(
+            verb,
+            url,
+            headers,
+            payload,
+            _request_timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+        )
+        return _decode(response.status, await response.read())
+
+
+def _path(target: Ref) -> str:
+    resource = target.resource
+    return f"{resource.path}/namespaces/{target.namespace}/{resource.plural}/{target.name}"
+
+
+def _decode(status: int, content: bytes) -> Body:
+    try:
+        body: Body = json.loads(content)
+    except ValueError:
+        body = {"message": content.decode(errors="replace")[:500]}
+    if status >= 300:
+        raise ApiError(status, str(body.get("reason", "")), str(body.get("message", "")))
+    return body
+
+
+async def connect() -> ApiKube:
+    """The API server of the cluster that this process runs in, else that of the kubeconfig.
+
+    Raises kubernetes.aio.config.ConfigException when there is neither.
+    """
+    configuration = Configuration()
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        config.load_incluster_config(configuration)
+    else:
+        await config.load_kube_config(client_configuration=configuration)
+    client = ApiClient(configuration)
+    client.user_agent = "tandem-operator"
+    return ApiKube(client)

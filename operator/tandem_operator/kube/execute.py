@@ -1,0 +1,192 @@
+"""Carries out a plan's actions in order, and says how each went.
+
+An action fails alone: the others are independent or will be planned again. Only what follows on
+the same object is skipped, since it was planned to come after.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from tandem_runtime.protocol import DrainRequest, PodState
+
+from tandem_operator.kube.client import ApiError, Kube
+from tandem_operator.names import MANAGER, MANAGER_SCALER, MANAGER_STATUS, Reason
+from tandem_operator.plan.actions import (
+    Action,
+    Annotate,
+    Apply,
+    CheckTemplate,
+    Create,
+    CreateSecret,
+    Delete,
+    Notify,
+    Plan,
+    PostDrain,
+    Renumber,
+    Scale,
+    WriteStatus,
+)
+from tandem_operator.plan.views import TemplateCheck, controller_uid
+from tandem_operator.resources import Ref, ref_of
+
+SECRET_BYTES = 32
+
+
+class Drainer(Protocol):
+    """Talks to runtime pods."""
+
+    async def drain(self, host: str, request: DrainRequest) -> PodState:
+        """POST to the pod's drain hook. Raises OSError when it does not answer."""
+
+
+class Recorder(Protocol):
+    """Publishes Events."""
+
+    async def record(self, event: Notify) -> None:
+        """Publish, or drop a repetition. Never raises."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one action went."""
+
+    action: Action
+    error: str | None = None
+    """A sentence; None when it was carried out, or had been already."""
+    check: TemplateCheck | None = None
+    """The API server's answer to a CheckTemplate."""
+
+
+class Executor:
+    """Carries out plans."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        drainer: Drainer,
+        recorder: Recorder,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self._kube = kube
+        self._drainer = drainer
+        self._recorder = recorder
+        self._random_bytes = random_bytes
+
+    async def execute(self, plan: Plan) -> list[Outcome]:
+        """Every action in order. A failed one is in its Outcome; nothing is raised."""
+        outcomes: list[Outcome] = []
+        failed: set[Ref] = set()
+        for action in plan.actions:
+            target = _target(action)
+            if target in failed and not isinstance(action, WriteStatus):
+                continue
+            outcome = await self._attempt(action)
+            outcomes.append(outcome)
+            if outcome.error and target is not None:
+                failed.add(target)
+        return outcomes
+
+    async def _attempt(self, action: Action) -> Outcome:
+        try:
+            if isinstance(action, CheckTemplate):
+                return Outcome(action, check=await self._check(action))
+            await self._carry_out(action)
+        except ApiError as error:
+            if isinstance(action, Create) and error.status == 409:
+                return Outcome(action, await self._refuse_foreign(action))
+            if not _done_already(action, error):
+                return Outcome(action, str(error))
+        except (OSError, TimeoutError) as error:
+            return Outcome(action, f"{type(error).__name__}: {error}")
+        return Outcome(action)
+
+    async def _carry_out(self, action: Action) -> None:
+        match action:
+            case Apply(manifest):
+                await self._kube.apply(manifest, manager=MANAGER)
+            case Create(manifest):
+                await self._kube.create(manifest, manager=MANAGER)
+            case CreateSecret():
+                await self._kube.create(self._filled(action), manager=MANAGER)
+            case Delete(target):
+                await self._kube.delete(target)
+            case Annotate(target, annotations):
+                change = {"metadata": {"annotations": dict(annotations)}}
+                await self._kube.patch(target, change, manager=MANAGER)
+            case Renumber(target, number):
+                await self._kube.patch(target, {"revision": number}, manager=MANAGER)
+            case Scale(target, replicas):
+                await self._kube.scale(target, replicas, manager=MANAGER_SCALER)
+            case PostDrain(_, host, request):
+                await self._drainer.drain(host, request)
+            case WriteStatus(target, status):
+                await self._kube.apply_status(target, status, manager=MANAGER_STATUS)
+            case Notify():
+                await self._recorder.record(action)
+
+    def _filled(self, action: CreateSecret) -> dict[str, Any]:
+        secret = base64.b64encode(self._random_bytes(SECRET_BYTES)).decode()
+        return action.manifest | {"data": {action.key: secret}}
+
+    async def _check(self, action: CheckTemplate) -> TemplateCheck:
+        """Refusals that are about the pod itself are answers; others (the API is busy) raise."""
+        try:
+            await self._kube.create(action.manifest, manager=MANAGER, dry_run=True)
+        except ApiError as error:
+            if error.status not in (400, 403, 413, 422):
+                raise
+            quota = error.status == 403 and "exceeded quota" in str(error)
+            reason = Reason.QUOTA_EXCEEDED if quota else Reason.TEMPLATE_REFUSED
+            return TemplateCheck(False, reason, str(error))
+        return TemplateCheck(True, Reason.TEMPLATE_ACCEPTED, "")
+
+    async def _refuse_foreign(self, action: Create) -> str | None:
+        """None if the object that is there already is the one that was meant."""
+        wanted = ref_of(action.manifest)
+        live = await self._kube.get(wanted)
+        if live is None or "deletionTimestamp" in live["metadata"]:
+            return f"{wanted.resource.kind} {wanted.name} is being deleted; trying again"
+        if controller_uid(live) == action.owner_uid:
+            return None
+        return f"{wanted.resource.kind} {wanted.name} exists and belongs to somebody else"
+
+
+def _done_already(action: Action, error: ApiError) -> bool:
+    """Whether an error says that the action's aim is reached.
+
+    A 409 to a Delete or an Annotate means another uid: the object that was meant is gone.
+    """
+    match action:
+        case Delete():
+            return error.status in (404, 409)
+        case Annotate() | WriteStatus():
+            return error.status in (404, 409) and _is_gone(error)
+        case CreateSecret():
+            return error.status == 409
+        case _:
+            return False
+
+
+def _is_gone(error: ApiError) -> bool:
+    return error.status == 404 or "uid" in str(error).lower()
+
+
+def _target(action: Action) -> Ref | None:
+    match action:
+        case Delete(target) | Annotate(target) | Renumber(target) | Scale(target):
+            return target
+        case PostDrain(target) | WriteStatus(target):
+            return target
+        case Apply(manifest) | Create(manifest):
+            return replace(ref_of(manifest), uid=None)
+        case _:
+            return None
+
+
+def failures(outcomes: list[Outcome]) -> Mapping[str, str]:
+    """What failed: kind of action to the last sentence."""
+    return {type(o.action).__name__: o.error for o in outcomes if o.error}

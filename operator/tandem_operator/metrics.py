@@ -1,0 +1,54 @@
+"""The operator's own metrics, in an explicit registry so that tests run many operators."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from tandem_operator import __version__
+
+
+class Metrics:
+    """What the operator says of itself at /metrics."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.reconciles = Counter(
+            "tandem_operator_reconciles",
+            "Reconciles by kind and result",
+            ["kind", "result"],
+            registry=self.registry,
+        )
+        self.reconcile_seconds = Histogram(
+            "tandem_operator_reconcile_seconds",
+            "Duration of a reconcile, its writes included",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.actions = Counter(
+            "tandem_operator_actions",
+            "Actions carried out, by what, why and result",
+            ["action", "reason", "result"],
+            registry=self.registry,
+        )
+        self.queue_depth = Gauge(
+            "tandem_operator_queue_depth", "Keys that are due or at work", registry=self.registry
+        )
+        self.queue_failing = Gauge(
+            "tandem_operator_queue_failing",
+            "Keys whose last reconcile failed",
+            registry=self.registry,
+        )
+        self.leader = Gauge(
+            "tandem_operator_leader", "1 while this process may act", registry=self.registry
+        )
+        self.resync = Gauge(
+            "tandem_operator_last_resync_timestamp_seconds",
+            "When all keys were last queued",
+            registry=self.registry,
+        )
+        info = Gauge("tandem_operator_info", "Build", ["version"], registry=self.registry)
+        info.labels(__version__).set(1)
+
+    def text(self) -> bytes:
+        """The exposition."""
+        return generate_latest(self.registry)

@@ -1,0 +1,274 @@
+"""From caches (or the API itself) to the snapshots that plans are made of.
+
+Reads normally come from Kopf's indices, which lag behind the API by moments. What destroys is
+planned again on live reads. Live reads also find *ghosts*: objects whose deletion the watch missed
+(Kopf does not notice deletions during a re-list); they are left out from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from pydantic import ValidationError
+from tandem_runtime.contract import (
+    COMPONENT_GATEWAY,
+    COMPONENT_RESOLVER,
+    COMPONENT_RUNTIME,
+    GATEWAY_NAME,
+    LABEL_COMPONENT,
+    LABEL_FLEET,
+    LABEL_MODEL,
+)
+from tandem_runtime.protocol import PodState
+
+from tandem_operator.facts import Facts
+from tandem_operator.keys import Key
+from tandem_operator.kube.client import Kube
+from tandem_operator.names import LABEL_MANAGED_BY, MANAGED_BY
+from tandem_operator.plan.drain import pods_to_ask
+from tandem_operator.plan.gateway import GatewaySnapshot
+from tandem_operator.plan.model import ModelSnapshot
+from tandem_operator.plan.resolver import resolver_view
+from tandem_operator.plan.views import (
+    FleetSnapshot,
+    PodView,
+    fleet_view,
+    gateway_view,
+    model_view,
+    pod_view,
+    pool_view,
+    revision_view,
+)
+from tandem_operator.resources import (
+    BUDGETS,
+    DEPLOYMENTS,
+    FLEETS,
+    MODELS,
+    PODS,
+    POOLS,
+    REVISIONS,
+    ROLE_BINDINGS,
+    SERVICE_ACCOUNTS,
+    SERVICES,
+    Resource,
+)
+
+log = logging.getLogger(__name__)
+
+Body = Mapping[str, Any]
+T = TypeVar("T")
+WATCHED = (
+    MODELS,
+    FLEETS,
+    POOLS,
+    PODS,
+    REVISIONS,
+    BUDGETS,
+    DEPLOYMENTS,
+    SERVICES,
+    SERVICE_ACCOUNTS,
+    ROLE_BINDINGS,
+)
+VOLUMES_PATIENCE_S = 30.0
+
+
+def selector(resource: Resource) -> dict[str, str]:
+    """What is watched and listed of a kind: all of ours, only what we made of Kubernetes' own."""
+    return {} if resource in (MODELS, FLEETS) else {LABEL_MANAGED_BY: MANAGED_BY}
+
+
+class Reader(Protocol):
+    """A source of objects."""
+
+    async def list(self, resource: Resource, namespace: str) -> list[Body]:
+        """Every object of a watched kind in a namespace, in no order."""
+
+
+class StateSource(Protocol):
+    """Asks runtime pods about themselves."""
+
+    async def state(self, host: str) -> PodState:
+        """Raises OSError when the pod does not answer."""
+
+
+class Cache(Protocol):
+    """The watch's view, by kind and namespace."""
+
+    def objects(self, resource: Resource, namespace: str) -> list[Body]:
+        """What the watch has seen and not seen deleted."""
+
+
+class CachedReader:
+    """Reads from the watch's caches, without the ghosts."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._ghosts: set[str] = set()
+
+    async def list(self, resource: Resource, namespace: str) -> list[Body]:
+        return [
+            body
+            for body in self._cache.objects(resource, namespace)
+            if body["metadata"]["uid"] not in self._ghosts
+        ]
+
+    def bury(self, resource: Resource, namespace: str, live: Iterable[Body]) -> None:
+        """Leave out from now on what a live read did not find. A uid never comes back."""
+        present = {body["metadata"]["uid"] for body in live}
+        cached = {b["metadata"]["uid"] for b in self._cache.objects(resource, namespace)}
+        self._ghosts |= cached - present
+
+
+class LiveReader:
+    """Reads from the API server, and tells the cached reader what is gone."""
+
+    def __init__(self, kube: Kube, cached: CachedReader) -> None:
+        self._kube = kube
+        self._cached = cached
+
+    async def list(self, resource: Resource, namespace: str) -> list[Body]:
+        bodies: list[Body] = list(await self._kube.list(resource, namespace, selector(resource)))
+        self._cached.bury(resource, namespace, bodies)
+        return bodies
+
+
+class Observer:
+    """Makes snapshots."""
+
+    def __init__(
+        self,
+        cached: Reader,
+        live: Reader,
+        pods: StateSource,
+        facts: Facts,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._cached = cached
+        self._live = live
+        self._pods = pods
+        self._facts = facts
+        self._now_s = now_s
+
+    async def _lists(
+        self, live: bool, namespace: str, *resources: Resource
+    ) -> dict[Resource, list[Body]]:
+        reader = self._live if live else self._cached
+        found = await asyncio.gather(*(reader.list(r, namespace) for r in resources))
+        return dict(zip(resources, found, strict=True))
+
+    async def fleet(self, key: Key, *, live: bool) -> FleetSnapshot:
+        """Everything about one fleet; `live` reads from the API server."""
+        kinds = (FLEETS, MODELS, POOLS, PODS, REVISIONS, BUDGETS, DEPLOYMENTS, SERVICES)
+        found = await self._lists(live, key.namespace, *kinds)
+        fleets = _parsed(fleet_view, found[FLEETS])
+        models = _parsed(model_view, found[MODELS])
+        fleet = next((f for f in fleets if f.name == key.name), None)
+        labels = {LABEL_FLEET: key.name}
+        runtime = labels | {LABEL_COMPONENT: COMPONENT_RUNTIME}
+        pods = _parsed(pod_view, _labelled(found[PODS], runtime))
+        pools = _parsed(pool_view, _labelled(found[POOLS], labels))
+        now_s = self._now_s()
+        wanted = fleet.spec.model_ref.name if fleet else ""
+        sizes = {pool.name: pool.spec.replicas for pool in pools}
+        return FleetSnapshot(
+            namespace=key.namespace,
+            name=key.name,
+            now_s=now_s,
+            fleet=fleet,
+            model=next((m for m in models if m.name == wanted), None),
+            fleets=fleets,
+            models=models,
+            pools=pools,
+            pods=pods,
+            revisions=_parsed(revision_view, _labelled(found[REVISIONS], labels)),
+            budgets={b["metadata"]["name"]: b for b in _labelled(found[BUDGETS], labels)},
+            gateway=gateway_view(
+                key.namespace, _named(found[DEPLOYMENTS]), _named(found[SERVICES])
+            ),
+            states=await self._states(pods_to_ask(pods, sizes)),
+            checks=self._facts.checks(key.namespace, now_s),
+            latency=self._facts.latency(key.namespace, key.name),
+        )
+
+    async def _states(self, pods: list[PodView]) -> dict[str, PodState]:
+        """What pods answer; a silent one is left out."""
+
+        async def ask(pod: PodView) -> tuple[str, PodState | None]:
+            try:
+                return pod.uid, await self._pods.state(pod.ip or "")
+            except OSError as error:
+                log.info("pod %s does not answer: %s", pod.name, error)
+                return pod.uid, None
+
+        answers = await asyncio.gather(*(ask(pod) for pod in pods))
+        return {uid: state for uid, state in answers if state is not None}
+
+    async def model(self, key: Key, *, live: bool) -> ModelSnapshot:
+        """Everything about one Model."""
+        found = await self._lists(live, key.namespace, MODELS, PODS)
+        labels = {LABEL_COMPONENT: COMPONENT_RESOLVER, LABEL_MODEL: key.name}
+        models = _parsed(model_view, found[MODELS])
+        return ModelSnapshot(
+            now_s=self._now_s(),
+            model=next((m for m in models if m.name == key.name), None),
+            resolvers=_parsed(resolver_view, _labelled(found[PODS], labels)),
+        )
+
+    async def gateway(self, key: Key, *, live: bool) -> GatewaySnapshot:
+        """Everything about one namespace's gateway."""
+        kinds = (SERVICE_ACCOUNTS, ROLE_BINDINGS, DEPLOYMENTS, SERVICES, BUDGETS)
+        found = await self._lists(live, key.namespace, FLEETS, PODS, *kinds)
+        objects = {kind.kind: _named(found[kind]) for kind in kinds}
+        fleets = _parsed(fleet_view, found[FLEETS])
+        if not fleets:
+            self._facts.forget_namespace(key.namespace)
+        now_s = self._now_s()
+        waiting = [p for p in found[PODS] if _waits_for_volumes(p)]
+        late = [p for p in _parsed(pod_view, waiting) if now_s - p.created_s > VOLUMES_PATIENCE_S]
+        return GatewaySnapshot(
+            namespace=key.namespace,
+            now_s=now_s,
+            fleets=fleets,
+            live={kind: body for kind, body in objects.items() if body is not None},
+            secret_ensured_s=self._facts.secret_ensured_s(key.namespace),
+            secret_missing=bool(late),
+        )
+
+
+def _waits_for_volumes(pod: Body) -> bool:
+    """A pod that has a node and none of its containers has been made yet."""
+    status = pod.get("status") or {}
+    containers = status.get("containerStatuses", ())
+    waiting = [((c.get("state") or {}).get("waiting") or {}).get("reason") for c in containers]
+    component = (pod["metadata"].get("labels") or {}).get(LABEL_COMPONENT)
+    return (
+        component in (COMPONENT_RUNTIME, COMPONENT_GATEWAY)
+        and bool((pod.get("spec") or {}).get("nodeName"))
+        and (not containers or "ContainerCreating" in waiting)
+    )
+
+
+def _labelled(bodies: Iterable[Body], labels: Mapping[str, str]) -> list[Body]:
+    return [
+        body for body in bodies if labels.items() <= (body["metadata"].get("labels") or {}).items()
+    ]
+
+
+def _named(bodies: Iterable[Body]) -> Body | None:
+    return next((b for b in bodies if b["metadata"]["name"] == GATEWAY_NAME), None)
+
+
+def _parsed(parse: Callable[[Body], T], bodies: Iterable[Body]) -> tuple[T, ...]:
+    """Every object that this operator understands; one that it does not must not stop the rest."""
+    views = []
+    for body in bodies:
+        try:
+            views.append(parse(body))
+        except ValidationError as error:
+            meta = body["metadata"]
+            name = f"{meta.get('namespace')}/{meta['name']}"
+            log.error("%s %s is not understood: %s", body.get("kind"), name, error)
+    return tuple(views)

@@ -1,0 +1,350 @@
+"""Replacing pods by those of a new revision: a pure function of what is observed.
+
+`next_step` sees every pool of a fleet at once, since a revision serves only with a Ready prefill
+and a Ready decode pod. No step counter is stored: the step follows from the pods, so a restarted
+operator continues. `all_steps` iterates it on an idealised cluster.
+
+Words. A pool of `size` pods moves to revision `target`; `serving` is the revision that was last
+rolled out completely. A pod is *leaving* once it drains. A revision is *routable* when the gateway
+would use it (docs/design/request-path.md); a Ready pod counts as *available* only in a routable
+revision.
+
+Invariants, each tested:
+1. No step makes the available pods of a pool fewer than size - maxUnavailable. Where a new pod
+   waits for resources that only an old pod can give up, and size > 1, the floor is size - 1.
+2. Pods of a pool never exceed size + maxSurge while two revisions exist.
+3. Until the target is routable (*unproven*), lost pods come back in the serving revision, and at
+   most maxSurge + maxUnavailable (at least one) pods of the target exist.
+4. A broken pod of the target halts: nothing more leaves or is made of the target, and the serving
+   revision is refilled.
+5. The last prefill pod of a revision stays until its decode pods are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Member:
+    """A pod of a pool as the rollout sees it; terminating and finished pods are not members."""
+
+    name: str
+    revision: str
+    ready: bool = False
+    leaving: bool = False
+    broken: bool = False
+    starved: bool = False
+    """No node has the resources that it wants."""
+    alone: bool = False
+    """It needs no prefill partner (role both)."""
+    in_flight: int = 0
+    slot: int = 0
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """One pool before a step."""
+
+    role: str
+    size: int
+    target: str
+    serving: str | None
+    max_surge: int
+    max_unavailable: int
+    members: tuple[Member, ...] = ()
+
+    @property
+    def active(self) -> list[Member]:
+        return [m for m in self.members if not m.leaving]
+
+    @property
+    def new(self) -> list[Member]:
+        return [m for m in self.active if m.revision == self.target]
+
+    @property
+    def old(self) -> list[Member]:
+        return [m for m in self.active if m.revision != self.target]
+
+
+@dataclass(frozen=True)
+class PoolStep:
+    """What happens to one pool now."""
+
+    create: tuple[str, ...] = ()
+    """The revision of each pod to make."""
+    leave: tuple[str, ...] = ()
+    """Names of pods that have to go."""
+    stay: tuple[str, ...] = ()
+    """Names of leaving pods that are wanted again."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to a fleet now."""
+
+    pools: tuple[PoolStep, ...]
+    rolling: bool
+    """Two revisions exist, or the target is not the one that was last rolled out."""
+    halted: bool
+    proven: bool
+    """The target is routable."""
+
+    @property
+    def idle(self) -> bool:
+        return all(step == PoolStep() for step in self.pools)
+
+
+def routable(pools: Sequence[PoolState]) -> frozenset[str]:
+    """The revisions that the gateway uses, by Ready pods that admit.
+
+    Those with a Ready decode pod and, unless that does both, a Ready prefill pod; if there is
+    none, every one with a Ready decode pod (it prefills for itself).
+    """
+    prefill = {m.revision for p in pools if p.role == "prefill" for m in p.active if m.ready}
+    decode = [m for p in pools if p.role != "prefill" for m in p.active if m.ready]
+    paired = frozenset(m.revision for m in decode if m.alone or m.revision in prefill)
+    return paired or frozenset(m.revision for m in decode)
+
+
+def _proven(pools: Sequence[PoolState]) -> bool:
+    """Whether every pool that should have pods has a Ready one of the target."""
+    return all(any(m.ready for m in p.new) for p in pools if p.size > 0)
+
+
+def _rolling(pools: Sequence[PoolState]) -> bool:
+    return any(
+        p.serving not in (None, p.target) or any(m.revision != p.target for m in p.members)
+        for p in pools
+    )
+
+
+def complete(pools: Sequence[PoolState]) -> bool:
+    """Whether the target alone serves, at full size."""
+    return all(
+        all(m.revision == p.target for m in p.members)
+        and sum(m.ready for m in p.new) >= p.size - p.max_unavailable
+        for p in pools
+    ) and _proven(pools)
+
+
+def next_step(pools: Sequence[PoolState]) -> Step:
+    """The next step of a fleet whose pools are given in any order."""
+    rolling, proven = _rolling(pools), _proven(pools)
+    halted = rolling and any(m.broken for p in pools for m in p.new)
+    states = list(pools)
+    steps = [PoolStep()] * len(states)
+    # Decode first: whether a prefill pod may go depends on the decode pods that are left.
+    for i in sorted(range(len(states)), key=lambda i: states[i].role == "prefill"):
+        leave = _leave(states[i], states, rolling, halted, proven)
+        states[i] = _with_leaving(states[i], leave)
+        stay, create = _refill(states[i], rolling, halted, proven)
+        steps[i] = PoolStep(create, tuple(leave), stay)
+    return Step(tuple(steps), rolling, halted, proven)
+
+
+def _with_leaving(pool: PoolState, names: Sequence[str]) -> PoolState:
+    members = tuple(replace(m, leaving=m.leaving or m.name in names) for m in pool.members)
+    return replace(pool, members=members)
+
+
+# -- who goes --------------------------------------------------------------------------------------
+
+
+def _departure_order(pool: PoolState, members: Sequence[Member]) -> list[Member]:
+    """Who goes first: not Ready, then neither serving nor target, then the least to lose."""
+    return sorted(
+        members,
+        key=lambda m: (
+            m.ready,
+            m.revision in (pool.serving, pool.target),
+            m.revision == pool.target,
+            m.in_flight,
+            -m.slot,
+        ),
+    )
+
+
+def _leave(
+    pool: PoolState, pools: Sequence[PoolState], rolling: bool, halted: bool, proven: bool
+) -> list[str]:
+    """Names of the pods that go now, in order."""
+    surplus = len(pool.new) - pool.size
+    leaving = [m.name for m in _departure_order(pool, pool.new)[: max(0, surplus)]]
+    if not rolling:
+        return leaving
+    others = [p for p in pools if p is not pool]
+    for member in _departure_order(pool, pool.old):
+        now = _with_leaving(pool, leaving)
+        if _may_leave(now, member, others, halted, proven):
+            leaving.append(member.name)
+    return leaving
+
+
+def _may_leave(
+    pool: PoolState, member: Member, others: Sequence[PoolState], halted: bool, proven: bool
+) -> bool:
+    """Whether an old pod may go in this step, after those that already do."""
+    abandoned = member.revision != pool.serving
+    if abandoned and not member.ready:
+        return True
+    retired = pool.role == "prefill" and any(other.role == "both" for other in others)
+    if retired and not _partner_stays(pool, member, others):
+        return False
+    before = routable([pool, *others])
+    after_pool = _with_leaving(pool, [member.name])
+    after = routable([after_pool, *others])
+    in_place = _replaces_in_place(pool, others)
+    if not (proven or abandoned or in_place) or halted:
+        # Nothing of the target serves: the serving revision only shrinks to the pool's size.
+        return _available(after_pool, after) >= pool.size and _covered(pool, others, after)
+    if not in_place and not _partner_stays(pool, member, others):
+        return False
+    if not (member.ready and member.revision in before):
+        return True
+    return _available(after_pool, after) >= _floor(pool) and _covered(pool, others, after)
+
+
+def _available(pool: PoolState, revisions: frozenset[str]) -> int:
+    return sum(m.ready and m.revision in revisions for m in pool.active)
+
+
+def _floor(pool: PoolState) -> int:
+    """How many pods have to be available at least."""
+    slack = 1 if _starved(pool) and pool.size > 1 else 0
+    return pool.size - max(pool.max_unavailable, slack)
+
+
+def _covered(pool: PoolState, others: Sequence[PoolState], after: frozenset[str]) -> bool:
+    """Whether the other pools keep their floor when `after` are the routable revisions.
+
+    Taking the last decode pod of a revision takes its prefill pods out of routing too.
+    """
+    if pool.role == "prefill":
+        return True
+    before = routable([pool, *others])
+    return all(
+        _available(other, after) >= min(_floor(other), _available(other, before))
+        for other in others
+    )
+
+
+def _starved(pool: PoolState) -> bool:
+    return any(m.starved for m in pool.new)
+
+
+def _replaces_in_place(pool: PoolState, others: Sequence[PoolState]) -> bool:
+    """Whether an old pod has to go before a new one can come.
+
+    Either maxSurge leaves no room, or no node has room and the pool has more than one pod. A pool
+    whose partner waits for room that it cannot make itself waits too.
+    """
+    room = pool.size + pool.max_surge - len(pool.members)
+    if not pool.new and room <= 0 and pool.max_surge == 0:
+        return True
+    stuck = any(_starved(other) and other.size <= 1 for other in others)
+    return _starved(pool) and pool.size > 1 and not stuck
+
+
+def _partner_stays(pool: PoolState, member: Member, others: Sequence[PoolState]) -> bool:
+    """Whether a prefill pod may go without leaving its revision's decode pods too few partners.
+
+    Old prefill pods go in proportion to old decode pods, at most one share ahead, and the last
+    only after them.
+    """
+    if pool.role != "prefill":
+        return True
+    decode = next((p for p in others if p.role != "prefill"), None)
+    if decode is None:
+        return True
+    partners = sum(m.revision == member.revision for m in decode.members)
+    if not partners:
+        return True
+    mates = sum(m.revision == member.revision for m in pool.active)
+    size = max(pool.size, 1)
+    return mates > max(1, (partners - 1) * size // max(decode.size, 1))
+
+
+# -- who comes -------------------------------------------------------------------------------------
+
+
+def _refill(
+    pool: PoolState, rolling: bool, halted: bool, proven: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names that stay after all, and the revisions of pods to make."""
+    guarded = rolling and not proven and pool.serving not in (None, pool.target)
+    wanted = max(0, pool.size - len(pool.new))
+    if halted and pool.serving != pool.target and pool.serving is not None:
+        wanted = 0
+    elif guarded:
+        wanted = min(wanted, max(1, pool.max_surge + pool.max_unavailable) - len(pool.new))
+    room = _room(pool) if rolling else wanted
+    count = max(0, min(wanted, room))
+    stay = _returning(pool, pool.target, count)
+    create = [pool.target] * (count - len(stay))
+    if pool.serving is not None and (guarded or (halted and pool.serving != pool.target)):
+        back = max(0, min(_missing(pool, halted), room - count))
+        returning = _returning(pool, pool.serving, back)
+        stay += returning
+        create += [pool.serving] * (back - len(returning))
+    return stay, tuple(create)
+
+
+def _room(pool: PoolState) -> int:
+    """How many more pods may exist while two revisions do.
+
+    Pods of the target that leave (a scale-in) do not count: a long drain must not keep a lost pod
+    from being replaced.
+    """
+    leaving = sum(m.leaving and m.revision != pool.target for m in pool.members)
+    return pool.size + pool.max_surge - len(pool.active) - leaving
+
+
+def _missing(pool: PoolState, halted: bool) -> int:
+    """Pods of the serving revision that have to come back while the target is unproven."""
+    serving = sum(m.revision == pool.serving for m in pool.active)
+    ready_new = sum(m.ready for m in pool.new)
+    allowance = 0 if halted else pool.max_unavailable + (_starved(pool) and pool.size > 1)
+    return pool.size - serving - ready_new - allowance
+
+
+def _returning(pool: PoolState, revision: str, count: int) -> tuple[str, ...]:
+    """Leaving pods of a revision that serve again instead of making new ones."""
+    able = [m for m in pool.members if m.leaving and m.ready and m.revision == revision]
+    return tuple(m.name for m in sorted(able, key=lambda m: m.slot)[:count])
+
+
+# -- the whole way ---------------------------------------------------------------------------------
+
+
+def all_steps(pools: Sequence[PoolState], limit: int = 10_000) -> list[Step]:
+    """Every step until nothing is left to do, on a cluster where each step succeeds at once.
+
+    Raises RuntimeError when `limit` steps are not enough: the rollout would never end.
+    """
+    states = list(pools)
+    steps: list[Step] = []
+    for serial in range(limit):
+        step = next_step(states)
+        if step.idle and all(m.ready and not m.leaving for p in states for m in p.members):
+            return steps
+        steps.append(step)
+        states = [
+            _settled(state, pool_step, serial)
+            for state, pool_step in zip(states, step.pools, strict=True)
+        ]
+    raise RuntimeError(f"no end after {limit} steps")
+
+
+def _settled(pool: PoolState, step: PoolStep, serial: int) -> PoolState:
+    """The pool after a step: what left is gone, what was made last time is Ready."""
+    kept = [m for m in pool.members if not m.leaving and m.name not in step.leave]
+    stayed = [m for m in pool.members if m.name in step.stay]
+    members = [replace(m, ready=not m.broken and not m.starved, leaving=False) for m in kept]
+    members += [replace(m, leaving=False) for m in stayed]
+    members += [
+        Member(f"{revision}-{serial}-{i}", revision, alone=pool.role == "both")
+        for i, revision in enumerate(step.create)
+    ]
+    return replace(pool, members=tuple(members))

@@ -1,0 +1,314 @@
+"""What the plan sees: live objects parsed into frozen values.
+
+Parsers are total over what the API server returns for our kinds; a custom resource that no longer
+parses (a newer CRD than this operator) raises pydantic.ValidationError.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tandem_runtime.contract import (
+    ANNOTATION_DRAINING,
+    ANNOTATION_EXTERNAL_URL,
+    ANNOTATION_SERVED_NAMES,
+    LABEL_FLEET,
+    LABEL_POOL,
+    LABEL_REVISION,
+    LABEL_ROLE,
+)
+from tandem_runtime.protocol import PodState
+
+from tandem_operator.api.fleet import FleetSpec, FleetStatus, Latency
+from tandem_operator.api.model import ModelSpec, ModelStatus
+from tandem_operator.api.pool import PoolSpec, PoolStatus
+from tandem_operator.names import ANNOTATION_DRAINING_SINCE
+from tandem_operator.plan.health import Problem, pod_problem
+from tandem_operator.plan.times import to_unix_s
+from tandem_operator.resources import FLEETS, MODELS, PODS, POOLS, REVISIONS, Ref
+
+Body = Mapping[str, Any]
+
+
+def controller_uid(body: Body) -> str | None:
+    """The uid of the object's controller."""
+    for owner in body["metadata"].get("ownerReferences", ()):
+        if owner.get("controller"):
+            return str(owner["uid"])
+    return None
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A Model."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    created_s: float
+    spec: ModelSpec
+    status: ModelStatus
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(MODELS, self.namespace, self.name, self.uid)
+
+
+def model_view(body: Body) -> ModelView:
+    """Parse a Model."""
+    meta = body["metadata"]
+    return ModelView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        generation=meta["generation"],
+        created_s=to_unix_s(meta["creationTimestamp"]),
+        spec=ModelSpec.model_validate(body["spec"]),
+        status=ModelStatus.model_validate(body.get("status") or {}),
+    )
+
+
+@dataclass(frozen=True)
+class FleetView:
+    """An InferenceFleet."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    created_s: float
+    deleting: bool
+    annotations: Mapping[str, str]
+    spec: FleetSpec
+    status: FleetStatus
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(FLEETS, self.namespace, self.name, self.uid)
+
+
+def fleet_view(body: Body) -> FleetView:
+    """Parse an InferenceFleet."""
+    meta = body["metadata"]
+    return FleetView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        generation=meta["generation"],
+        created_s=to_unix_s(meta["creationTimestamp"]),
+        deleting="deletionTimestamp" in meta,
+        annotations=meta.get("annotations") or {},
+        spec=FleetSpec.model_validate(body["spec"]),
+        status=FleetStatus.model_validate(body.get("status") or {}),
+    )
+
+
+@dataclass(frozen=True)
+class PoolView:
+    """A Pool."""
+
+    namespace: str
+    name: str
+    uid: str
+    owner_uid: str | None
+    deleting: bool
+    generation: int
+    spec: PoolSpec
+    status: PoolStatus
+    replicas_manager: str | None
+    """The field manager that last wrote spec.replicas; None for the schema's default."""
+    body: Body = field(repr=False, compare=False)
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(POOLS, self.namespace, self.name, self.uid)
+
+
+def pool_view(body: Body) -> PoolView:
+    """Parse a Pool."""
+    meta = body["metadata"]
+    return PoolView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        owner_uid=controller_uid(body),
+        deleting="deletionTimestamp" in meta,
+        generation=meta["generation"],
+        spec=PoolSpec.model_validate(body["spec"]),
+        status=PoolStatus.model_validate(body.get("status") or {}),
+        replicas_manager=_manager_of_replicas(meta),
+        body=body,
+    )
+
+
+def _manager_of_replicas(meta: Body) -> str | None:
+    for entry in meta.get("managedFields", ()):
+        if "f:replicas" in (entry.get("fieldsV1") or {}).get("f:spec", {}):
+            return str(entry["manager"])
+    return None
+
+
+@dataclass(frozen=True)
+class PodView:
+    """A runtime pod."""
+
+    namespace: str
+    name: str
+    uid: str
+    fleet: str
+    pool: str
+    pool_uid: str | None
+    role: str
+    revision: str
+    created_s: float
+    terminating: bool
+    finished: bool
+    """Failed or Succeeded: it will never run again."""
+    ready: bool
+    ip: str | None
+    unschedulable: str | None
+    """The scheduler's sentence while it finds no node."""
+    problem: Problem | None
+    draining: str | None
+    draining_since_s: float | None
+    served_names: str | None
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(PODS, self.namespace, self.name, self.uid)
+
+    @property
+    def slot(self) -> int:
+        """The number at the end of its name; large for a name that has none."""
+        match = re.search(r"-(\d+)$", self.name)
+        return int(match[1]) if match else 1 << 30
+
+    @property
+    def starved(self) -> bool:
+        """Whether the scheduler wants resources that no node has free."""
+        return self.unschedulable is not None and "Insufficient" in self.unschedulable
+
+
+def pod_view(body: Body) -> PodView:
+    """Parse a runtime pod."""
+    meta, status = body["metadata"], body.get("status") or {}
+    labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
+    conditions = {c["type"]: c for c in status.get("conditions", ())}
+    scheduled = conditions.get("PodScheduled", {})
+    unschedulable = scheduled.get("status") == "False" and scheduled.get("reason")
+    since = annotations.get(ANNOTATION_DRAINING_SINCE)
+    ready = conditions.get("Ready", {}).get("status") == "True"
+    return PodView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        fleet=labels.get(LABEL_FLEET, ""),
+        pool=labels.get(LABEL_POOL, ""),
+        pool_uid=controller_uid(body),
+        role=labels.get(LABEL_ROLE, ""),
+        revision=labels.get(LABEL_REVISION, ""),
+        created_s=to_unix_s(meta["creationTimestamp"]),
+        terminating="deletionTimestamp" in meta,
+        finished=status.get("phase") in ("Failed", "Succeeded"),
+        ready=ready,
+        ip=status.get("podIP"),
+        unschedulable=str(scheduled.get("message")) if unschedulable == "Unschedulable" else None,
+        problem=None if ready else pod_problem(body),
+        draining=annotations.get(ANNOTATION_DRAINING),
+        draining_since_s=to_unix_s(since) if since else None,
+        served_names=annotations.get(ANNOTATION_SERVED_NAMES),
+    )
+
+
+@dataclass(frozen=True)
+class RevisionView:
+    """A ControllerRevision: one pool's pod template of one revision."""
+
+    namespace: str
+    name: str
+    uid: str
+    pool_uid: str | None
+    revision: str
+    number: int
+    template: Body = field(repr=False, compare=False)
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(REVISIONS, self.namespace, self.name, self.uid)
+
+
+def revision_view(body: Body) -> RevisionView:
+    """Parse a ControllerRevision that we made."""
+    meta = body["metadata"]
+    return RevisionView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        pool_uid=controller_uid(body),
+        revision=(meta.get("labels") or {}).get(LABEL_REVISION, ""),
+        number=int(body.get("revision", 0)),
+        template=(body.get("data") or {}).get("template") or {},
+    )
+
+
+@dataclass(frozen=True)
+class GatewayView:
+    """The namespace's gateway as fleets see it."""
+
+    available_replicas: int
+    url: str
+
+
+def gateway_view(namespace: str, deployment: Body | None, service: Body | None) -> GatewayView:
+    """The gateway's state; the URL is the external one where the Service has it."""
+    available = ((deployment or {}).get("status") or {}).get("availableReplicas", 0)
+    meta = service["metadata"] if service else {}
+    external = (meta.get("annotations") or {}).get(ANNOTATION_EXTERNAL_URL)
+    host = external or f"{meta.get('name', 'tandem-gateway')}.{namespace}.svc"
+    return GatewayView(available, f"http://{host}")
+
+
+@dataclass(frozen=True)
+class TemplateCheck:
+    """What the API server said to a revision's pod."""
+
+    accepted: bool
+    reason: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class FleetSnapshot:
+    """Everything that a plan for one fleet is made of."""
+
+    namespace: str
+    name: str
+    now_s: float
+    fleet: FleetView | None
+    model: ModelView | None = None
+    """The fleet's own, if it exists."""
+    fleets: tuple[FleetView, ...] = ()
+    """All of the namespace."""
+    models: tuple[ModelView, ...] = ()
+    """All of the namespace."""
+    pools: tuple[PoolView, ...] = ()
+    pods: tuple[PodView, ...] = ()
+    """All with the fleet's label, also those of pools that are gone."""
+    revisions: tuple[RevisionView, ...] = ()
+    budgets: Mapping[str, Body] = field(default_factory=dict)
+    """PodDisruptionBudgets by name."""
+    gateway: GatewayView | None = None
+    states: Mapping[str, PodState] = field(default_factory=dict)
+    """What pods say of themselves, by uid; only those that were asked and answered."""
+    checks: Mapping[str, TemplateCheck] = field(default_factory=dict)
+    """By pool name and revision, see `check_key`."""
+    latency: Latency | None = None
+
+
+def check_key(pool: str, revision: str) -> str:
+    """Key of `FleetSnapshot.checks`."""
+    return f"{pool}-{revision}"

@@ -1,0 +1,60 @@
+"""HTTP to the pods of the data plane: their state, their drain hook, the gateways' latencies."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiohttp
+import msgspec
+from tandem_runtime.contract import HTTP_PORT, PATH_DRAIN, PATH_STATE
+from tandem_runtime.protocol import DrainRequest, GatewayState, PodState
+
+TIMEOUT_S = 3.0
+T = TypeVar("T")
+
+
+class RuntimePods:
+    """The data plane's pods, by address. One session for all of them."""
+
+    def __init__(self, port: int = HTTP_PORT) -> None:
+        self._port = port
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    async def drain(self, host: str, request: DrainRequest) -> PodState:
+        """POST to the drain hook. Raises OSError with a sentence when the pod does not answer."""
+        return await self._call("POST", host, PATH_DRAIN, PodState, msgspec.json.encode(request))
+
+    async def state(self, host: str) -> PodState:
+        """What a runtime pod says of itself. Raises OSError."""
+        return await self._call("GET", host, PATH_STATE, PodState)
+
+    async def gateway(self, host: str) -> GatewayState:
+        """What a gateway says of itself. Raises OSError."""
+        return await self._call("GET", host, PATH_STATE, GatewayState)
+
+    async def _call(
+        self, method: str, host: str, path: str, answer: type[T], body: bytes | None = None
+    ) -> T:
+        url = f"http://{host}:{self._port}{path}"
+        headers = {"Content-Type": "application/json"} if body else {}
+        try:
+            async with self._session.request(method, url, data=body, headers=headers) as response:
+                content = await response.read()
+                if response.status != 200:
+                    text = content.decode(errors="replace")[:200]
+                    raise OSError(f"{url} answered {response.status}: {text}")
+                return msgspec.json.decode(content, type=answer)
+        except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
+            raise OSError(f"{url}: {type(error).__name__} {error}") from error

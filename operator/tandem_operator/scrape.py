@@ -1,0 +1,49 @@
+"""Polls the gateways for the latencies of the fleets that they serve."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from tandem_runtime.contract import COMPONENT_GATEWAY, LABEL_COMPONENT
+from tandem_runtime.protocol import FleetLatency, GatewayState
+
+log = logging.getLogger(__name__)
+Body = Mapping[str, Any]
+
+
+class GatewaySource(Protocol):
+    """Asks gateways."""
+
+    async def gateway(self, host: str) -> GatewayState:
+        """Raises OSError when it does not answer."""
+
+
+def gateway_hosts(pods: Sequence[Body]) -> list[str]:
+    """Addresses of the gateway pods that can be asked."""
+    return sorted(
+        pod["status"]["podIP"]
+        for pod in pods
+        if (pod["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == COMPONENT_GATEWAY
+        and (pod.get("status") or {}).get("podIP")
+        and (pod.get("status") or {}).get("phase") == "Running"
+    )
+
+
+async def scrape(source: GatewaySource, hosts: Sequence[str]) -> dict[str, list[FleetLatency]]:
+    """Every fleet's reports, one for each gateway that answered."""
+
+    async def ask(host: str) -> Mapping[str, FleetLatency]:
+        try:
+            return (await source.gateway(host)).fleets
+        except OSError as error:
+            log.info("gateway does not answer: %s", error)
+            return {}
+
+    reports: dict[str, list[FleetLatency]] = {}
+    for answer in await asyncio.gather(*(ask(host) for host in hosts)):
+        for fleet, latency in answer.items():
+            reports.setdefault(fleet, []).append(latency)
+    return reports
