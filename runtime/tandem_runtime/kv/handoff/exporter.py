@@ -74,6 +74,8 @@ class Exporter:
         self.counters = ExportCounters()
         self.reader = PageReader(asyncio.get_running_loop(), identity.layout.page_tokens)
         engine.after_step(self.reader.after_step)
+        self.newest: dict[str, _Export] = {}
+        """By stream: an attempt ends the older ones, whichever decode pod asked for them."""
         self._server: asyncio.Server | None = None
         self._sessions: dict[_Session, asyncio.Task[None]] = {}
 
@@ -130,7 +132,7 @@ class _Session:
             peer = await welcome(self.connection, self.exporter.identity)
             log.info("decode pod %s connected", peer)
             self._heard_s = self.exporter.clock()
-            self._spawn(self._keep_alive())
+            self.spawn(self._keep_alive())
             while True:
                 self._take((await self.connection.receive()).frame)
         except HandshakeFailed as failure:
@@ -145,7 +147,7 @@ class _Session:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -163,7 +165,7 @@ class _Session:
                 self._leases.extend([frame.key], now_s)
                 export = self.exports.get(frame.key)
                 if isinstance(frame, wire.Abort):
-                    self._spawn(self._abort_for_peer(export, frame))
+                    self.spawn(self._abort_for_peer(export, frame))
                 elif export is not None:  # a stream that has ended: the frame is late
                     export.take(frame)
             case wire.Aborted():
@@ -173,20 +175,25 @@ class _Session:
 
     def _begin(self, request: GenerateRequest) -> None:
         key = StreamKey(request.stream_id, request.epoch)
+        other = self.exporter.newest.get(key.stream)
         refusal = self.exporter.admit()
-        older = [k for k in self.exports if k.stream == key.stream]
-        if any(k.epoch >= key.epoch for k in older):
-            refusal = Refusal("bad_request", f"stream {key} is older than one that runs here")
+        if other is not None and other.key.epoch >= key.epoch:
+            refusal = Refusal("bad_request", f"a newer attempt than {key} runs here")
         if refusal is not None:
             retryable = refusal.code != "bad_request"
-            self._spawn(self._tell(wire.Abort(*key, refusal.code, refusal.reason, retryable)))
+            self.spawn(self._tell(wire.Abort(*key, refusal.code, refusal.reason, retryable)))
             return
-        for k in older:
-            self.exports[k].task.cancel()
+        if other is not None:
+            other.session.end(other.key, "prefill_lost", "a newer attempt of the stream runs")
         export = _Export(self, key, request)
-        self.exports[key] = export
+        self.exports[key] = self.exporter.newest[key.stream] = export
         self._leases.begin(key, self.exporter.clock())
-        export.task = self._spawn(self._run(export))
+        export.task = self.spawn(self._run(export))
+
+    def end(self, key: StreamKey, code: str, reason: str) -> None:
+        """Gives a stream up and tells the decode pod."""
+        self.exports[key].task.cancel()
+        self.spawn(self._tell(wire.Abort(*key, code, reason)))
 
     async def _run(self, export: _Export) -> None:
         counters = self.exporter.counters
@@ -206,6 +213,8 @@ class _Session:
             abort = wire.Abort(*export.key, "internal", "the prefill pod failed")
         finally:
             del self.exports[export.key]
+            if self.exporter.newest.get(export.key.stream) is export:
+                del self.exporter.newest[export.key.stream]
             self._leases.end(export.key)
             export.release()
         if abort is not None:
@@ -234,9 +243,8 @@ class _Session:
             if now_s - self._heard_s > timing.silence_s:
                 self.connection.abort(f"nothing heard for {timing.silence_s:g} s")
             for key in self._leases.expired(now_s):
-                self.exports[key].task.cancel()
-                reason = f"the decode pod did not ask for {timing.lease_s:g} s"
-                await self._tell(wire.Abort(*key, "lease_expired", reason))
+                reason = f"the decode pod said nothing for {timing.lease_s:g} s"
+                self.end(key, "lease_expired", reason)
 
 
 class _Export:
@@ -246,7 +254,7 @@ class _Export:
 
     def __init__(self, session: _Session, key: StreamKey, request: GenerateRequest) -> None:
         self.key = key
-        self._session = session
+        self.session = session
         self._exporter = session.exporter
         self._request = request
         self._known_tokens = len(request.prompt_ids) + len(request.output_ids)
@@ -262,7 +270,7 @@ class _Export:
 
     async def transfer(self) -> None:
         """The protocol, from admission to acknowledgement."""
-        send = self._session.connection.send
+        send = self.session.connection.send
         engine = self._exporter.engine
         engine.route(str(self.key), self._take_output)
         await engine.call(self._admit)

@@ -1,0 +1,99 @@
+"""Pods of both roles on real sockets; after each test they must be empty."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from handoff_ends import (
+    QUICK,
+    SECRET,
+    DecodePod,
+    Peer,
+    PlayedPrefill,
+    PrefillPod,
+    identity,
+)
+from hash_engine import HashRunner, hash_engine
+from tandem_runtime.kv.handoff import handshake
+from tandem_runtime.kv.handoff.connection import connect
+from tandem_runtime.kv.handoff.exporter import Exporter, Refusal
+from tandem_runtime.kv.handoff.importer import Importer
+from tandem_runtime.serve.worker import EngineWorker
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+async def make_prefill() -> AsyncIterator[Make]:
+    pods: list[PrefillPod] = []
+
+    async def make(
+        *, secret: bytes = SECRET, name: str = "prefill-0", layout: Any = None, **options: Any
+    ) -> PrefillPod:
+        blocks = options.pop("blocks", 64)
+        runner = HashRunner(blocks + 1, options.pop("step_s", 0.0))
+        worker = EngineWorker()
+        refusal: list[Refusal] = []
+        exporter = Exporter(
+            worker,
+            identity(name, secret, **(layout or {})),
+            lambda: refusal[0] if refusal else None,
+            QUICK,
+        )
+        worker.start(hash_engine(blocks=blocks, runner=runner, **options))
+        port = await exporter.listen("127.0.0.1", 0)
+        pods.append(PrefillPod(worker, runner, exporter, port, refusal))
+        return pods[-1]
+
+    yield make
+    for pod in pods:
+        await pod.exporter.close()
+        await pod.empty()
+        await pod.worker.stop()
+
+
+@pytest.fixture
+async def make_decode() -> AsyncIterator[Make]:
+    pods: list[DecodePod] = []
+
+    async def make(
+        *, secret: bytes = SECRET, name: str = "decode-0", layout: Any = None, **options: Any
+    ) -> DecodePod:
+        blocks = options.pop("blocks", 64)
+        runner = HashRunner(blocks + 1, options.pop("step_s", 0.0))
+        worker = EngineWorker()
+        worker.start(hash_engine(blocks=blocks, runner=runner, **options))
+        importer = Importer(worker, identity(name, secret, **(layout or {})), QUICK)
+        pods.append(DecodePod(worker, runner, importer))
+        return pods[-1]
+
+    yield make
+    for pod in pods:
+        await pod.importer.close()
+        await pod.empty()
+        await pod.worker.stop()
+
+
+@pytest.fixture
+async def play_decode() -> AsyncIterator[Callable[[PrefillPod], Any]]:
+    peers: list[Peer] = []
+
+    async def play(pod: PrefillPod) -> Peer:
+        connection = await connect("127.0.0.1", pod.port, 1)
+        await handshake.greet(connection, identity("decode-9"), "prefill-0")
+        peers.append(Peer(connection))
+        return peers[-1]
+
+    yield play
+    for peer in peers:
+        peer.connection.abort("the test is over")
+
+
+@pytest.fixture
+async def played_prefill() -> AsyncIterator[PlayedPrefill]:
+    played = PlayedPrefill()
+    await played.start()
+    yield played
+    played.stop()
