@@ -100,7 +100,7 @@ def namespace(cluster: Running) -> Iterator[str]:
 @pytest.fixture
 async def api(cluster: Running) -> AsyncIterator[Api]:
     """A client of the API server, as cluster-admin."""
-    async with Api(cluster.admin, user_agent="tandem-tests") as client:
+    async with Api.connect(cluster.admin, user_agent="tandem-tests") as client:
         yield client
 
 

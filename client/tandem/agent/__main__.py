@@ -36,7 +36,7 @@ async def run(config: AgentConfig) -> None:
         Path(config.client_key),
     )
     machine = Machine.read()
-    async with Api(credentials, user_agent=f"tandem-agent/{config.node}") as api:
+    async with Api.connect(credentials, user_agent=f"tandem-agent/{config.node}") as api:
         reporter = NodeReporter(api, config, machine, time.time)
         node_uid = await reporter.register()
         services = Services(

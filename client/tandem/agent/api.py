@@ -69,16 +69,24 @@ class Changed:
 class Api:
     """A client of one API server; an async context manager."""
 
-    def __init__(self, credentials: Credentials, user_agent: str = "tandem") -> None:
-        self._server = credentials.server
-        self._ssl = ssl.create_default_context(cafile=str(credentials.ca))
-        self._ssl.load_cert_chain(credentials.certificate, credentials.key)
+    def __init__(
+        self, server: str, tls: ssl.SSLContext | None = None, user_agent: str = "tandem"
+    ) -> None:
+        self._server = server
+        self._tls = tls
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
 
+    @classmethod
+    def connect(cls, credentials: Credentials, user_agent: str) -> Self:
+        """A client that shows a certificate and trusts one CA."""
+        tls = ssl.create_default_context(cafile=str(credentials.ca))
+        tls.load_cert_chain(credentials.certificate, credentials.key)
+        return cls(credentials.server, tls, user_agent)
+
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._ssl, limit=0),
+            connector=aiohttp.TCPConnector(ssl=self._tls or False, limit=0),
             headers={"User-Agent": self._user_agent, "Accept": "application/json"},
         )
         return self

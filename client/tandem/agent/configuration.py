@@ -84,13 +84,10 @@ async def configure(
         log=str(run.log),
         mounts=[
             *image.caches,
+            _hosts_file(services, pod, place.ip, hostname),
             *volume_mounts,
             Mount(str(termination_log), spec.get("terminationMessagePath") or TERMINATION_LOG),
         ],
-        files={
-            "/etc/hostname": f"{hostname}\n",
-            "/etc/hosts": f"127.0.0.1 localhost\n{place.ip} {hostname}\n",
-        },
         private=[*PRIVATE, services.config.state_home],
         image_paths=image.paths,
         devices=_devices(gpus),
@@ -102,6 +99,13 @@ async def configure(
         strikes=strikes,
         termination_log=str(termination_log),
     )
+
+
+def _hosts_file(services: Services, pod: Object, ip: str, hostname: str) -> Mount:
+    """The pod's /etc/hosts, in which it finds itself."""
+    path = services.store.pod(pod["metadata"]["uid"]).path / "etc-hosts"
+    path.write_text(f"127.0.0.1 localhost\n{ip} {hostname}\n")
+    return Mount(str(path), "/etc/hosts")
 
 
 async def _environment(

@@ -7,7 +7,9 @@ import re
 from fractions import Fraction
 from typing import Final
 
-_PATTERN: Final = re.compile(r"([+-]?[0-9.]+)([eE][+-]?[0-9]+|[numkMGTPE]?|[KMGTPE]i)")
+_PATTERN: Final = re.compile(
+    r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))([eE][+-]?[0-9]+|[numkMGTPE]?|[KMGTPE]i)"
+)
 _SUFFIXES: Final = {
     "": Fraction(1),
     "n": Fraction(1, 10**9),

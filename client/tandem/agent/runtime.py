@@ -141,9 +141,9 @@ async def execute(run: RunDir, argv: Sequence[str], timeout_s: float | None) -> 
     assert process.stdout is not None
     try:
         async with asyncio.timeout(timeout_s):
-            output = await process.stdout.read(OUTPUT_LIMIT_BYTES)
-            while await process.stdout.read(65536):
-                pass
+            output = b""
+            while data := await process.stdout.read(65536):
+                output = (output + data)[:OUTPUT_LIMIT_BYTES]
             return CommandResult(await process.wait(), output.decode(errors="replace").strip())
     finally:
         if process.returncode is None:

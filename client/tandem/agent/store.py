@@ -41,8 +41,6 @@ class ContainerConfig:
     hostname: str
     log: str
     mounts: list[Mount]
-    files: dict[str, str]
-    """Small files of the pod's own, such as /etc/hosts: path to contents."""
     private: list[str]
     """Folders that the container must not share with the machine; fresh and empty in it."""
     image_paths: list[str]

@@ -55,10 +55,6 @@ class TokenSource:
                 kept = self._tokens[key] = await self._request(audience, life_s)
             return kept.text
 
-    def next_renewal_s(self) -> float | None:
-        """When the first of the pod's tokens wants renewal."""
-        return min((token.renew_at_s() for token in self._tokens.values()), default=None)
-
     async def _request(self, audience: str, life_s: int) -> Token:
         body: Object = {
             "apiVersion": "authentication.k8s.io/v1",

@@ -243,7 +243,7 @@ async def serve(credentials: Credentials) -> None:
     """Runs until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with Api(credentials, user_agent="tandem-load-balancer") as api:
+    async with Api.connect(credentials, user_agent="tandem-load-balancer") as api:
         task = asyncio.create_task(LoadBalancer(api).run())
         await asyncio.wait(
             {task, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED

@@ -17,6 +17,7 @@ MS_NOSUID: Final = 0x2
 MS_NODEV: Final = 0x4
 MS_NOEXEC: Final = 0x8
 MS_REMOUNT: Final = 0x20
+MS_NOATIMES: Final = 0x400 | 0x800
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x40000
@@ -57,7 +58,7 @@ def bind(source: str, target: str, *, read_only: bool = False) -> None:
     mount(source, target, "", MS_BIND | MS_REC)
     if read_only:
         # A bind ignores MS_RDONLY, and a remount must repeat the flags that the source has.
-        kept = os.statvfs(target).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        kept = os.statvfs(target).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIMES)
         mount("", target, "", MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
 
 

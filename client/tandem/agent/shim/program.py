@@ -60,8 +60,9 @@ def enter_program(config: dict[str, Any], argv: list[str], stdio: list[int]) -> 
     try:
         os.execvpe(argv[0], argv, config["env"])
     except OSError as error:
-        code = "executable file not found in $PATH" if error.errno == errno.ENOENT else str(error)
-        raise SetupError(f'exec: "{argv[0]}": {code}') from None
+        missing = error.errno == errno.ENOENT
+        why = "executable file not found in $PATH" if missing else error.strerror
+        raise SetupError(f'exec: "{argv[0]}": {why}') from None
 
 
 def describe(error: BaseException) -> str:
