@@ -8,6 +8,7 @@ however pytest ends; after a failed run its logs are kept where the last line sa
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
@@ -95,6 +96,52 @@ def namespace(cluster: Running) -> Iterator[str]:
             time.sleep(0.1)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def apply(cluster: Running, namespace: str) -> Callable[..., None]:
+    """`apply(*objects)` applies objects (dicts) in the test's namespace."""
+
+    def apply_objects(*objects: dict[str, Any]) -> None:
+        bundle = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        cluster.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(bundle))
+
+    return apply_objects
+
+
+@pytest.fixture
+def get(cluster: Running, namespace: str) -> Callable[..., dict[str, Any]]:
+    """`get("pod", "p")` reads an object of the test's namespace."""
+
+    def get_object(kind: str, name: str) -> dict[str, Any]:
+        text = cluster.kubectl("get", kind, name, "-n", namespace, "-o", "json")
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    return get_object
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    """`eventually(test, timeout_s=30)` returns the first true result of `test()`.
+
+    A KubectlError (not there yet) counts as false.
+    """
+
+    def wait(test: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                if result := test():
+                    return result
+                last: object = result
+            except KubectlError as error:
+                last = error
+            if time.monotonic() > deadline_s:
+                raise AssertionError(f"did not happen within {timeout_s:g} s; last: {last!r}")
+            time.sleep(0.1)
+
+    return wait
 
 
 @pytest.fixture

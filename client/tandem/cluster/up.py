@@ -192,6 +192,8 @@ def install(running: Running, note: Callable[[str], None]) -> None:
     for path in (SOURCE / "crds", overlay):
         manager = f"--field-manager={FIELD_MANAGER}"
         running.kubectl("apply", "--server-side", "--force-conflicts", manager, "-k", str(path))
+        # A watch of a kind that is not established yet is answered with errors.
+        running.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
     note("CRDs and manifests are applied")
     running.kubectl(
         "rollout",
