@@ -14,14 +14,14 @@ from typing import Final
 
 from tandem.agent.api import Api, ApiError, Object
 
-FRESH_S: Final = 5.0
+FRESH_S: Final = 1.0
 """Pods that start or refresh together share one request."""
 FORBIDDEN_TRIES: Final = 6
 FORBIDDEN_PAUSE_S: Final = 0.3
 
 
 class ObjectReader:
-    """Reads objects by name, through a cache of a few seconds."""
+    """Reads objects by name, through a cache of a second."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
