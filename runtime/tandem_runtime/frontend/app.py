@@ -11,7 +11,6 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from tandem_runtime.frontend.errors import ApiError, Internal
-from tandem_runtime.frontend.generation import Observer
 from tandem_runtime.frontend.oip import http as oip_http
 from tandem_runtime.frontend.oip.service import InferenceService, oip_error
 from tandem_runtime.frontend.openai import endpoints as openai_endpoints
@@ -19,10 +18,10 @@ from tandem_runtime.frontend.parameters import MAX_BODY_BYTES, sentence_of
 from tandem_runtime.frontend.respond import CLIENT_CLOSED_REQUEST, ErrorBody, error_response
 
 
-def create_app(inference: InferenceService, observer: Observer) -> FastAPI:
-    """Both protocols over HTTP; `observer` is told of every stream."""
+def create_app(inference: InferenceService) -> FastAPI:
+    """Both protocols over HTTP; the service's observer is told of every stream of either."""
     app = FastAPI(title="Tandem", docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES)
-    app.include_router(openai_endpoints.router(inference.backend, observer))
+    app.include_router(openai_endpoints.router(inference.backend, inference.observer))
     app.include_router(oip_http.router(inference))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid_body)

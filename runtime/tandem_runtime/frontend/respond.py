@@ -72,21 +72,23 @@ async def unary(request: Request, work: Coroutine[Any, Any, Response]) -> Respon
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-class EventStream(Response):
-    """Server-sent events: one `data:` line and one write for each message."""
+class Streamed(Response):
+    """A body in pieces: one write for each message. Base of `EventStream`."""
 
     def __init__(
-        self,
-        messages: AsyncGenerator[object, None],
-        error_body: ErrorBody,
-        *,
-        last: bytes = b"",
+        self, messages: AsyncGenerator[object, None], error_body: ErrorBody, media_type: str
     ) -> None:
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        super().__init__(media_type=media_type, headers={"cache-control": "no-cache"})
         del self.headers["content-length"]
         self._messages = messages
         self._error_body = error_body
-        self._last = last
+
+    def encode(self, message: object) -> bytes:
+        return _ENCODE(message) + b"\n"
+
+    def ending(self) -> bytes:
+        """What follows the last message of an answer that did not fail."""
+        return b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -108,15 +110,30 @@ class EventStream(Response):
         try:
             async with aclosing(self._messages):
                 async for message in self._messages:
-                    await write(b"data: " + _ENCODE(message) + b"\n\n")
-            await write(self._last, more=False)
+                    await write(self.encode(message))
+            await write(self.ending(), more=False)
         except Exception as fault:
             error = _told(fault)
-            body = self._error_body(error)
             if started:
-                await write(b"data: " + _ENCODE(body) + b"\n\n", more=False)
+                await write(self.encode(self._error_body(error)), more=False)
             else:
                 await error_response(error, self._error_body)(scope, receive, send)
+
+
+class EventStream(Streamed):
+    """Server-sent events."""
+
+    def __init__(
+        self, messages: AsyncGenerator[object, None], error_body: ErrorBody, *, last: bytes = b""
+    ) -> None:
+        super().__init__(messages, error_body, "text/event-stream")
+        self._last = last
+
+    def encode(self, message: object) -> bytes:
+        return b"data: " + _ENCODE(message) + b"\n\n"
+
+    def ending(self) -> bytes:
+        return self._last
 
 
 def _told(fault: Exception) -> ApiError:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.engine import Engine, EngineStats
 from tandem_runtime.engine.sequence import StepOutput, StreamOutput
 
 log = logging.getLogger(__name__)
@@ -46,13 +46,20 @@ class EngineWorker:
         self._after_step: list[AfterStep] = []
         self._thread: threading.Thread | None = None
         self._alive_s = clock()
+        self.stats: EngineStats | None = None
+        """As of the last step or call; None until the engine is built."""
         self.failed: asyncio.Future[None] = self._loop.create_future()
         """Gets `EngineFailed` when the thread dies; never a result."""
 
-    def start(self, engine: Engine) -> None:
-        """From now on `engine` belongs to the worker's thread."""
-        self._thread = threading.Thread(target=self._run, args=(engine,), name="engine")
+    async def start(self, build: Callable[[], Engine]) -> Engine:
+        """Builds the engine in its thread, where it stays; raises what `build` raises.
+
+        The caller may read the engine's constant attributes.
+        """
+        built: asyncio.Future[Engine] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, args=(build, built), name="engine")
         self._thread.start()
+        return await built
 
     async def stop(self) -> None:
         """Ends the thread after its current step; streams that still run are dropped."""
@@ -95,7 +102,14 @@ class EngineWorker:
         return self._clock() - self._alive_s
 
     # -- in the thread ----------------------------------------------------------------------------
-    def _run(self, engine: Engine) -> None:
+    def _run(self, build: Callable[[], Engine], built: asyncio.Future[Engine]) -> None:
+        try:
+            engine = build()
+        except BaseException as fault:
+            self._post(_set_exception, built, fault)
+            return
+        self.stats = engine.stats()
+        self._post(_set_result, built, engine)
         try:
             self._serve(engine)
         except BaseException as fault:
@@ -115,6 +129,7 @@ class EngineWorker:
                 if output.streams:
                     self._post(self._deliver, output, self._alive_s)
                 self._retry(engine)
+            self.stats = engine.stats()
 
     def _run_calls(self, engine: Engine, *, wait: bool) -> bool:
         """Runs what has been handed in; False when the worker is to stop."""
@@ -182,6 +197,6 @@ def _set_result(future: asyncio.Future[Any], result: object) -> None:
         future.set_result(result)
 
 
-def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
+def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)

@@ -204,7 +204,7 @@ async def served(backend: ScriptedBackend) -> AsyncIterator[Served]:
     grpc_server = create_server(inference)
     grpc_port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
-    config = uvicorn.Config(create_app(inference, observe), log_level="warning", lifespan="off")
+    config = uvicorn.Config(create_app(inference), log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ async def make_prefill() -> AsyncIterator[Make]:
             lambda: refusal[0] if refusal else None,
             QUICK,
         )
-        worker.start(hash_engine(blocks=blocks, runner=runner, **options))
+        await worker.start(partial(hash_engine, blocks=blocks, runner=runner, **options))
         port = await exporter.listen("127.0.0.1", 0)
         pods.append(PrefillPod(worker, runner, exporter, port, refusal))
         return pods[-1]
@@ -64,7 +65,7 @@ async def make_decode() -> AsyncIterator[Make]:
         blocks = options.pop("blocks", 64)
         runner = HashRunner(blocks + 1, options.pop("step_s", 0.0))
         worker = EngineWorker()
-        worker.start(hash_engine(blocks=blocks, runner=runner, **options))
+        await worker.start(partial(hash_engine, blocks=blocks, runner=runner, **options))
         importer = Importer(worker, identity(name, secret, **(layout or {})), QUICK)
         pods.append(DecodePod(worker, runner, importer))
         return pods[-1]

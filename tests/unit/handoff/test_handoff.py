@@ -180,7 +180,7 @@ class TestRefusals:
         prefill = await make_prefill(step_s=0.05)
         one, two = await make_decode(name="decode-0"), await make_decode(name="decode-1")
         older = asyncio.create_task(one.generate(ask(prompt(300), prefill.target, epoch=1)))
-        await eventually(lambda: prefill.exporter.streams == 1)
+        await eventually(lambda: prefill.exporter.streams.total == 1)
         newer = asyncio.create_task(two.generate(ask(prompt(300), prefill.target, epoch=2)))
         with pytest.raises(HandoffFailed, match="a newer attempt of the stream runs"):
             await older

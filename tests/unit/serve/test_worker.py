@@ -15,7 +15,7 @@ from tandem_runtime.serve.worker import EngineFailed, EngineWorker
 @pytest.fixture
 async def worker() -> AsyncIterator[EngineWorker]:
     worker = EngineWorker()
-    worker.start(hash_engine())
+    await worker.start(hash_engine)
     yield worker
     await worker.stop()
 
@@ -107,7 +107,7 @@ async def test_a_fault_in_a_step_fails_everything_that_waits() -> None:
 
     runner.before_step = explode
     worker = EngineWorker()
-    worker.start(hash_engine(runner=runner))
+    await worker.start(lambda: hash_engine(runner=runner))
     waiting = worker.until(lambda engine: None)
     await worker.call(lambda engine: engine.add(request("s")))
     with pytest.raises(EngineFailed, match="out of memory"):
@@ -124,11 +124,21 @@ async def test_an_idle_thread_says_that_it_lives_and_a_stuck_one_does_not() -> N
     runner = HashRunner(65)
     runner.before_step = lambda batch: bool(stuck.wait())
     worker = EngineWorker()
-    worker.start(hash_engine(runner=runner))
+    await worker.start(lambda: hash_engine(runner=runner))
     await asyncio.sleep(1.3)
     assert worker.silent_s < 1.2
     await worker.call(lambda engine: engine.add(request("s")))
     await asyncio.sleep(1.3)
     assert worker.silent_s > 1.2
     stuck.set()
+    await worker.stop()
+
+
+async def test_a_build_that_fails_is_told_to_whoever_started() -> None:
+    def build() -> Engine:
+        raise ValueError("no weights")
+
+    worker = EngineWorker()
+    with pytest.raises(ValueError, match="no weights"):
+        await worker.start(build)
     await worker.stop()

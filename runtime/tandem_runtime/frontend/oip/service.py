@@ -140,7 +140,7 @@ class InferenceService:
     def __init__(self, backend: Backend, statistics: Statistics, observer: Observer) -> None:
         self.backend = backend
         self._statistics = statistics
-        self._observer = observer
+        self.observer = observer
 
     async def run(self, inference: Inference) -> AsyncGenerator[Piece, None]:
         """The answer in pieces; the last one has a finish reason. Raises `ApiError`."""
@@ -158,7 +158,7 @@ class InferenceService:
             cache_salt=parameters.cache_salt,
         )
         record = StreamRecord(model.card.name, model.card.fleet, arrived_s)
-        pieces = run(self.backend, generation, record, self._observer)
+        pieces = run(self.backend, generation, record, self.observer)
         async with aclosing(pieces):
             async for piece in pieces:
                 yield piece

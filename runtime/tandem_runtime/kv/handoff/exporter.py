@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -44,6 +44,19 @@ class Refusal:
 
     code: str
     reason: str
+
+
+class ExportStreams(NamedTuple):
+    """Streams of an exporter by what they wait for."""
+
+    queued: int
+    computing: int
+    held: int
+    """Computed; their KV is kept for the decode pod."""
+
+    @property
+    def total(self) -> int:
+        return sum(self)
 
 
 @dataclass
@@ -86,9 +99,17 @@ class Exporter:
         return pages * self.identity.layout.page_tokens
 
     @property
-    def streams(self) -> int:
+    def streams(self) -> ExportStreams:
         """Streams neither acknowledged nor given up."""
-        return sum(len(session.exports) for session in self._sessions)
+        exports = [e for session in self._sessions for e in session.exports.values()]
+        computed = sum(export.computed for export in exports)
+        begun = sum(export.begun for export in exports)
+        return ExportStreams(len(exports) - begun, begun - computed, computed)
+
+    def end_all(self, code: str, reason: str) -> None:
+        """Gives every stream up and tells its decode pod."""
+        for export in list(self.newest.values()):
+            export.session.end(export.key, code, reason)
 
     async def listen(self, host: str, port: int) -> int:
         """Returns the port (`port` 0: any)."""
@@ -267,6 +288,14 @@ class _Export:
         """Where the next page read must begin; others are of a reading given up."""
         self._grant: wire.Grant | None = None
         self._acknowledged = False
+
+    @property
+    def begun(self) -> bool:
+        return self._first_output is not None
+
+    @property
+    def computed(self) -> bool:
+        return self._token is not None
 
     async def transfer(self) -> None:
         """The protocol, from admission to acknowledgement."""

@@ -86,6 +86,11 @@ class Importer:
         self._on_handoff = on_handoff
         self.counters = ImportCounters()
 
+    @property
+    def late_pages(self) -> int:
+        """Pages of streams that had ended here; they were dropped."""
+        return self._links.late_pages
+
     async def close(self) -> None:
         await self._links.close()
 

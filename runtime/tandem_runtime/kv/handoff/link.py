@@ -223,6 +223,12 @@ class Links:
         self._links: dict[PrefillTarget, Link] = {}
         self._opening: dict[PrefillTarget, asyncio.Task[Link]] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._late_pages = 0
+
+    @property
+    def late_pages(self) -> int:
+        """Of all connections, closed ones too."""
+        return self._late_pages + sum(link.late_pages for link in self._links.values())
 
     async def to(self, target: PrefillTarget) -> Link:
         """Raises `HandoffFailed`. Streams that ask at the same time share the handshake."""
@@ -253,3 +259,4 @@ class Links:
         self._running.discard(task)
         if self._links.get(target) is link:
             del self._links[target]
+            self._late_pages += link.late_pages

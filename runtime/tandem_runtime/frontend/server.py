@@ -1,0 +1,69 @@
+"""The HTTP server of gateway and pods: listens before there is an app, leaves signals alone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tandem_runtime import contract
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # SIGTERM means draining here, which is for the process to arrange.
+        yield
+
+
+class HttpServer:
+    """While `app` is None it is alive and not ready: probes tell loading from dead."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.app: ASGIApp | None = None
+        self._host = host
+        self._port = port
+        config = uvicorn.Config(
+            self._call,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            interface="asgi3",
+            server_header=False,
+            timeout_keep_alive=75,
+        )
+        self._server = _Uvicorn(config)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Returns the port. Raises OSError."""
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.create_server((self._host, self._port), family=family, backlog=2048)
+        loop = asyncio.get_running_loop()
+        self._serving = loop.create_task(self._server.serve(sockets=[listener]))
+        bound: int = listener.getsockname()[1]
+        return bound
+
+    async def stop(self) -> None:
+        """Stops listening, lets running answers end."""
+        self._server.should_exit = True
+        if self._serving is not None:
+            await self._serving
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app or _loading
+        await app(scope, receive, send)
+
+
+async def _loading(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != "http":
+        return
+    alive = scope["path"] == contract.PATH_HEALTH
+    body = {"error": {"message": "Still loading.", "type": "service_unavailable"}}
+    response = JSONResponse({} if alive else body, 200 if alive else 503, {"retry-after": "5"})
+    await response(scope, receive, send)

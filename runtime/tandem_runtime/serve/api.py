@@ -1,0 +1,90 @@
+"""The pod's own endpoints beside the protocols of the front end."""
+
+from __future__ import annotations
+
+import hmac
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import JSONResponse, Response
+
+from tandem_runtime import contract
+from tandem_runtime.frontend.app import create_app
+from tandem_runtime.frontend.errors import ApiError, BadRequest
+from tandem_runtime.frontend.oip.service import InferenceService
+from tandem_runtime.frontend.oip.statistics import Statistics
+from tandem_runtime.frontend.respond import Streamed
+from tandem_runtime.protocol import DrainRequest, GenerateRequest
+from tandem_runtime.serve.pod import Pod
+
+
+class Forbidden(ApiError):
+    status = HTTPStatus.FORBIDDEN
+    kind = "permission_error"
+
+
+def inference_service(pod: Pod) -> InferenceService:
+    """For gRPC and HTTP alike. The pod counts its streams itself (serve/streams.py)."""
+    statistics = Statistics()
+    return InferenceService(pod.backend, statistics, statistics.observe)
+
+
+def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
+    app = create_app(inference)
+    token = contract.pod_token(pod.options.secret) if pod.options.secret else None
+
+    def authorize(request: Request) -> None:
+        """Raises `Forbidden` unless the request comes from the fleet's own gateway."""
+        if token is None:
+            raise Forbidden("This pod has no handoff secret; it serves its own front end only.")
+        given = request.headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise Forbidden("The bearer token is not this fleet's.")
+
+    @app.get(contract.PATH_HEALTH)
+    async def health() -> Response:
+        return JSONResponse({"healthy": pod.healthy}, 200 if pod.healthy else 503)
+
+    @app.get(contract.PATH_READY)
+    async def ready() -> Response:
+        return JSONResponse({"ready": pod.ready}, 200 if pod.ready else 503)
+
+    @app.get(contract.PATH_METRICS)
+    async def metrics() -> Response:
+        return Response(generate_latest(pod.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get(contract.PATH_STATE)
+    async def state() -> Response:
+        return _json(pod.state())
+
+    @app.post(contract.PATH_DRAIN)
+    async def drain(request: Request) -> Response:
+        pod.drain(await _read(request, DrainRequest))
+        return _json(pod.state())
+
+    @app.get(contract.PATH_TOKENIZER)
+    async def tokenizer(request: Request) -> Response:
+        authorize(request)
+        return _json(pod.bundle)
+
+    @app.post(contract.PATH_GENERATE)
+    async def generate(request: Request) -> Response:
+        authorize(request)
+        ask = await _read(request, GenerateRequest)
+        return Streamed(pod.streams.generate(ask), ApiError.openai, "application/x-ndjson")
+
+    return app
+
+
+def _json(content: object) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+async def _read(request: Request, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(await request.body(), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadRequest(f"The body is no {kind.__name__}: {error}.") from None

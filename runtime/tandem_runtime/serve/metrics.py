@@ -1,0 +1,126 @@
+"""A pod's metrics. What the engine counts is read when scraped, so tokens cost nothing here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tandem_runtime import contract
+from tandem_runtime.engine.engine import EngineStats
+from tandem_runtime.frontend.metrics import RequestMetrics
+from tandem_runtime.frontend.record import StreamRecord
+from tandem_runtime.kv.handoff.exporter import Exporter
+from tandem_runtime.kv.handoff.importer import Importer
+from tandem_runtime.protocol import Handoff
+from tandem_runtime.serve.worker import EngineWorker
+
+_LABELS = ("model_name", "engine")
+_HANDOFF_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class PodMetrics:
+    """`model`: the name in the labels. Observers are for `StreamService` and `Importer`."""
+
+    def __init__(self, registry: CollectorRegistry, model: str) -> None:
+        self._labels = {"model_name": model, "engine": "0"}
+        self._requests = RequestMetrics(registry, _LABELS)
+        itl = Histogram(
+            contract.METRIC_ITL,
+            "Time between two tokens of a stream.",
+            _LABELS,
+            buckets=contract.TPOT_BUCKETS_S,
+            registry=registry,
+        )
+        self.observe_gap = itl.labels(**self._labels).observe
+        seconds = Histogram(
+            "tandem_handoff_seconds",
+            "From the first to the last byte of a stream's KV, on the decode pod.",
+            _LABELS,
+            buckets=_HANDOFF_BUCKETS_S,
+            registry=registry,
+        )
+        self._handoff_seconds = seconds.labels(**self._labels)
+
+    def observe(self, record: StreamRecord) -> None:
+        self._requests.observe(record, self._labels)
+
+    def observe_handoff(self, handoff: Handoff) -> None:
+        self._handoff_seconds.observe(handoff.duration_s)
+
+
+class EngineCollector(Collector):
+    """The engine's gauges and counters, and the handoff's, as of the scrape."""
+
+    def __init__(
+        self,
+        model: str,
+        worker: EngineWorker,
+        block_tokens: int,
+        exporter: Exporter | None,
+        importer: Importer | None,
+    ) -> None:
+        self._values = [model, "0"]
+        self._worker = worker
+        self._block_tokens = block_tokens
+        self._exporter = exporter
+        self._importer = importer
+
+    def collect(self) -> Iterable[Metric]:
+        if self._worker.stats is not None:
+            yield from self._engine(self._worker.stats)
+        yield from self._handoff()
+
+    def _engine(self, stats: EngineStats) -> Iterator[Metric]:
+        waiting = stats.waiting + stats.receiving
+        yield self._gauge(contract.METRIC_RUNNING, "Streams being computed.", stats.running)
+        yield self._gauge(contract.METRIC_WAITING, "Streams that wait, for KV too.", waiting)
+        yield self._gauge(contract.METRIC_KV_USAGE, "KV blocks in use, 0..1.", stats.kv_usage)
+        yield self._counter(contract.METRIC_PREEMPTIONS, "Streams preempted.", stats.preemptions)
+        prompt, cached = stats.prompt_tokens, stats.cached_tokens
+        yield self._counter(contract.METRIC_PROMPT_TOKENS, "Prompt tokens admitted.", prompt)
+        yield self._counter(contract.METRIC_CACHED_TOKENS, "Of those, from the cache.", cached)
+        yield self._counter(contract.METRIC_PREFIX_QUERIES, "Tokens looked up.", prompt)
+        yield self._counter(contract.METRIC_PREFIX_HITS, "Tokens found.", cached)
+        generated = stats.generated_tokens
+        yield self._counter(contract.METRIC_GENERATION_TOKENS, "Tokens generated.", generated)
+        info = GaugeMetricFamily(
+            contract.METRIC_CACHE_CONFIG,
+            "The KV cache.",
+            labels=[*_LABELS, "block_size", "num_gpu_blocks"],
+        )
+        info.add_metric([*self._values, str(self._block_tokens), str(stats.total_blocks)], 1)
+        yield info
+
+    def _handoff(self) -> Iterator[Metric]:
+        streams = self._family("tandem_handoff_streams", "Streams handed over.", "direction")
+        moved = self._family("tandem_handoff_bytes", "KV bytes handed over.", "direction")
+        failures = self._family(
+            "tandem_handoff_failures", "Streams not handed over.", "direction", "reason"
+        )
+        ends = (("sent", self._exporter), ("received", self._importer))
+        for direction, end in ends:
+            if end is not None:
+                streams.add_metric([*self._values, direction], end.counters.streams)
+                moved.add_metric([*self._values, direction], end.counters.bytes)
+                for reason, count in end.counters.failures.items():
+                    failures.add_metric([*self._values, direction, reason], count)
+        yield from (streams, moved, failures)
+        if self._importer is not None:
+            late = self._importer.late_pages
+            yield self._counter("tandem_handoff_late_pages", "Pages of ended streams.", late)
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(name, text, labels=_LABELS)
+        family.add_metric(self._values, value)
+        return family
+
+    def _counter(self, name: str, text: str, value: float) -> Metric:
+        family = CounterMetricFamily(name, text, labels=_LABELS)
+        family.add_metric(self._values, value)
+        return family
+
+    def _family(self, name: str, text: str, *labels: str) -> CounterMetricFamily:
+        return CounterMetricFamily(name, text, labels=[*_LABELS, *labels])

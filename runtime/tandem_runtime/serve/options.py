@@ -1,0 +1,140 @@
+"""The command line of a serving pod, with what the pod's environment adds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tandem_runtime import contract
+from tandem_runtime.config import EngineConfig
+from tandem_runtime.contract import Role
+from tandem_runtime.kv.layout import ITEM_BYTES
+
+MIN_SECRET_BYTES = 16
+
+
+class BadConfig(Exception):
+    """A restart does not help; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    role: Role
+    model_name: str
+    served_names: tuple[str, ...]
+    engine: EngineConfig
+    host: str
+    port: int
+    grpc_port: int
+    handoff_port: int
+    secret: bytes
+    """Empty for a pod of role `both` that has none: it then serves its own front end only."""
+    max_waiting: int
+    watchdog_s: float
+    pod: str
+    fleet: str
+    revision: str
+
+
+def parser() -> argparse.ArgumentParser:
+    cli = argparse.ArgumentParser(
+        prog="python -m tandem_runtime.serve",
+        description="Serve one model on this machine, as a prefill pod, a decode pod or both.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    model = cli.add_argument_group("model")
+    model.add_argument("--role", required=True, choices=[r.value for r in Role])
+    model.add_argument("--model-name", required=True, help="name of the Model")
+    model.add_argument(
+        "--served-name", action="append", help="for clients; may be repeated (default: model name)"
+    )
+    model.add_argument("--model-uri", required=True, help="package://, file:// or pvc://")
+    model.add_argument("--dtype", default="bfloat16", choices=sorted(ITEM_BYTES))
+    model.add_argument("--max-context-tokens", type=int, help="default: the model's own")
+    engine = cli.add_argument_group("engine")
+    engine.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    engine.add_argument("--kv-cache-percent", type=int, default=90, help="of the memory left")
+    engine.add_argument("--kv-cache-bytes", type=int, help="instead of a percentage")
+    engine.add_argument("--max-batch-tokens", type=int, default=256, help="rows of one step")
+    engine.add_argument("--max-running", type=int, default=64, help="streams of one step")
+    engine.add_argument("--max-waiting", type=int, default=256, help="streams that may queue")
+    engine.add_argument("--threads", type=int, help="default: the CPU limit, else 1")
+    engine.add_argument("--watchdog-seconds", type=float, default=120.0, help="longest step")
+    network = cli.add_argument_group("network")
+    network.add_argument("--host", help=f"default: ${contract.ENV_POD_IP}, else 127.0.0.1")
+    network.add_argument("--port", type=int, default=contract.HTTP_PORT)
+    network.add_argument("--grpc-port", type=int, default=contract.GRPC_PORT)
+    network.add_argument("--handoff-port", type=int, default=contract.HANDOFF_PORT)
+    network.add_argument(
+        "--handoff-secret-file",
+        type=Path,
+        default=Path(contract.HANDOFF_SECRET_DIR) / contract.HANDOFF_SECRET_KEY,
+    )
+    return cli
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> ServeOptions:
+    """Raises `BadConfig`; argparse itself exits on an unknown flag."""
+    args = parser().parse_args(arguments)
+    role = Role(args.role)
+    return ServeOptions(
+        role=role,
+        model_name=args.model_name,
+        served_names=tuple(args.served_name or [args.model_name]),
+        engine=_engine(args, environment),
+        host=args.host or environment.get(contract.ENV_POD_IP) or "127.0.0.1",
+        port=args.port,
+        grpc_port=args.grpc_port,
+        handoff_port=args.handoff_port,
+        secret=read_secret(args.handoff_secret_file, required=role is not Role.BOTH),
+        max_waiting=args.max_waiting,
+        watchdog_s=args.watchdog_seconds,
+        pod=environment.get(contract.ENV_POD_NAME, "local"),
+        fleet=environment.get(contract.ENV_FLEET, ""),
+        revision=environment.get(contract.ENV_REVISION, ""),
+    )
+
+
+def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineConfig:
+    pretended = environment.get(contract.ENV_PRETEND_ACCELERATOR) == "1"
+    memory = environment.get(contract.ENV_MEMORY_LIMIT_BYTES)
+    cpus = environment.get(contract.ENV_CPU_LIMIT)
+    try:
+        return EngineConfig(
+            model_uri=args.model_uri,
+            dtype=args.dtype,
+            device="cpu" if pretended else args.device,
+            threads=args.threads or max(1, int(float(cpus or 1))),
+            max_batch_tokens=args.max_batch_tokens,
+            max_running=args.max_running,
+            max_context_tokens=args.max_context_tokens,
+            kv_cache_bytes=args.kv_cache_bytes,
+            kv_cache_percent=args.kv_cache_percent,
+            memory_limit_bytes=int(memory) if memory else None,
+        )
+    except ValueError as error:
+        raise BadConfig(str(error)) from error
+
+
+def read_secret(path: Path, *, required: bool) -> bytes:
+    """The fleet's handoff secret. Raises `BadConfig` where it is missing or too short to be one."""
+    try:
+        secret = path.read_bytes().strip()
+    except FileNotFoundError:
+        if not required:
+            return b""
+        raise BadConfig(
+            f"the handoff secret {path} is missing: prefill and decode pods of a fleet prove it "
+            f"to each other. Mount the Secret {contract.HANDOFF_SECRET_NAME} there, or name the "
+            "file with --handoff-secret-file"
+        ) from None
+    except OSError as error:
+        raise BadConfig(f"the handoff secret {path} cannot be read: {error}") from None
+    if len(secret) < MIN_SECRET_BYTES:
+        raise BadConfig(
+            f"the handoff secret {path} has {len(secret)} bytes; it needs at least "
+            f"{MIN_SECRET_BYTES} random ones"
+        )
+    return secret

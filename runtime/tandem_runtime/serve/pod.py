@@ -1,0 +1,160 @@
+"""A serving pod put together: engine, handoff, streams, front end; and how it empties."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+
+from prometheus_client import CollectorRegistry
+
+from tandem_runtime.contract import KV_PAGE_TOKENS, Role
+from tandem_runtime.engine.engine import Engine
+from tandem_runtime.frontend.backend import ModelCard, ServedModel
+from tandem_runtime.kv import wire
+from tandem_runtime.kv.handoff.exporter import Exporter, ExportStreams, Refusal
+from tandem_runtime.kv.handoff.handshake import Identity
+from tandem_runtime.kv.handoff.importer import Importer
+from tandem_runtime.protocol import DrainRequest, PodState, TokenizerBundle
+from tandem_runtime.serve.backend import LocalBackend
+from tandem_runtime.serve.lifecycle import Lifecycle
+from tandem_runtime.serve.metrics import EngineCollector, PodMetrics
+from tandem_runtime.serve.options import ServeOptions
+from tandem_runtime.serve.streams import StreamService
+from tandem_runtime.serve.worker import EngineWorker
+
+log = logging.getLogger(__name__)
+
+
+class Pod:
+    """Around an engine that `worker` runs already."""
+
+    def __init__(
+        self, options: ServeOptions, worker: EngineWorker, engine: Engine, bundle: TokenizerBundle
+    ) -> None:
+        self.options = options
+        self.worker = worker
+        self.bundle = bundle
+        self.lifecycle = Lifecycle()
+        self.registry = CollectorRegistry()
+        self.exporter: Exporter | None = None
+        self.importer: Importer | None = None
+        self._capacity_tokens = engine.kv_capacity_tokens
+        self._started_unix_s = time.time()
+        self._deadline: asyncio.TimerHandle | None = None
+        metrics = PodMetrics(self.registry, options.model_name)
+        identity = _identity(options, engine)
+        if options.role is Role.PREFILL:
+            self.exporter = Exporter(worker, identity, self._refuse_export)
+        elif options.role is Role.DECODE:
+            self.importer = Importer(worker, identity, on_handoff=metrics.observe_handoff)
+        self.registry.register(
+            EngineCollector(
+                options.model_name, worker, engine.block_tokens, self.exporter, self.importer
+            )
+        )
+        self.streams = StreamService(
+            worker,
+            self.importer,
+            self.lifecycle,
+            model=options.model_name,
+            max_waiting=options.max_waiting,
+            observe=metrics.observe,
+            observe_gap=metrics.observe_gap,
+        )
+        models = [self._served(name) for name in options.served_names]
+        self.backend = LocalBackend(options.pod, options.role, models, self.streams, self.lifecycle)
+
+    async def open(self) -> None:
+        """Listens for decode pods, if this is a prefill pod."""
+        if self.exporter is not None:
+            await self.exporter.listen(self.options.host, self.options.handoff_port)
+
+    async def close(self) -> None:
+        """Ends what still runs."""
+        for end in (self.exporter, self.importer):
+            if end is not None:
+                await end.close()
+        await self.worker.stop()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine's thread lives and its steps end."""
+        stuck = self.worker.silent_s > self.options.watchdog_s
+        return not stuck and not self.worker.failed.done()
+
+    @property
+    def ready(self) -> bool:
+        return self.healthy and self.lifecycle.ready(self.state().in_flight)
+
+    def state(self) -> PodState:
+        stats = self.worker.stats
+        exports = ExportStreams(0, 0, 0) if self.exporter is None else self.exporter.streams
+        return PodState(
+            pod=self.options.pod,
+            role=self.options.role.value,
+            revision=self.options.revision,
+            model=self.options.model_name,
+            ready=self.healthy and self.lifecycle.admits,
+            draining=not self.lifecycle.admits,
+            running=self.streams.running + exports.computing,
+            waiting=self.streams.waiting + exports.queued,
+            exporting=exports.held,
+            kv_usage=0.0 if stats is None else stats.kv_usage,
+            kv_capacity_tokens=self._capacity_tokens,
+            started_unix_s=self._started_unix_s,
+        )
+
+    def drain(self, request: DrainRequest) -> None:
+        """Idempotent; a later request replaces an earlier one's deadline."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if request.mode == "cancel":
+            self.lifecycle.undo_drain()
+            return
+        self.lifecycle.drain()
+        if request.mode == "end":
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(request.deadline_s or 0.0, self._end_streams)
+
+    async def empty(self) -> None:
+        """Waits until no stream is left."""
+        while self.state().in_flight:  # noqa: ASYNC110 - streams end in many places
+            await asyncio.sleep(0.05)
+
+    def _end_streams(self) -> None:
+        reason = "this pod ends its streams"
+        self.streams.end_all("draining", reason)
+        if self.exporter is not None:
+            self.exporter.end_all("draining", reason)
+
+    def _refuse_export(self) -> Refusal | None:
+        assert self.exporter is not None
+        if not self.lifecycle.admits:
+            return Refusal("draining", f"prefill pod {self.options.pod} is draining")
+        queued = self.exporter.streams.queued
+        if queued >= self.options.max_waiting:
+            reason = f"{queued} prompts wait on prefill pod {self.options.pod} already"
+            return Refusal("overloaded", reason)
+        return None
+
+    def _served(self, name: str) -> ServedModel:
+        card = ModelCard(name, self.options.fleet or "tandem", int(self._started_unix_s))
+        return ServedModel.of(card, self.bundle)
+
+
+def _identity(options: ServeOptions, engine: Engine) -> Identity:
+    layout = wire.Layout(
+        pod=options.pod,
+        revision=options.revision,
+        layout_hash=engine.layout_hash,
+        dtype=engine.layout.dtype,
+        layers=engine.layout.layers,
+        kv_heads=engine.layout.kv_heads,
+        head_dim=engine.layout.head_dim,
+        page_tokens=KV_PAGE_TOKENS,
+    )
+    page_bytes = KV_PAGE_TOKENS * engine.layout.token_bytes
+    return Identity(options.secret, layout, page_bytes, lambda: os.urandom(wire.NONCE_BYTES))

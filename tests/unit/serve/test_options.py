@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tandem_runtime import contract
+from tandem_runtime.contract import Role
+from tandem_runtime.serve.options import BadConfig, parse
+
+MODEL = ["--model-name", "m", "--model-uri", "file:///m.gguf"]
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "key"
+    path.write_bytes(b"0123456789abcdef0123456789abcdef\n")
+    return path
+
+
+def test_defaults(tmp_path: Path) -> None:
+    options = parse(["--role", "both", *MODEL, "--handoff-secret-file", str(tmp_path / "none")], {})
+    assert (options.role, options.served_names) == (Role.BOTH, ("m",))
+    assert (options.host, options.port) == ("127.0.0.1", contract.HTTP_PORT)
+    assert options.secret == b""
+    assert (options.engine.device, options.engine.threads) == ("cpu", 1)
+
+
+def test_the_pods_environment(secret: Path) -> None:
+    arguments = ["--role", "decode", *MODEL, "--device", "cuda"]
+    arguments += ["--handoff-secret-file", str(secret), "--served-name", "a", "--served-name", "b"]
+    options = parse(
+        arguments,
+        {
+            contract.ENV_POD_IP: "127.9.8.7",
+            contract.ENV_POD_NAME: "pod-1",
+            contract.ENV_REVISION: "r7",
+            contract.ENV_FLEET: "chat",
+            contract.ENV_MEMORY_LIMIT_BYTES: "2000000000",
+            contract.ENV_CPU_LIMIT: "3",
+            contract.ENV_PRETEND_ACCELERATOR: "1",
+        },
+    )
+    assert (options.host, options.pod, options.revision) == ("127.9.8.7", "pod-1", "r7")
+    assert (options.fleet, options.served_names) == ("chat", ("a", "b"))
+    assert options.engine.memory_limit_bytes == 2_000_000_000
+    assert options.engine.threads == 3
+    assert options.engine.device == "cpu", "the accelerator is only pretended"
+    assert options.secret == b"0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_split_roles_need_the_secret(role: str, tmp_path: Path) -> None:
+    missing = ["--handoff-secret-file", str(tmp_path / "key")]
+    with pytest.raises(BadConfig, match=r"the handoff secret .*/key is missing: .* Mount the Sec"):
+        parse(["--role", role, *MODEL, *missing], {})
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode", "both"])
+def test_a_short_secret_is_none(role: str, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(b"short\n")
+    with pytest.raises(BadConfig, match=r"has 5 bytes; it needs at least 16 random ones"):
+        parse(["--role", role, *MODEL, "--handoff-secret-file", str(path)], {})
+
+
+def test_a_folder_where_the_secret_should_be(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="cannot be read"):
+        parse(["--role", "decode", *MODEL, "--handoff-secret-file", str(tmp_path)], {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--max-batch-tokens", "0"], "max_batch_tokens is 0"),
+        (["--kv-cache-percent", "150"], "kv_cache_percent is 150"),
+        (["--max-running", "999"], "max_running is 999, but a step has only 256"),
+    ],
+)
+def test_sizes_that_make_no_engine(flags: list[str], sentence: str, secret: Path) -> None:
+    arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret), *flags]
+    with pytest.raises(BadConfig, match=sentence):
+        parse(arguments, {})

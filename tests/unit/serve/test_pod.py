@@ -1,0 +1,381 @@
+"""A pod's endpoints: streams for gateways, drain, state, probes, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from hash_engine import continuation
+from tandem_runtime import contract
+from tandem_runtime.contract import Role
+from tandem_runtime.protocol import (
+    GenerateEvent,
+    GenerateRequest,
+    PrefillTarget,
+    Sampling,
+    TokenizerBundle,
+)
+
+Make = Callable[..., Any]
+PROMPT = list(range(50))
+
+
+def ask(
+    prompt_ids: list[int] = PROMPT,
+    *,
+    stream: str = "s",
+    epoch: int = 0,
+    max_tokens: int = 5,
+    logprobs: int | None = None,
+    **fields: Any,
+) -> GenerateRequest:
+    sampling = Sampling(max_tokens=max_tokens, logprobs=logprobs)
+    return GenerateRequest(stream, epoch, prompt_ids, sampling, **fields)
+
+
+async def events(served: Any, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+    body = msgspec.json.encode(request)
+    async with served.http.stream(
+        "POST", contract.PATH_GENERATE, content=body, timeout=10
+    ) as reply:
+        assert reply.status_code == 200
+        async for line in reply.aiter_lines():
+            yield msgspec.json.decode(line, type=GenerateEvent)
+
+
+async def collect(served: Any, request: GenerateRequest) -> list[GenerateEvent]:
+    return [event async for event in events(served, request)]
+
+
+def ids(received: list[GenerateEvent]) -> list[int]:
+    return [token for event in received for token in event.token_ids]
+
+
+class TestGenerate:
+    async def test_events_of_a_stream(self, make_pod: Make) -> None:
+        pod = await make_pod()
+        received = await collect(pod, ask())
+        assert ids(received) == continuation(PROMPT, 5)
+        assert received[0].prompt_tokens == 50
+        assert received[-1].finish_reason == "length"
+        assert all(event.epoch == 0 and event.error is None for event in received)
+        again = await collect(pod, ask(stream="t"))
+        assert again[0].cached_tokens == 48
+        await pod.empty()
+
+    async def test_a_resumed_stream(self, make_pod: Make) -> None:
+        pod = await make_pod()
+        whole = continuation(PROMPT, 8)
+        received = await collect(pod, ask(epoch=3, max_tokens=8, output_ids=whole[:5]))
+        assert ids(received) == whole[5:]
+        assert {event.epoch for event in received} == {3}
+        ended = await collect(pod, ask(epoch=4, max_tokens=5, output_ids=whole[:5]))
+        assert [(e.token_ids, e.finish_reason) for e in ended] == [((), "length")]
+
+    async def test_logprobs(self, make_pod: Make) -> None:
+        pod = await make_pod()
+        received = await collect(pod, ask(logprobs=2))
+        for event in received:
+            assert len(event.logprobs) == len(event.top_logprobs) == len(event.token_ids)
+            assert [entry.token_id for entry in event.logprobs] == list(event.token_ids)
+            assert all(len(top) == 2 for top in event.top_logprobs)
+
+    @pytest.mark.parametrize("decode_role", [Role.DECODE])
+    async def test_prefill_here_decode_there(self, make_pod: Make, decode_role: Role) -> None:
+        prefill = await make_pod(role=Role.PREFILL, pod="prefill-0")
+        decode = await make_pod(role=decode_role, pod="decode-0")
+        received = await collect(decode, ask(prefill=prefill.target))
+        assert ids(received) == continuation(PROMPT, 5)
+        handoff = received[0].handoff
+        assert handoff is not None
+        assert (handoff.prefill_pod, handoff.tokens, handoff.bytes) == ("prefill-0", 50, 50 * 16)
+        alone = await collect(decode, ask(stream="t"))
+        assert ids(alone) == ids(received), "a decode pod computes a prompt when nobody else does"
+        await decode.empty()
+        await prefill.empty()
+
+    @pytest.mark.parametrize(
+        ("request_", "code", "sentence", "retryable"),
+        [
+            (ask([], stream="x"), "bad_request", "the prompt is empty", False),
+            (ask([999], stream="x"), "bad_request", "token id 999 is not in", False),
+            (ask(max_tokens=9000), "bad_request", "more than the context of 8192", False),
+            (ask(max_tokens=2000), "bad_request", "1024 tokens that this pod's KV", False),
+            (
+                ask(prefill=PrefillTarget("p", "127.0.0.1", 1)),
+                "bad_request",
+                "takes no KV from others",
+                False,
+            ),
+        ],
+    )
+    async def test_what_cannot_be_served(
+        self, make_pod: Make, request_: GenerateRequest, code: str, sentence: str, retryable: bool
+    ) -> None:
+        pod = await make_pod()
+        [event] = await collect(pod, request_)
+        assert (event.error_code, event.retryable) == (code, retryable)
+        assert sentence in (event.error or "")
+        await pod.empty()
+
+    async def test_a_prefill_pod_that_is_gone(self, make_pod: Make) -> None:
+        decode = await make_pod(role=Role.DECODE)
+        [event] = await collect(decode, ask(prefill=PrefillTarget("p", "127.0.0.1", 1)))
+        assert (event.error_code, event.retryable) == ("prefill_lost", True)
+        await decode.empty()
+
+    async def test_a_full_queue(self, make_pod: Make) -> None:
+        pod = await make_pod(step_s=0.2)
+        streams = [asyncio.create_task(collect(pod, ask(stream=f"s{n}"))) for n in range(4)]
+        while pod.pod.streams.waiting < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        [event] = await collect(pod, ask(stream="one too many"))
+        assert (event.error_code, event.retryable) == ("overloaded", True)
+        assert "4 streams wait on this pod already" in (event.error or "")
+        assert all(
+            ids(received) == continuation(PROMPT, 5) for received in await asyncio.gather(*streams)
+        )
+
+    async def test_a_newer_attempt_ends_the_older_one(self, make_pod: Make) -> None:
+        pod = await make_pod(step_s=0.02)
+        older = asyncio.create_task(collect(pod, ask(epoch=1, max_tokens=200)))
+        await asyncio.sleep(0.1)
+        newer = await collect(pod, ask(epoch=2))
+        assert ids(newer) == continuation(PROMPT, 5)
+        last = (await older)[-1]
+        assert "a newer attempt" in (last.error or "")
+        running = asyncio.create_task(collect(pod, ask(epoch=4, max_tokens=50)))
+        await asyncio.sleep(0.1)
+        [refused] = await collect(pod, ask(epoch=3))
+        assert "older than one that runs" in (refused.error or "")
+        assert len(ids(await running)) == 50
+
+    async def test_a_gateway_that_hangs_up_cancels(self, make_pod: Make) -> None:
+        pod = await make_pod(step_s=0.02)
+        async for event in events(pod, ask(max_tokens=500)):
+            assert event.token_ids
+            break
+        await pod.empty()
+        metrics = (await pod.http.get("/metrics")).text
+        assert 'tandem:request_failure_total{engine="0",model_name="hash"} 1.0' in metrics
+
+    async def test_an_engine_that_fails(self, make_pod: Make) -> None:
+        pod = await make_pod(step_s=0.01)
+        running = asyncio.create_task(collect(pod, ask(max_tokens=500)))
+        await asyncio.sleep(0.1)
+
+        def explode(batch: object) -> None:
+            raise RuntimeError("out of memory")
+
+        pod.runner.before_step = explode
+        last = (await asyncio.wait_for(running, 5))[-1]
+        assert (last.error_code, last.retryable) == ("internal", True)
+        assert (await pod.http.get(contract.PATH_HEALTH)).status_code == 503
+
+
+class TestAuthorization:
+    @pytest.mark.parametrize("header", ["", "Bearer wrong", "Basic x"])
+    async def test_strangers(self, make_pod: Make, header: str) -> None:
+        pod = await make_pod()
+        headers = {"authorization": header}
+        for reply in (
+            await pod.http.post(contract.PATH_GENERATE, headers=headers, content=b"{}"),
+            await pod.http.get(contract.PATH_TOKENIZER, headers=headers),
+        ):
+            assert reply.status_code == 403
+            assert "bearer token is not this fleet's" in reply.json()["error"]["message"]
+
+    async def test_a_pod_without_a_secret_lets_nobody_in(self, make_pod: Make) -> None:
+        pod = await make_pod(secret=b"")
+        reply = await pod.http.get(contract.PATH_TOKENIZER)
+        assert reply.status_code == 403
+        assert "has no handoff secret" in reply.json()["error"]["message"]
+        answer = await pod.http.post("/v1/completions", json={"model": "hash", "prompt": "x"})
+        assert answer.status_code == 200
+
+    async def test_the_tokenizer(self, make_pod: Make) -> None:
+        pod = await make_pod()
+        reply = await pod.http.get(contract.PATH_TOKENIZER)
+        bundle = msgspec.json.decode(reply.content, type=TokenizerBundle)
+        assert bundle == pod.pod.bundle
+
+    async def test_malformed_requests(self, make_pod: Make) -> None:
+        pod = await make_pod()
+        for content in (b"{", b"[]", b'{"stream_id": 5}', b"\xff"):
+            reply = await pod.http.post(contract.PATH_GENERATE, content=content)
+            assert reply.status_code == 400
+            assert "The body is no GenerateRequest" in reply.json()["error"]["message"]
+
+
+class TestFrontEnd:
+    async def test_served_names_and_answers(self, make_pod: Make) -> None:
+        pod = await make_pod()
+        models = (await pod.http.get("/v1/models")).json()["data"]
+        assert [(m["id"], m["owned_by"]) for m in models] == [
+            ("hash", "fleet-1"),
+            ("alias", "fleet-1"),
+        ]
+        body = {"model": "alias", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+        reply = await pod.http.post("/v1/chat/completions", json=body)
+        assert reply.json()["usage"]["completion_tokens"] == 4
+
+    async def test_a_prefill_pod_points_to_the_gateway(self, make_pod: Make) -> None:
+        pod = await make_pod(role=Role.PREFILL)
+        reply = await pod.http.post("/v1/completions", json={"model": "hash", "prompt": "x"})
+        assert reply.status_code == 400
+        assert "send requests to the gateway" in reply.json()["error"]["message"]
+
+    async def test_a_prompt_over_the_pool(self, make_pod: Make) -> None:
+        pod = await make_pod()
+        body = {"model": "hash", "prompt": "x" * 2000}
+        reply = await pod.http.post("/v1/completions", json=body)
+        assert reply.status_code == 400
+        message = reply.json()["error"]["message"]
+        assert "2000 tokens and max_tokens is 16" in message
+        assert "1024 tokens that this pod's KV cache holds" in message
+
+    async def test_draining_is_unavailable(self, make_pod: Make) -> None:
+        pod = await make_pod()
+        await pod.http.post(contract.PATH_DRAIN, json={"mode": "drain"})
+        reply = await pod.http.post("/v1/completions", json={"model": "hash", "prompt": "x"})
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"] == "1"
+        assert reply.json()["error"]["message"] == "This pod is draining."
+
+
+class TestDrain:
+    async def test_drain_finishes_what_runs_and_admits_nothing(self, make_pod: Make) -> None:
+        pod = await make_pod(step_s=0.02)
+        running = asyncio.create_task(collect(pod, ask(max_tokens=20)))
+        await asyncio.sleep(0.1)
+        reply = await pod.http.post(contract.PATH_DRAIN, json={"mode": "drain"})
+        assert reply.json()["draining"] is True
+        state = await pod.state()
+        assert (state.ready, state.draining, state.in_flight) == (False, True, 1)
+        assert (await pod.http.get(contract.PATH_READY)).status_code == 200, "not empty yet"
+        [refused] = await collect(pod, ask(stream="late"))
+        assert (refused.error_code, refused.retryable) == ("draining", True)
+        assert ids(await running) == continuation(PROMPT, 20)
+        assert (await pod.state()).in_flight == 0
+        assert (await pod.http.get(contract.PATH_READY)).status_code == 503
+        assert (await pod.http.get(contract.PATH_HEALTH)).status_code == 200
+
+    async def test_a_drain_can_be_undone(self, make_pod: Make) -> None:
+        pod = await make_pod()
+        for mode in ("drain", "drain", "cancel"):
+            await pod.http.post(contract.PATH_DRAIN, json={"mode": mode})
+        assert ids(await collect(pod, ask())) == continuation(PROMPT, 5)
+
+    async def test_end_gives_a_deadline(self, make_pod: Make) -> None:
+        pod = await make_pod(step_s=0.02)
+        running = asyncio.create_task(collect(pod, ask(max_tokens=500)))
+        await asyncio.sleep(0.1)
+        await pod.http.post(contract.PATH_DRAIN, json={"mode": "end", "deadline_s": 0.2})
+        assert not running.done()
+        received = await asyncio.wait_for(running, 2)
+        assert (received[-1].error_code, received[-1].retryable) == ("draining", True)
+        assert ids(received) == continuation(PROMPT, 500)[: len(ids(received))]
+        await pod.empty()
+
+    async def test_end_reaches_streams_that_await_kv(self, make_pod: Make) -> None:
+        prefill = await make_pod(role=Role.PREFILL, pod="prefill-0", step_s=0.2)
+        decode = await make_pod(role=Role.DECODE, pod="decode-0")
+        long_prompt = [n % 256 for n in range(600)]
+        running = asyncio.create_task(collect(decode, ask(long_prompt, prefill=prefill.target)))
+        await asyncio.sleep(0.3)
+        assert (await decode.state()).waiting == 1
+        assert (await prefill.state()).running == 1
+        await decode.http.post(contract.PATH_DRAIN, json={"mode": "end", "deadline_s": 0})
+        [event] = await asyncio.wait_for(running, 2)
+        assert event.error_code == "draining"
+        await decode.empty()
+        await prefill.empty()
+
+    async def test_end_on_a_prefill_pod(self, make_pod: Make) -> None:
+        prefill = await make_pod(role=Role.PREFILL, pod="prefill-0", step_s=0.2)
+        decode = await make_pod(role=Role.DECODE, pod="decode-0")
+        long_prompt = [n % 256 for n in range(600)]
+        running = asyncio.create_task(collect(decode, ask(long_prompt, prefill=prefill.target)))
+        await asyncio.sleep(0.3)
+        await prefill.http.post(contract.PATH_DRAIN, json={"mode": "end", "deadline_s": 0})
+        [event] = await asyncio.wait_for(running, 2)
+        assert (event.error_code, event.retryable) == ("draining", True)
+        await prefill.empty()
+
+    async def test_nonsense(self, make_pod: Make) -> None:
+        pod = await make_pod()
+        reply = await pod.http.post(contract.PATH_DRAIN, json={"mode": "explode"})
+        assert reply.status_code == 400
+        assert "Invalid enum value 'explode'" in reply.json()["error"]["message"]
+
+
+class TestProbesAndMetrics:
+    async def test_state(self, make_pod: Make) -> None:
+        pod = await make_pod(role=Role.DECODE)
+        state = await pod.state()
+        assert (state.pod, state.role, state.revision, state.model) == (
+            "pod-0",
+            "decode",
+            "r1",
+            "hash",
+        )
+        assert (state.ready, state.draining, state.in_flight) == (True, False, 0)
+        assert state.kv_capacity_tokens == 64 * 16
+        assert state.kv_usage == 0
+
+    async def test_a_stuck_step_fails_the_liveness_probe(self, make_pod: Make) -> None:
+        pod = await make_pod()
+        stuck = threading.Event()
+        pod.runner.before_step = lambda batch: bool(stuck.wait())
+        stream = asyncio.create_task(collect(pod, ask()))
+        assert (await pod.http.get(contract.PATH_HEALTH)).status_code == 200
+        await asyncio.sleep(2)
+        assert (await pod.http.get(contract.PATH_HEALTH)).status_code == 503
+        assert (await pod.http.get(contract.PATH_READY)).status_code == 503
+        stuck.set()
+        assert ids(await stream) == continuation(PROMPT, 5)
+        assert (await pod.http.get(contract.PATH_HEALTH)).status_code == 200
+
+    async def test_metrics_have_vllms_names(self, make_pod: Make) -> None:
+        prefill = await make_pod(role=Role.PREFILL, pod="prefill-0")
+        decode = await make_pod(role=Role.DECODE, pod="decode-0")
+        await collect(decode, ask(prefill=prefill.target))
+        await decode.empty()
+        text = (await decode.http.get(contract.PATH_METRICS)).text
+        labels = 'engine="0",model_name="hash"'
+        for line in (
+            f"vllm:time_to_first_token_seconds_count{{{labels}}} 1.0",
+            f"vllm:request_time_per_output_token_seconds_count{{{labels}}} 1.0",
+            f"vllm:e2e_request_latency_seconds_count{{{labels}}} 1.0",
+            'vllm:request_success_total{engine="0",finished_reason="length",model_name="hash"} 1.0',
+            f"vllm:num_requests_running{{{labels}}} 0.0",
+            f"vllm:num_requests_waiting{{{labels}}} 0.0",
+            f"vllm:kv_cache_usage_perc{{{labels}}} 0.0",
+            f"vllm:generation_tokens_total{{{labels}}} 5.0",
+            f"tandem_handoff_seconds_count{{{labels}}} 1.0",
+            f'tandem_handoff_bytes_total{{direction="received",{labels}}} 800.0',
+        ):
+            assert line in text, line
+        text = (await prefill.http.get(contract.PATH_METRICS)).text
+        assert f'tandem_handoff_bytes_total{{direction="sent",{labels}}} 800.0' in text
+        assert f"vllm:prompt_tokens_total{{{labels}}} 50.0" in text
+        assert 'block_size="16"' in text
+
+
+async def test_before_loading_probes_tell_alive_from_ready() -> None:
+    from tandem_runtime.frontend.server import HttpServer
+
+    server = HttpServer("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{await server.start()}"
+    async with httpx.AsyncClient(base_url=url) as http:
+        assert (await http.get(contract.PATH_HEALTH)).status_code == 200
+        assert (await http.get(contract.PATH_READY)).status_code == 503
+        reply = await http.post("/v1/completions", json={})
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"] == "5"
+    await server.stop()
