@@ -13,7 +13,7 @@ TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "num_hidden_layers": 2,
-    "hidden_size": 64,
+    "hidden_size": 96,
     "intermediate_size": 1536,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,

@@ -47,6 +47,10 @@ def _free_bytes(config: EngineConfig) -> tuple[int, str]:
             DEFAULT_CPU_KV_BYTES,
             f"the {DEFAULT_CPU_KV_BYTES} bytes taken without a memory limit",
         )
-    resident = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    free = max(config.memory_limit_bytes - resident, 0)
+    free = max(config.memory_limit_bytes - resident_bytes(), 0)
     return free, f"the {free} bytes left of the memory limit of {config.memory_limit_bytes}"
+
+
+def resident_bytes() -> int:
+    """Memory of this process now: weights, libraries, activations."""
+    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -105,6 +105,8 @@ class _Cursor:
 
     def array(self) -> list[Any]:
         kind, count = self.scalar("<I"), self.scalar("<Q")
+        if kind == _ARRAY:
+            raise _Damaged(f"a list of lists at byte {self.position}, which no model needs")
         if count > len(self._data) - self.position:
             raise _Damaged(f"a list of {count} values at byte {self.position} does not fit")
         if kind in _SCALARS:

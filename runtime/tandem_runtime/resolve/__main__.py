@@ -26,11 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.max_context_tokens is not None and options.max_context_tokens < 1:
         parser.error(f"--max-context-tokens is {options.max_context_tokens}: give at least 1")
     report = resolve(options.uri, options.dtype, options.max_context_tokens)
-    text = json.dumps(report, ensure_ascii=True)
+    text = json.dumps(report, ensure_ascii=False).encode(errors="replace")
     assert len(text) <= MAX_BYTES
-    print(text)
+    print(text.decode())
     try:
-        options.out.write_text(text)
+        options.out.write_bytes(text)
     except OSError as error:
         print(f"{options.out} cannot be written: {error}", file=sys.stderr)
     return 0 if report["ok"] else EXIT_BAD_CONFIG

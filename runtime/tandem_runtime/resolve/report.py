@@ -11,7 +11,7 @@ from tandem_runtime.model.source import resolve_source
 
 MAX_BYTES: Final = 4096
 """What Kubernetes keeps of a termination message."""
-_MAX_MESSAGE_CHARACTERS: Final = 800
+_MAX_MESSAGE_CHARACTERS: Final = 600
 
 
 def resolve(uri: str, dtype: str, max_context_tokens: int | None) -> dict[str, Any]:

@@ -142,6 +142,7 @@ def test_the_youngest_is_preempted_and_goes_on_later() -> None:
         output = engine.step()
         preempted += output.preempted
         for stream in output.streams:
+            assert stream.cached_tokens == 0, "its own blocks, found again, are no prompt cache hit"
             if stream.token:
                 tokens[stream.request_id].append(stream.token.token_id)
     assert preempted >= 1
@@ -193,19 +194,56 @@ def test_without_prefix_caching_nothing_is_shared() -> None:
 
 
 def test_an_export_is_never_preempted() -> None:
-    engine = make(blocks=4, budget=16)
+    engine = make(blocks=4, budget=2, running=2)
     engine.add(ask("decode", [1] * 4, max_tokens=12))
-    engine.step()
+    for _ in range(3):
+        engine.step()
     engine.add(ask("export", [2] * 8, export=True))
+    spans = []
     while engine.stats().held == 0:
-        engine.step()
-    for _ in range(8):
-        engine.step()
+        output = engine.step()
+        spans += [s.computed for s in output.streams if s.computed]
         engine.check_integrity()
+    assert engine.stats().preemptions > 0, "the older decode gave way, having no other victim"
+    assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
+    assert spans[-1].end == 8
     assert bytes(engine.read_kv("export", 0, 8))[:8] == (2).to_bytes(8, "little")
     assert engine.release("export")
-    while engine.has_work:
-        engine.step()
+
+
+def test_a_decode_is_in_every_step_though_an_older_prompt_is_long() -> None:
+    engine = make(budget=4, running=4)
+    engine.add(ask("long", list(range(40))))
+    engine.expect(ask("far", [5] * 4, max_tokens=6))
+    engine.step()
+    receive(engine, "far", [5] * 4)
+    assert [rows(engine.step()) for _ in range(4)] == [["far", "long"]] * 4
+
+
+def receive(engine: Engine, name: str, prompt: list[int]) -> None:
+    """Hand a whole prompt's KV over."""
+    assert engine.grant(name, len(prompt)) is not None
+    engine.write_kv(name, 0, b"".join(token.to_bytes(8, "little") for token in prompt))
+    engine.start_decode(name, SampledToken(next_token(prompt)))
+
+
+def test_received_blocks_serve_others_even_when_the_first_token_ends_the_stream() -> None:
+    engine = make()
+    engine.expect(ask("far", list(range(8)), max_tokens=1))
+    receive(engine, "far", list(range(8)))
+    assert not engine.has_work
+    engine.add(ask("near", list(range(12)), max_tokens=1))
+    assert engine.step().streams[0].cached_tokens == 8
+
+
+def test_admission_leaves_promised_blocks_alone() -> None:
+    engine = make(blocks=6, budget=32)
+    engine.expect(ask("far", [9] * 16, max_tokens=1))
+    assert engine.grant("far", 4) is not None
+    engine.add(ask("near", [1] * 12, max_tokens=1))
+    assert engine.step().batch_tokens == 0, "3 of the 5 free blocks are promised to far"
+    engine.abort("far")
+    assert engine.step().batch_tokens == 12
 
 
 def test_a_first_grant_needs_room_for_the_whole_prompt() -> None:
@@ -234,20 +272,28 @@ def test_a_later_grant_preempts_rather_than_fails() -> None:
     engine.check_integrity()
 
 
-def test_grants_and_the_queue_keep_one_order() -> None:
+def test_a_first_grant_waits_for_older_streams_in_the_queue() -> None:
     engine = make(blocks=6, budget=16)
     engine.add(ask("running", [1] * 12, max_tokens=8))
     engine.step()
     engine.add(ask("queued", [2] * 16, max_tokens=1))
     engine.expect(ask("far", [3] * 4, max_tokens=1))
-    engine.step()
-    assert engine.grant("far", 4) is None, "an older stream waits for blocks"
-    engine.add(ask("later", [4] * 4, max_tokens=1))
-    engine.abort("running")
-    engine.step()
-    assert engine.stats().waiting == 1, "later waits: far, which is older, was refused"
-    engine.step()
+    assert engine.grant("far", 4) is None
+    engine.abort("queued")
     assert engine.grant("far", 4) is not None
+
+
+def test_the_queue_waits_for_an_older_stream_whose_grant_was_refused() -> None:
+    engine = make(blocks=6, budget=16)
+    engine.add(ask("running", [1] * 12, max_tokens=2))
+    engine.step()
+    engine.expect(ask("far", [3] * 20, max_tokens=1))
+    assert engine.grant("far", 4) is None
+    engine.add(ask("later", [4] * 4, max_tokens=1))
+    assert rows(engine.step()) == ["running"]
+    assert engine.step().batch_tokens == 0
+    assert engine.grant("far", 4) is not None
+    assert rows(engine.step()) == ["later"]
 
 
 class EngineMachine(RuleBasedStateMachine):

@@ -1,0 +1,38 @@
+"""Linear layers: each row is its own, bit for bit, and as exact as torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tandem_runtime.engine.runner import MIN_ROWS
+from tandem_runtime.model.linear import Linear
+from torch.nn import functional
+
+SHAPES = [(576, 960), (576, 3072), (1536, 576), (64, 101), (48, 32), (2048, 512)]
+ROWS = [*range(1, 20), 31, 32, 33, 63, 64, 65, 127, 128, 200, 256, 257, 511, 512]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
+def test_a_row_does_not_depend_on_how_many_there_are(
+    inputs: int, outputs: int, dtype: torch.dtype
+) -> None:
+    torch.set_num_threads(1)
+    random = torch.Generator().manual_seed(0)
+    linear = Linear(torch.randn(outputs, inputs, generator=random).to(dtype))
+    x = torch.randn(512, inputs, generator=random).to(dtype)
+    whole = linear(x)
+    for rows in (count for count in ROWS if dtype == torch.bfloat16 or count >= MIN_ROWS):
+        assert torch.equal(linear(x[:rows]), whole[:rows]), f"{rows} rows"
+        assert torch.equal(linear(x[-rows:]), whole[-rows:]), f"the last {rows} rows"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_the_product_is_right(rows: int, dtype: torch.dtype) -> None:
+    weight, x = torch.randn(40, 72), torch.randn(rows, 72)
+    y = Linear(weight.to(dtype))(x.to(dtype))
+    exact = functional.linear(x.to(dtype).double(), weight.to(dtype).double())
+    assert y.shape == (rows, 40)
+    assert y.dtype == dtype
+    assert (y - exact).abs().max() <= {4: 1e-4, 2: 0.1}[dtype.itemsize]

