@@ -17,7 +17,7 @@ from typing import Final
 
 import aiohttp
 
-from tandem.agent.api import STRATEGIC_PATCH, Api, ApiError, Object
+from tandem.agent.api import STRATEGIC_PATCH, Api, ApiError, Listed, Object
 from tandem.agent.config import AgentConfig
 
 GPU_RESOURCE: Final = "nvidia.com/gpu"
@@ -163,6 +163,12 @@ def status(config: AgentConfig, machine: Machine, old: Object, now_s: float) -> 
     }
 
 
+def speaks_well(node: Object) -> bool:
+    """Whether the node's own conditions say what the agent would say."""
+    found = {c["type"]: c["status"] for c in (node.get("status") or {}).get("conditions") or []}
+    return all(found.get(c["type"]) == c["status"] for c in conditions(0.0))
+
+
 class NodeReporter:
     """Keeps this node's Node object true."""
 
@@ -187,18 +193,36 @@ class NodeReporter:
                 await asyncio.sleep(RETRY_S)
 
     async def run(self) -> None:
-        """Reports the status every five minutes; the lease says the rest."""
+        """Reports every five minutes, and at once when somebody else's word must be put right.
+
+        The controller manager marks a silent node Unknown; it is for the node to say that it is
+        back. Between reports the lease says the rest.
+        """
+        beat = asyncio.create_task(self._beat())
+        try:
+            selector = {"fieldSelector": f"metadata.name={self._config.node}"}
+            async for news in self._api.follow("/api/v1/nodes", selector):
+                if isinstance(news, Listed):
+                    present, nodes = bool(news.items), news.items
+                else:
+                    present, nodes = not news.deleted, [news.item]
+                if not present:
+                    await self.register()
+                elif not speaks_well(nodes[0]):
+                    await self._try_report()
+        finally:
+            beat.cancel()
+
+    async def _beat(self) -> None:
         while True:
             await asyncio.sleep(STATUS_PERIOD_S)
-            try:
-                await self._report(await self._api.get(self._path))
-            except ApiError as error:
-                if error.status == 404:
-                    await self.register()
-                else:
-                    log.warning("node status: %s", error)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                log.warning("node status: %s", error)
+            await self._try_report()
+
+    async def _try_report(self) -> None:
+        try:
+            await self._report(await self._api.get(self._path))
+        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            log.warning("node status: %s", error)
 
     async def _create_or_get(self) -> Object:
         body: Object = {

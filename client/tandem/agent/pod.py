@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class PodWorker:
-    """Runs one pod."""
+    """Runs one pod; one with `begun_s` was begun then, by an earlier agent."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class PodWorker:
         ip: str,
         gpus: dict[str, list[Gpu]],
         *,
-        adopted: bool = False,
+        begun_s: float | None = None,
     ) -> None:
         self.pod = pod
         self.ip = ip
@@ -55,8 +55,8 @@ class PodWorker:
         self._services = services
         self._clock = services.clock
         self._folder = services.store.pod(pod["metadata"]["uid"])
-        self._adopted = adopted
-        self._begun_s = services.clock()
+        self._adopted = begun_s is not None
+        self._begun_s = services.clock() if begun_s is None else begun_s
         self._outcome = Outcome.GOING
         self._gone = False
         self._deadline_s: float | None = None
@@ -226,7 +226,7 @@ class PodWorker:
 
     def _record(self) -> None:
         indices = {name: [gpu.index for gpu in gpus] for name, gpus in self.gpus.items()}
-        self._folder.write(PodRecord(self.pod, self.ip, indices))
+        self._folder.write(PodRecord(self.pod, self.ip, indices, self._begun_s))
 
     def _adopt(self) -> None:
         status = self.pod.get("status") or {}

@@ -190,7 +190,8 @@ class Pods:
                 name: [gpus[index] for index in indices if index in gpus]
                 for name, indices in record.gpus.items()
             }
-            self._run(PodWorker(self._services, pod, record.ip, given, adopted=True))
+            begun_s = record.begun_at_s
+            self._run(PodWorker(self._services, pod, record.ip, given, begun_s=begun_s))
 
 
 def _addresses(config: AgentConfig) -> Iterator[str]:

@@ -62,7 +62,7 @@ async def start(run: RunDir, config: ContainerConfig) -> Started:
 
 def _spawn_shim(run: RunDir) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*SHIM, "run", str(run.path)],
+        [*SHIM, "run", str(run.path), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -135,6 +135,8 @@ class PodRecord:
     ip: str
     gpus: dict[str, list[int]]
     """Container name to the indices of its GPUs."""
+    begun_at_s: float
+    """When the node took the pod on."""
 
 
 @dataclass(frozen=True, slots=True)

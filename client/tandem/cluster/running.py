@@ -14,7 +14,7 @@ from typing import Any, Final
 from tandem.agent.api import Credentials
 from tandem.agent.store import PodDir, Store
 from tandem.cluster.paths import ClusterDir
-from tandem.cluster.process import ProcessId, send_signal
+from tandem.cluster.process import ProcessId, is_running, send_signal
 from tandem.cluster.spec import Cluster
 from tandem.cluster.supervisor import Report
 
@@ -80,7 +80,7 @@ class Running:
         report = Report.read(self.folder.processes)
         children = report.children if report is not None else ()
         for child in children:
-            if child.name == name and child.ending is None:
+            if child.name == name and is_running(child.process):
                 return child.process
         raise NotRunningError(f"{name} does not run in cluster {self.name}")
 
@@ -91,15 +91,16 @@ class Running:
             NotRunningError: the supervisor is gone, or something did not start.
         """
         report = Report.read(self.folder.processes)
-        dead = [child.name for child in report.dead()] if report is not None else []
-        if report is None or not send_signal(report.supervisor, signal.SIGHUP):
-            raise NotRunningError(f"the supervisor of cluster {self.name} is gone")
+        children = report.children if report is not None else ()
+        dead = [child.name for child in children if not is_running(child.process)]
         deadline_s = time.monotonic() + REVIVE_TIMEOUT_S
-        for name in dead:
-            while not self._runs(name):
-                if time.monotonic() > deadline_s:
-                    raise NotRunningError(f"{name} did not start again: see {self.folder.logs}")
-                time.sleep(0.05)
+        while report is not None and not all(self._runs(name) for name in dead):
+            # Asked again and again: the supervisor may not have heard of a death of this moment.
+            if not send_signal(report.supervisor, signal.SIGHUP):
+                raise NotRunningError(f"the supervisor of cluster {self.name} is gone")
+            if time.monotonic() > deadline_s:
+                raise NotRunningError(f"{dead} did not start again: see {self.folder.logs}")
+            time.sleep(0.1)
         return dead
 
     def _runs(self, name: str) -> bool:

@@ -212,6 +212,7 @@ class Supervisor:
 
     def _revive(self) -> None:
         """Starts again the children that ended, first stages first."""
+        self._reap()
         dead = {child.name for child in self._report.dead()}
         for stage in self._plan.stages:
             for command in stage.commands:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tandem.agent.config import AgentConfig, Gpu
-from tandem.agent.node import Machine, capacity, labels, status, with_transitions
+from tandem.agent.node import Machine, capacity, labels, speaks_well, status, with_transitions
 
 NOW_S = 1_700_000_000.0
 NOW = "2023-11-14T22:13:20Z"
@@ -68,3 +68,16 @@ def test_a_sick_gpu_is_not_healed_by_a_report() -> None:
 def test_only_own_conditions_are_reported() -> None:
     kinds = {c["type"] for c in status(config(), MACHINE, {}, NOW_S)["conditions"]}
     assert kinds == {"Ready", "MemoryPressure", "DiskPressure", "PIDPressure"}
+
+
+def test_another_word_about_the_node_is_noticed() -> None:
+    node = {"status": status(config(), MACHINE, {}, NOW_S)}
+    assert speaks_well(node)
+    foreign = {"type": "KernelDeadlock", "status": "True"}
+    node["status"]["conditions"].append(foreign)
+    assert speaks_well(node)
+    for condition in node["status"]["conditions"]:
+        if condition["type"] == "Ready":
+            condition["status"] = "Unknown"
+    assert not speaks_well(node)
+    assert not speaks_well({})

@@ -213,18 +213,30 @@ async def test_a_killed_shim_takes_its_container_along(run: RunDir) -> None:
 async def test_a_container_outlives_who_started_it(run: RunDir) -> None:
     """As containers outlive a killed agent: its successor reads the records and waits."""
     run.write_config(config_for(run, "sh", "-c", "sleep 0.5; echo late; exit 5"))
-    in_background = 'setsid "$@" >/dev/null 2>&1 &'
+    in_background = '"$@" $$ >/dev/null 2>&1 & until test -e "$0"; do sleep 0.05; done'
     starter = await asyncio.create_subprocess_exec(
-        "sh", "-c", in_background, "sh", *runtime.SHIM, "run", str(run.path), env=runtime.SHIM_ENV
-    )
+        "sh", "-c", in_background, str(run.path / "started.json"),
+        *runtime.SHIM, "run", str(run.path), env=runtime.SHIM_ENV,
+    )  # fmt: skip
     assert await starter.wait() == 0
-    await eventually(run.started)
     started = run.started()
     assert started is not None
+    assert is_running(started.process)
     async with asyncio.timeout(10):
         ending = await runtime.wait(run, started)
     assert ending.code == 5
     assert output(run) == ["late"]
+
+
+async def test_a_start_that_nobody_waits_for_does_not_happen(run: RunDir) -> None:
+    """The agent was killed while the shim prepared: the next one knows nothing of this run."""
+    run.write_config(config_for(run, "sleep", "600"))
+    stranger = "1"
+    starter = await asyncio.create_subprocess_exec(
+        *runtime.SHIM, "run", str(run.path), stranger, env=runtime.SHIM_ENV
+    )
+    assert await starter.wait() == 0
+    assert run.started() is None
 
 
 async def test_exec(run: RunDir) -> None:
@@ -292,7 +304,7 @@ def test_without_root() -> None:
         subprocess.run(["chown", "-R", "65534:65534", str(folder)], check=True)
         answer = subprocess.run(
             ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
-             "/usr/bin/python3", *runtime.SHIM[1:], "run", str(run.path)],
+             "/usr/bin/python3", *runtime.SHIM[1:], "run", str(run.path), str(os.getpid())],
             env=readable_shim(folder),
             capture_output=True,
             text=True,

@@ -91,6 +91,11 @@ def die_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def outlive_parent() -> None:
+    """Takes `die_with_parent` back."""
+    _libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def map_root() -> None:
     """Without root: a user namespace in which this user is root."""
     uid, gid = os.geteuid(), os.getegid()
