@@ -92,6 +92,8 @@ class GenerateEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     error_code: str | None = None
     """`draining`, `prefill_lost`, `overloaded`, `lease_expired`, `bad_request`, `internal`."""
     retryable: bool = False
+    failed_pod: str | None = None
+    """Name of the pod at fault, where it is not the one that answers."""
 
 
 class PodState(msgspec.Struct, frozen=True, omit_defaults=False):

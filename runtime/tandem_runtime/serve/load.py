@@ -12,6 +12,7 @@ import msgspec
 from tandem_runtime.engine.build import build_engine
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request
+from tandem_runtime.frontend.process import BadConfig
 from tandem_runtime.frontend.vocabulary import (
     VocabularyError,
     bundle_from_folder,
@@ -21,7 +22,7 @@ from tandem_runtime.model.checkpoint import Checkpoint, open_checkpoint
 from tandem_runtime.model.errors import ModelError
 from tandem_runtime.model.source import resolve_source
 from tandem_runtime.protocol import Sampling, TokenizerBundle
-from tandem_runtime.serve.options import BadConfig, ServeOptions
+from tandem_runtime.serve.options import ServeOptions
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,8 @@ from pathlib import Path
 from tandem_runtime import contract
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.contract import Role
+from tandem_runtime.frontend.process import BadConfig, read_secret
 from tandem_runtime.kv.layout import ITEM_BYTES
-
-MIN_SECRET_BYTES = 16
-
-
-class BadConfig(Exception):
-    """A restart does not help; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -116,25 +111,3 @@ def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineC
         )
     except ValueError as error:
         raise BadConfig(str(error)) from error
-
-
-def read_secret(path: Path, *, required: bool) -> bytes:
-    """The fleet's handoff secret. Raises `BadConfig` where it is missing or too short to be one."""
-    try:
-        secret = path.read_bytes().strip()
-    except FileNotFoundError:
-        if not required:
-            return b""
-        raise BadConfig(
-            f"the handoff secret {path} is missing: prefill and decode pods of a fleet prove it "
-            f"to each other. Mount the Secret {contract.HANDOFF_SECRET_NAME} there, or name the "
-            "file with --handoff-secret-file"
-        ) from None
-    except OSError as error:
-        raise BadConfig(f"the handoff secret {path} cannot be read: {error}") from None
-    if len(secret) < MIN_SECRET_BYTES:
-        raise BadConfig(
-            f"the handoff secret {path} has {len(secret)} bytes; it needs at least "
-            f"{MIN_SECRET_BYTES} random ones"
-        )
-    return secret

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from functools import partial
 from importlib import import_module
 from typing import Any
 
-from tandem_runtime.frontend.oip.grpc import create_server
+from tandem_runtime.frontend.oip.grpc import bind, create_server
+from tandem_runtime.frontend.process import stop_signal
 from tandem_runtime.frontend.server import HttpServer
 from tandem_runtime.serve.api import create_pod_app, inference_service
 from tandem_runtime.serve.options import ServeOptions
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 async def run(options: ServeOptions) -> int:
     """The exit status. Raises `BadConfig`, and OSError for an address that cannot be used."""
-    asked_to_stop = _signals()
+    asked_to_stop = stop_signal()
     http = HttpServer(options.host, options.port)
     await http.start()
     worker = EngineWorker()
@@ -33,8 +33,7 @@ async def run(options: ServeOptions) -> int:
     await pod.open()
     inference = inference_service(pod)
     grpc = create_server(inference)
-    if grpc.add_insecure_port(f"{_bracketed(options.host)}:{options.grpc_port}") == 0:
-        raise OSError(f"gRPC port {options.grpc_port} of {options.host} cannot be used")
+    bind(grpc, options.host, options.grpc_port)
     await grpc.start()
     http.app = create_pod_app(pod, inference)
     log.info("%s pod %s serves %s", options.role, options.pod, ", ".join(options.served_names))
@@ -75,15 +74,3 @@ async def _until_stopped(pod: Pod, asked_to_stop: asyncio.Event) -> bool:
         emptying.cancel()
     stopping.cancel()
     return pod.worker.failed.done()
-
-
-def _signals() -> asyncio.Event:
-    asked_to_stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, asked_to_stop.set)
-    return asked_to_stop
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -18,7 +18,7 @@ from tandem_runtime.engine.sequence import Request, RequestRefused, StreamOutput
 from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.kv.handoff.exporter import Refusal
 from tandem_runtime.kv.handoff.importer import Imported, Importer
-from tandem_runtime.kv.handoff.link import HandoffFailed
+from tandem_runtime.kv.handoff.link import HandoffFailed, NoRoom
 from tandem_runtime.kv.wire import StreamKey
 from tandem_runtime.protocol import GenerateEvent, GenerateRequest, TokenLogprob
 from tandem_runtime.serve.lifecycle import Lifecycle
@@ -109,7 +109,10 @@ class StreamService:
         except StreamEnded as ended:
             yield _error(ask, ended.code, ended.reason, ended.retryable)
         except HandoffFailed as failed:
-            yield _error(ask, failed.code, failed.reason, failed.retryable)
+            event = _error(ask, failed.code, failed.reason, failed.retryable)
+            if ask.prefill is not None and not isinstance(failed, NoRoom):
+                event = msgspec.structs.replace(event, failed_pod=ask.prefill.pod)
+            yield event
         except RequestRefused as refused:
             yield _error(ask, "bad_request", f"{refused}.", False)
         except EngineFailed as failed:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from tandem_runtime import contract
 from tandem_runtime.contract import Role
-from tandem_runtime.serve.options import BadConfig, parse
+from tandem_runtime.frontend.process import BadConfig
+from tandem_runtime.serve.options import parse
 
 MODEL = ["--model-name", "m", "--model-uri", "file:///m.gguf"]
 

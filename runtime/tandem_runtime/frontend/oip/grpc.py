@@ -55,6 +55,16 @@ def create_server(service: InferenceService) -> grpc.aio.Server:
     return server
 
 
+def bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    """Returns the port (`port` 0: any). Raises OSError."""
+    address = f"[{host}]" if ":" in host else host
+    try:
+        bound: int = server.add_insecure_port(f"{address}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"gRPC cannot listen on {address}:{port}: {error}") from error
+    return bound
+
+
 def _unsupported(what: str) -> Any:
     async def refuse(self: _Servicer, request: Any, context: Context) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{what} is not supported.")

@@ -35,6 +35,7 @@ from tandem_runtime.kv.handoff.link import (
     Inbox,
     Link,
     Links,
+    NoRoom,
     PeerAborted,
 )
 from tandem_runtime.kv.handoff.pages import checksum, credit
@@ -175,7 +176,7 @@ class Importer:
                 return await self._engine.until(grant)
         except TimeoutError:
             reason = f"the decode pod had no room for {self._timing.grant_s:g} s"
-            raise HandoffFailed("overloaded", reason) from None
+            raise NoRoom("overloaded", reason) from None
 
     def _credit(self, received_tokens: int, known_tokens: int) -> int:
         window_pages = max(2, _WINDOW_BYTES // self._page_bytes)

@@ -38,6 +38,10 @@ class PeerAborted(HandoffFailed):
     """The prefill pod gave the stream up, and need not be told."""
 
 
+class NoRoom(HandoffFailed):
+    """This pod itself has no blocks for the stream; its prefill pod did no wrong."""
+
+
 @dataclass(frozen=True)
 class Arrived:
     """Pages that are here and not yet in the cache."""

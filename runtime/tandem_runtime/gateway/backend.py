@@ -1,0 +1,196 @@
+"""The front end's backend in the gateway: streams over pairs of pods, moved when pods fail.
+
+A stream is a sequence of attempts. Each goes to one pair; when it fails, the next one carries what
+was generated so far, so the client sees a pause, never a lost or a repeated token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Final
+
+from tandem_runtime.frontend.backend import ModelCard, Route, ServedModel
+from tandem_runtime.frontend.errors import BadRequest, Internal, Unavailable
+from tandem_runtime.gateway.affinity import PrefixMemory
+from tandem_runtime.gateway.discovery import Discovery
+from tandem_runtime.gateway.fleets import RETRY_AFTER_S, Fleets
+from tandem_runtime.gateway.health import PodHealth
+from tandem_runtime.gateway.journal import ATTEMPTS, Journal
+from tandem_runtime.gateway.load import Loads
+from tandem_runtime.gateway.metrics import GatewayMetrics
+from tandem_runtime.gateway.pod_client import PodClient, PodUnreachable
+from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose
+from tandem_runtime.prefix import block_keys, root_key
+from tandem_runtime.protocol import GenerateEvent, GenerateRequest, PrefillTarget
+
+log = logging.getLogger(__name__)
+
+RESUME_S: Final = 60.0
+"""How long a stream that has begun waits for pods that can continue it."""
+_PAUSE_S: Final = 0.2
+_OUTPUT_TOKENS: Final = 128
+"""What a stream is taken to generate, for the load."""
+_LONG_TOKENS: Final = 50_000
+"""Prompts beyond this are hashed in a thread: it takes more than 5 ms."""
+
+
+class GatewayBackend:
+    def __init__(
+        self,
+        discovery: Discovery,
+        fleets: Fleets,
+        client: PodClient,
+        health: PodHealth,
+        loads: Loads,
+        metrics: GatewayMetrics,
+        handoff_secret: bytes,
+    ) -> None:
+        self._discovery = discovery
+        self._fleets = fleets
+        self._client = client
+        self._health = health
+        self._loads = loads
+        self._metrics = metrics
+        self._secret = handoff_secret
+        self._memory = PrefixMemory()
+        self.streams = 0
+        """Streams that run now."""
+        self.stopping = False
+
+    @property
+    def ready(self) -> bool:
+        return self._discovery.synced and not self.stopping
+
+    def cards(self) -> Sequence[ModelCard]:
+        return self._fleets.cards()
+
+    async def resolve(self, name: str) -> ServedModel:
+        return await self._fleets.resolve(name)
+
+    async def generate(
+        self, model: ServedModel, request: GenerateRequest, route: Route
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        self.streams += 1
+        try:
+            keys = await self._keys(model, request)
+            journal = Journal(request)
+            while not journal.finished:
+                pair = await self._pair(model, journal, keys)
+                route.attempts += 1
+                route.decode_pod = pair.decode.name
+                route.prefill_pod = "" if pair.prefill is None else pair.prefill.name
+                async with aclosing(self._attempt(pair, journal, keys)) as events:
+                    async for event in events:
+                        yield event
+            self._learn(model, journal, pair)
+        finally:
+            self.streams -= 1
+
+    async def _pair(self, model: ServedModel, journal: Journal, keys: list[bytes]) -> Pair:
+        """Where the next attempt goes. Raises `Unavailable` when the stream is to be given up."""
+        if journal.failures >= ATTEMPTS and not journal.begun:
+            raise Unavailable(
+                f"{journal.failures} attempts failed, the last one because {journal.reason}.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        deadline_s = time.monotonic() + RESUME_S
+        while True:
+            if journal.failures:
+                await asyncio.sleep(_PAUSE_S)
+            chosen = self._choose(model, journal, keys)
+            if isinstance(chosen, Pair):
+                return chosen
+            if not journal.begun or time.monotonic() > deadline_s:
+                raise Unavailable(
+                    f"No pod of fleet '{model.card.fleet}' can serve now: {chosen.reason}.",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            # Better one that failed before than none; the client is waiting in mid-sentence.
+            journal.avoid.clear()
+            await asyncio.sleep(_PAUSE_S)
+
+    def _choose(self, model: ServedModel, journal: Journal, keys: list[bytes]) -> Pair | NoRoute:
+        request = journal.request
+        demand = Demand(
+            stream_id=request.stream_id,
+            prompt_tokens=len(request.prompt_ids) + len(journal.output_ids),
+            held_tokens=self._memory.held_tokens(keys),
+            avoid=journal.avoid | self._health.unusable,
+        )
+        return choose(self._fleets.pods_of(model), demand, self._loads.outstanding_tokens())
+
+    async def _attempt(
+        self, pair: Pair, journal: Journal, keys: list[bytes]
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        """The events of one attempt; ends without a finish when the attempt failed."""
+        decode, prefill = pair.decode, pair.prefill
+        target = None
+        if prefill is not None:
+            target = PrefillTarget(prefill.name, prefill.ip, prefill.handoff_port)
+            self._memory.learn(prefill.uid, keys)
+        prompt_tokens = len(journal.request.prompt_ids)
+        shares = {decode.uid: prompt_tokens + _OUTPUT_TOKENS}
+        if prefill is not None:
+            shares[prefill.uid] = prompt_tokens
+        for uid, tokens in shares.items():
+            self._loads.begin(uid, tokens)
+        try:
+            ask = journal.attempt(target)
+            async with aclosing(self._client.generate(decode, ask)) as events:
+                async for event in events:
+                    if event.error is not None:
+                        self._fault(event, pair, journal)
+                        return
+                    if journal.take(event):
+                        if prefill is not None and prefill.uid in shares:
+                            self._loads.end(prefill.uid, shares.pop(prefill.uid))
+                        yield event
+                    if journal.finished:
+                        return
+        except PodUnreachable as error:
+            self._failed(journal, decode.uid, str(error), "unreachable")
+        finally:
+            for uid, tokens in shares.items():
+                self._loads.end(uid, tokens)
+
+    def _fault(self, event: GenerateEvent, pair: Pair, journal: Journal) -> None:
+        """An error event. Raises `ApiError` for one that no other pod would spare the client."""
+        reason = event.error or "it failed"
+        if event.error_code == "bad_request":
+            raise BadRequest(f"{reason[0].upper()}{reason[1:]}".rstrip(".") + ".")
+        if not event.retryable:
+            raise Internal(f"Pod {pair.decode.name} failed: {reason}.")
+        culprit = pair.decode
+        if pair.prefill is not None and event.failed_pod == pair.prefill.name:
+            culprit = pair.prefill
+        self._failed(journal, culprit.uid, reason, event.error_code or "unknown")
+
+    def _failed(self, journal: Journal, uid: str, reason: str, code: str) -> None:
+        journal.fail(uid, reason)
+        self._metrics.attempt_failed(code, begun=journal.begun)
+        log.warning("attempt %d of stream %s: %s", journal.epoch, journal.request.stream_id, reason)
+
+    def _learn(self, model: ServedModel, journal: Journal, pair: Pair) -> None:
+        """The decode pod holds the answer too: a conversation's next turn begins with it."""
+        request = journal.request
+        ids = [*request.prompt_ids, *journal.output_ids[:-1]]
+        if len(ids) <= _LONG_TOKENS:
+            self._memory.learn(pair.decode.uid, self._block_keys(model, request, ids))
+
+    async def _keys(self, model: ServedModel, request: GenerateRequest) -> list[bytes]:
+        ids = request.prompt_ids
+        if len(ids) > _LONG_TOKENS:
+            return await asyncio.to_thread(self._block_keys, model, request, ids)
+        return self._block_keys(model, request, ids)
+
+    def _block_keys(
+        self, model: ServedModel, request: GenerateRequest, ids: list[int]
+    ) -> list[bytes]:
+        bundle = model.tokenizer.bundle
+        layout_hash = bytes.fromhex(bundle.cache_root)
+        root = root_key(layout_hash, self._secret, request.tenant, request.cache_salt)
+        return block_keys(root, ids, bundle.block_tokens)

@@ -1,0 +1,84 @@
+"""Which pods can be used, beyond what the Kubernetes API says: their own state, read often.
+
+A pod that has said nothing for a while is left alone and its streams are cut, so that they move on;
+so are the streams of a pod that the API no longer knows. A pod's stream events count as signs of
+life, so a busy pod that answers its state slowly is not taken for dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from tandem_runtime.gateway.discovery import Discovery
+from tandem_runtime.gateway.fleets import Fleets
+from tandem_runtime.gateway.load import Loads
+from tandem_runtime.gateway.pod_client import PodClient, PodUnreachable
+from tandem_runtime.gateway.pods import PodView
+
+log = logging.getLogger(__name__)
+
+PERIOD_S: Final = 2.0
+SILENCE_S: Final = 10.0
+
+
+class PodHealth:
+    def __init__(
+        self,
+        discovery: Discovery,
+        client: PodClient,
+        loads: Loads,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._discovery = discovery
+        self._client = client
+        self._loads = loads
+        self._clock = clock
+        self._heard_s: dict[str, float] = {}
+        self._draining: set[str] = set()
+        self.unusable: frozenset[str] = frozenset()
+        """Uids of pods that are silent, or that say they are draining."""
+
+    async def run(self, fleets: Fleets) -> None:
+        """Until cancelled."""
+        while True:
+            await self.round()
+            await fleets.refresh()
+            await asyncio.sleep(PERIOD_S)
+
+    async def round(self) -> None:
+        pods = self._discovery.pods
+        await asyncio.gather(*(self._ask(pod) for pod in pods if pod.ready))
+        now_s = self._clock()
+        uids = {pod.uid for pod in pods}
+        for gone in self._heard_s.keys() - uids:
+            del self._heard_s[gone]
+        silent = {
+            uid for uid, at_s in self._heard_s.items() if now_s - self._last(uid, at_s) > SILENCE_S
+        }
+        for uid in (silent | (self._client.live_uids - uids)) & self._client.live_uids:
+            log.warning("pod %s is gone or silent: its streams move", uid)
+            self._client.cut(uid)
+        self._draining &= uids
+        self.unusable = frozenset(silent | self._draining)
+        self._loads.keep(uids)
+
+    def _last(self, uid: str, state_s: float) -> float:
+        return max(state_s, self._client.heard_s(uid))
+
+    async def _ask(self, pod: PodView) -> None:
+        self._heard_s.setdefault(pod.uid, self._clock())
+        try:
+            state = await self._client.state(pod)
+        except PodUnreachable as error:
+            log.debug("%s", error)
+            return
+        self._heard_s[pod.uid] = self._clock()
+        self._loads.observe(pod.uid, state.in_flight)
+        if state.draining:
+            self._draining.add(pod.uid)
+        else:
+            self._draining.discard(pod.uid)

@@ -1,0 +1,120 @@
+"""HTTP from the gateway to pods: one connection for each stream, small calls beside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from tandem_runtime import contract
+from tandem_runtime.gateway.pods import PodView
+from tandem_runtime.protocol import GenerateEvent, GenerateRequest, PodState, TokenizerBundle
+
+_CONNECT_S: Final = 2.0
+_LINE_BYTES: Final = 4 << 20
+_SMALL_CALL: Final = aiohttp.ClientTimeout(total=2.0)
+_TOKENIZER_CALL: Final = aiohttp.ClientTimeout(total=30.0)
+_STREAM: Final = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
+
+
+class PodUnreachable(Exception):
+    """The pod did not answer, broke off, or refused this gateway; the message says which."""
+
+
+class PodClient:
+    def __init__(self, handoff_secret: bytes) -> None:
+        headers = {"authorization": f"Bearer {contract.pod_token(handoff_secret)}"}
+        self._session = aiohttp.ClientSession(
+            headers=headers,
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            read_bufsize=_LINE_BYTES,
+            auto_decompress=False,
+        )
+        self._replies: dict[str, set[aiohttp.ClientResponse]] = {}
+        """Streams that run now, by pod uid."""
+        self._heard_s: dict[str, float] = {}
+        self._encode = msgspec.json.Encoder().encode
+        self._event = msgspec.json.Decoder(GenerateEvent)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def generate(
+        self, pod: PodView, request: GenerateRequest
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        """The pod's events. Raises `PodUnreachable`; closing it closes the connection."""
+        try:
+            async with self._session.post(
+                _url(pod, contract.PATH_GENERATE),
+                data=self._encode(request),
+                headers={"content-type": "application/json"},
+                timeout=_STREAM,
+            ) as reply:
+                if reply.status != 200:
+                    raise PodUnreachable(f"pod {pod.name} answered {await _complaint(reply)}")
+                with self._live(pod.uid, reply):
+                    async for line in reply.content:
+                        self._heard_s[pod.uid] = time.monotonic()
+                        yield self._event.decode(line)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise PodUnreachable(f"pod {pod.name} broke off: {error or 'no answer'}") from error
+        raise PodUnreachable(f"pod {pod.name} ended a stream without its finish")
+
+    @contextmanager
+    def _live(self, uid: str, reply: aiohttp.ClientResponse) -> Iterator[None]:
+        replies = self._replies.setdefault(uid, set())
+        replies.add(reply)
+        try:
+            yield
+        finally:
+            replies.discard(reply)
+            if not replies:
+                self._replies.pop(uid, None)
+                self._heard_s.pop(uid, None)
+
+    @property
+    def live_uids(self) -> frozenset[str]:
+        """Pods that streams of ours run on."""
+        return frozenset(self._replies)
+
+    def heard_s(self, uid: str) -> float:
+        """When a stream's event last came from this pod, on `time.monotonic`."""
+        return self._heard_s.get(uid, float("-inf"))
+
+    def cut(self, uid: str) -> None:
+        """The pod is not there any more: its streams fail now, not when TCP notices."""
+        for reply in list(self._replies.get(uid, ())):
+            reply.close()
+
+    async def tokenizer(self, pod: PodView) -> TokenizerBundle:
+        """Raises `PodUnreachable`."""
+        body = await self._get(pod, contract.PATH_TOKENIZER, _TOKENIZER_CALL)
+        return msgspec.json.decode(body, type=TokenizerBundle)
+
+    async def state(self, pod: PodView) -> PodState:
+        """Raises `PodUnreachable`."""
+        body = await self._get(pod, contract.PATH_STATE, _SMALL_CALL)
+        return msgspec.json.decode(body, type=PodState)
+
+    async def _get(self, pod: PodView, path: str, limits: aiohttp.ClientTimeout) -> bytes:
+        try:
+            async with self._session.get(_url(pod, path), timeout=limits) as reply:
+                if reply.status != 200:
+                    raise PodUnreachable(f"pod {pod.name} answered {await _complaint(reply)}")
+                return await reply.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise PodUnreachable(f"pod {pod.name} gave no answer: {error}") from error
+
+
+def _url(pod: PodView, path: str) -> str:
+    host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
+    return f"http://{host}:{pod.http_port}{path}"
+
+
+async def _complaint(reply: aiohttp.ClientResponse) -> str:
+    text = (await reply.content.read(500)).decode(errors="replace")
+    return f"{reply.status}: {text}"

@@ -1,0 +1,68 @@
+"""A runtime pod as the gateway sees it: a pure reading of the Kubernetes object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tandem_runtime import contract
+from tandem_runtime.contract import Role
+
+
+@dataclass(frozen=True)
+class PodView:
+    uid: str
+    name: str
+    ip: str
+    fleet: str
+    role: Role
+    revision: str
+    served_names: tuple[str, ...]
+    created_unix_s: float
+    ready: bool
+    """The Ready condition."""
+    leaving: bool
+    """Being deleted, or emptied by the operator: nothing new goes there."""
+    http_port: int = contract.HTTP_PORT
+    handoff_port: int = contract.HANDOFF_PORT
+
+    @property
+    def admits(self) -> bool:
+        return self.ready and not self.leaving
+
+    @property
+    def decodes(self) -> bool:
+        return self.role is not Role.PREFILL
+
+
+def pod_view(pod: Mapping[str, Any]) -> PodView | None:
+    """None for a pod that is not (yet, or any more) one of a fleet's runtime pods."""
+    metadata, status = pod.get("metadata") or {}, pod.get("status") or {}
+    labels = metadata.get("labels") or {}
+    annotations = metadata.get("annotations") or {}
+    role = labels.get(contract.LABEL_ROLE)
+    ip = status.get("podIP")
+    if role not in set(Role) or not ip or status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    names = annotations.get(contract.ANNOTATION_SERVED_NAMES, "")
+    return PodView(
+        uid=metadata.get("uid", ""),
+        name=metadata.get("name", ""),
+        ip=ip,
+        fleet=labels.get(contract.LABEL_FLEET, ""),
+        role=Role(role),
+        revision=labels.get(contract.LABEL_REVISION, ""),
+        served_names=tuple(name.strip() for name in names.split(",") if name.strip()),
+        created_unix_s=_unix_s(metadata.get("creationTimestamp")),
+        ready=any(
+            condition.get("type") == "Ready" and condition.get("status") == "True"
+            for condition in status.get("conditions") or []
+        ),
+        leaving="deletionTimestamp" in metadata or contract.ANNOTATION_DRAINING in annotations,
+    )
+
+
+def _unix_s(timestamp: str | None) -> float:
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0

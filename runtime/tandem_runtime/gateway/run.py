@@ -1,0 +1,108 @@
+"""The gateway's life: listen, watch, serve, finish its streams, end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from kubernetes.aio.config import ConfigException
+from prometheus_client import CollectorRegistry
+
+from tandem_runtime.frontend.oip.grpc import bind, create_server
+from tandem_runtime.frontend.oip.service import InferenceService
+from tandem_runtime.frontend.oip.statistics import Statistics
+from tandem_runtime.frontend.process import BadConfig, stop_signal
+from tandem_runtime.frontend.record import StreamRecord
+from tandem_runtime.frontend.server import HttpServer
+from tandem_runtime.gateway.api import create_gateway_app
+from tandem_runtime.gateway.backend import GatewayBackend
+from tandem_runtime.gateway.discovery import Discovery, PodWatch, api_client
+from tandem_runtime.gateway.fleets import Fleets
+from tandem_runtime.gateway.health import PodHealth
+from tandem_runtime.gateway.load import Loads
+from tandem_runtime.gateway.metrics import GatewayMetrics
+from tandem_runtime.gateway.options import GatewayOptions
+from tandem_runtime.gateway.pod_client import PodClient
+
+log = logging.getLogger(__name__)
+
+_LINGER_S: Final = 2.0
+"""After SIGTERM new requests are still served for so long: load balancers take time to notice."""
+
+
+class Gateway:
+    """The parts put together, over any discovery."""
+
+    def __init__(self, options: GatewayOptions, discovery: Discovery) -> None:
+        self._options = options
+        self._discovery = discovery
+        self._tasks: list[asyncio.Task[None]] = []
+        registry = CollectorRegistry()
+        metrics = GatewayMetrics(registry)
+        statistics = Statistics()
+        self._client = PodClient(options.secret)
+        loads = Loads()
+        self._fleets = Fleets(discovery, self._client)
+        self._health = PodHealth(discovery, self._client, loads)
+        self.backend = GatewayBackend(
+            discovery, self._fleets, self._client, self._health, loads, metrics, options.secret
+        )
+        metrics.watch(lambda: self.backend.streams, lambda: discovery.age_s)
+
+        def observe(record: StreamRecord) -> None:
+            metrics.observe(record)
+            statistics.observe(record)
+
+        inference = InferenceService(self.backend, statistics, observe)
+        self._grpc = create_server(inference)
+        self._http = HttpServer(options.host, options.port)
+        self._http.app = create_gateway_app(
+            options.pod, self.backend, inference, discovery, metrics, registry
+        )
+
+    async def start(self) -> tuple[int, int]:
+        """The HTTP and the gRPC port. Raises OSError."""
+        self._tasks.append(asyncio.create_task(self._health.run(self._fleets)))
+        port = await self._http.start()
+        grpc_port = bind(self._grpc, self._options.host, self._options.grpc_port)
+        await self._grpc.start()
+        return port, grpc_port
+
+    async def stop(self) -> None:
+        """Not ready at once; ends when the last stream has."""
+        self.backend.stopping = True
+        await asyncio.sleep(_LINGER_S)
+        while self.backend.streams:  # noqa: ASYNC110 - streams end in many places
+            await asyncio.sleep(0.05)
+        await self._grpc.stop(grace=5)
+        await self._http.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.close()
+
+
+async def run(options: GatewayOptions) -> int:
+    """The exit status."""
+    asked_to_stop = stop_signal()
+    try:
+        api = await api_client(options.kubeconfig)
+    except ConfigException as error:
+        raise BadConfig(f"no way to the Kubernetes API: {error}") from error
+    watch = PodWatch(api, options.namespace)
+    watching = asyncio.create_task(watch.run())
+    gateway = Gateway(options, watch)
+    await gateway.start()
+    log.info("namespace %s: listening on %s:%d", options.namespace, options.host, options.port)
+    stopping = asyncio.ensure_future(asked_to_stop.wait())
+    await asyncio.wait({stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
+    await gateway.stop()
+    failed = watching.done()
+    stopping.cancel()
+    watching.cancel()
+    outcome = (await asyncio.gather(watching, return_exceptions=True))[0]
+    if failed:
+        log.error("the watch ended: %s", outcome)
+    await api.close()
+    return 1 if failed else 0

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tandem_runtime.contract import Role
+from tandem_runtime.gateway.pods import PodView
+from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose, fleet_of
+
+
+def pod(name: str, role: Role = Role.DECODE, revision: str = "r1", **changes: Any) -> PodView:
+    fields: dict[str, Any] = {
+        "uid": name,
+        "name": name,
+        "ip": "127.0.0.1",
+        "fleet": "chat",
+        "role": role,
+        "revision": revision,
+        "served_names": ("m",),
+        "created_unix_s": 0.0,
+        "ready": True,
+        "leaving": False,
+    }
+    return PodView(**{**fields, **changes})
+
+
+def prefill(name: str, revision: str = "r1", **changes: Any) -> PodView:
+    return pod(name, Role.PREFILL, revision, **changes)
+
+
+def names(chosen: Pair | NoRoute) -> tuple[str, str | None]:
+    assert isinstance(chosen, Pair), chosen
+    return chosen.decode.name, None if chosen.prefill is None else chosen.prefill.name
+
+
+DEMAND = Demand("s", prompt_tokens=100)
+
+
+class TestPairing:
+    def test_within_one_revision(self) -> None:
+        pods = [prefill("p1", "r1"), pod("d1", revision="r1"), pod("d2", revision="r2")]
+        for n in range(20):
+            assert names(choose(pods, Demand(f"s{n}", 100), {})) == ("d1", "p1")
+
+    def test_both_revisions_take_part_once_both_are_whole(self) -> None:
+        pods = [prefill("p1", "r1"), pod("d1", revision="r1")]
+        pods += [prefill("p2", "r2"), pod("d2", revision="r2")]
+        seen = Counter(names(choose(pods, Demand(f"s{n}", 100), {})) for n in range(100))
+        assert set(seen) == {("d1", "p1"), ("d2", "p2")}
+
+    def test_when_no_revision_has_both_decode_pods_prefill_themselves(self) -> None:
+        pods = [prefill("p1", "r1"), pod("d2", revision="r2")]
+        assert names(choose(pods, DEMAND, {})) == ("d2", None)
+        assert names(choose([prefill("p1", ready=False), pod("d1")], DEMAND, {})) == ("d1", None)
+
+    def test_an_aggregated_pod_needs_no_partner(self) -> None:
+        assert names(choose([pod("b", Role.BOTH)], DEMAND, {})) == ("b", None)
+        mixed = [pod("b", Role.BOTH), prefill("p")]
+        assert names(choose(mixed, DEMAND, {})) == ("b", None)
+
+    def test_a_failed_prefill_pod_is_left_out(self) -> None:
+        pods = [prefill("p1"), prefill("p2"), pod("d")]
+        avoided = Demand("s", 100, avoid={"p1"})
+        assert names(choose(pods, avoided, {})) == ("d", "p2")
+        assert names(choose(pods, Demand("s", 100, avoid={"p1", "p2"}), {})) == ("d", None)
+
+
+class TestWhoIsLeftOut:
+    @pytest.mark.parametrize("change", [{"ready": False}, {"leaving": True}])
+    def test_pods_that_do_not_admit(self, change: dict[str, Any]) -> None:
+        assert names(choose([pod("a", **change), pod("b")], DEMAND, {})) == ("b", None)
+
+    def test_the_sentence_when_nobody_is_left(self) -> None:
+        pods = [pod("a", ready=False), pod("b", leaving=True), pod("c"), prefill("p")]
+        chosen = choose(pods, Demand("s", 10, avoid={"c"}), {})
+        assert chosen == NoRoute(
+            "2 of 3 decode pods are ready, 1 are leaving, 1 failed this request"
+        )
+        assert choose([prefill("p")], DEMAND, {}) == NoRoute("it has no pod that decodes")
+
+
+class TestCost:
+    def test_the_least_loaded_pod(self) -> None:
+        pods = [prefill("p1"), prefill("p2"), pod("d1"), pod("d2")]
+        loads = {"p1": 500, "p2": 400, "d1": 10, "d2": 20}
+        assert names(choose(pods, DEMAND, loads)) == ("d1", "p2")
+
+    def test_a_held_prefix_draws_until_the_queue_outweighs_it(self) -> None:
+        pods = [prefill("p1"), prefill("p2"), pod("d")]
+        demand = Demand("s", 1000, held_tokens={"p2": 600})
+        assert names(choose(pods, demand, {"p2": 599})) == ("d", "p2")
+        assert names(choose(pods, demand, {"p2": 601})) == ("d", "p1")
+
+    def test_among_equals_streams_spread(self) -> None:
+        pods = [pod(f"d{n}") for n in range(4)]
+        seen = Counter(names(choose(pods, Demand(f"s{n}", 10), {}))[0] for n in range(1000))
+        assert all(150 < seen[p.name] < 350 for p in pods)
+
+
+@given(
+    pods=st.lists(
+        st.builds(
+            pod,
+            st.integers(0, 10**9).map(str),
+            role=st.sampled_from(Role),
+            revision=st.sampled_from(["r1", "r2", "r3"]),
+            ready=st.booleans(),
+            leaving=st.booleans(),
+        ),
+        max_size=12,
+        unique_by=lambda p: p.uid,
+    ),
+    data=st.data(),
+)
+def test_whatever_is_chosen_may_serve(pods: list[PodView], data: st.DataObject) -> None:
+    uids = [p.uid for p in pods]
+    avoid = data.draw(st.sets(st.sampled_from(uids))) if uids else set()
+    loads = {uid: data.draw(st.integers(0, 1000)) for uid in uids}
+    chosen = choose(pods, Demand("s", 100, avoid=avoid), loads)
+    could = [p for p in pods if p.admits and p.uid not in avoid]
+    if isinstance(chosen, NoRoute):
+        assert not any(p.decodes for p in could)
+        return
+    assert chosen.decode in could
+    assert chosen.decode.decodes
+    partners = {p.revision for p in could if p.role is Role.PREFILL}
+    if chosen.prefill is not None:
+        assert chosen.prefill in could
+        assert chosen.prefill.role is Role.PREFILL
+        assert chosen.prefill.revision == chosen.decode.revision
+        assert chosen.decode.role is Role.DECODE
+    elif chosen.decode.role is Role.DECODE:
+        whole = [p for p in could if p.role is Role.DECODE and p.revision in partners]
+        assert not whole, "a revision with both was there"
+
+
+def test_the_fleet_of_a_name_is_the_older_one() -> None:
+    pods = [
+        pod("a", fleet="new", created_unix_s=20.0),
+        pod("b", fleet="old", created_unix_s=10.0),
+        pod("c", fleet="other", created_unix_s=1.0, served_names=("x", "y")),
+    ]
+    assert fleet_of(pods, "m") == "old"
+    assert fleet_of(pods, "y") == "other"
+    assert fleet_of(pods, "z") is None
