@@ -31,6 +31,7 @@ from tandem_operator.names import LABEL_MANAGED_BY, MANAGED_BY
 from tandem_operator.plan.drain import pods_to_ask
 from tandem_operator.plan.gateway import GatewaySnapshot
 from tandem_operator.plan.model import ModelSnapshot
+from tandem_operator.plan.pools import wanted_sizes
 from tandem_operator.plan.resolver import resolver_view
 from tandem_operator.plan.views import (
     FleetSnapshot,
@@ -172,7 +173,7 @@ class Observer:
         pools = _parsed(pool_view, _labelled(found[POOLS], labels))
         now_s = self._now_s()
         wanted = fleet.spec.model_ref.name if fleet else ""
-        sizes = {pool.name: pool.spec.replicas for pool in pools}
+        asked = pods_to_ask(pods, wanted_sizes(fleet, pools))
         return FleetSnapshot(
             namespace=key.namespace,
             name=key.name,
@@ -188,7 +189,7 @@ class Observer:
             gateway=gateway_view(
                 key.namespace, _named(found[DEPLOYMENTS]), _named(found[SERVICES])
             ),
-            states=await self._states(pods_to_ask(pods, sizes)),
+            states=await self._states(asked),
             checks=self._facts.checks(key.namespace, now_s),
             latency=self._facts.latency(key.namespace, key.name),
         )

@@ -37,6 +37,8 @@ class PoolStatus(ApiModel):
     current_revision: str | None = None
     """The last revision that was rolled out completely; lost pods of a halted rollout return to
     it."""
+    decided_replicas: int | None = None
+    """The size that the fleet decides, as last seen; absent where the Pool's own counts."""
     established_replicas: int | None = None
     """How many of `replicas` were Ready at the same time since the size last changed: losing one
     of these makes the pool not Ready, waiting for more does not."""

@@ -13,7 +13,7 @@ import kopf
 
 from tandem_operator.keys import Key, keys_of
 from tandem_operator.observe import WATCHED, selector
-from tandem_operator.resources import FLEETS, POOLS, Resource
+from tandem_operator.resources import FLEETS, Resource
 
 SETTLE_S = 0.05
 """Events come in bursts, and the cache is a moment behind our own writes."""
@@ -48,10 +48,8 @@ def index_name(resource: Resource) -> str:
 
 
 def trimmed(resource: Resource, body: Body) -> dict[str, Any]:
-    """A body as it is kept: without managedFields, except where they tell who set a pool's size."""
-    metadata = dict(body["metadata"])
-    if resource != POOLS:
-        metadata.pop("managedFields", None)
+    """A body as it is kept: without managedFields, the largest part and of no use to a plan."""
+    metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
     kept = {key: body[key] for key in body if key != "metadata"}
     head = {"apiVersion": resource.api_version, "kind": resource.kind}
     return head | kept | {"metadata": metadata}

@@ -59,7 +59,8 @@ def _statuses(
     for pool, state in zip(pools.live, states, strict=True):
         judged = health(pool, state, worry(snapshot, pool))
         retired = pool.name not in target.roles
-        writes += pool_status(pool, state, judged, rolled_out and not retired, snapshot.now_s)
+        size, done = pools.sizes[pool.name], rolled_out and not retired
+        writes += pool_status(pool, state, size, judged, done, snapshot.now_s)
         serving[state.role] = state.target if rolled_out else state.serving
         if not retired:
             healths.append(judged)

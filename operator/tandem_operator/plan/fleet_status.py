@@ -175,7 +175,13 @@ _TOLD = (
     Condition.NAMES_SERVED,
     Condition.ROLLED_BACK,
 )
-_NORMAL = (Reason.PODS_STARTING, Reason.ROLLING_OUT)
+_NORMAL = (
+    Reason.PODS_STARTING,
+    Reason.ROLLING_OUT,
+    Reason.RESOLVING,
+    Reason.MODEL_NOT_RESOLVED,
+    Reason.TEMPLATE_NOT_CHECKED,
+)
 
 
 def transitions(fleet: FleetView, status: FleetStatus) -> tuple[Notify, ...]:

@@ -9,6 +9,7 @@ from tandem_operator.api.pool import PoolStatus
 from tandem_operator.names import Condition, Reason
 from tandem_operator.plan.actions import WriteStatus
 from tandem_operator.plan.build import pool_selector, selector_text
+from tandem_operator.plan.replicas import Size
 from tandem_operator.plan.rollout import PoolState
 from tandem_operator.plan.times import to_text
 from tandem_operator.plan.views import FleetSnapshot, PoolView
@@ -61,8 +62,21 @@ def worry(snapshot: FleetSnapshot, pool: PoolView) -> str | None:
     return None
 
 
+def _decided(pool: PoolView, size: Size) -> int | None:
+    """What to remember of the decision: a size only once the Pool has it, or a write that failed
+    would look like somebody else's."""
+    if size.owner is None:
+        return None
+    return pool.status.decided_replicas if size.write else size.replicas
+
+
 def pool_status(
-    pool: PoolView, state: PoolState, judged: PoolHealth, rolled_out: bool, now_s: float
+    pool: PoolView,
+    state: PoolState,
+    size: Size,
+    judged: PoolHealth,
+    rolled_out: bool,
+    now_s: float,
 ) -> tuple[WriteStatus, ...]:
     """The write of a pool's status, where it differs."""
     if judged.size == 0:
@@ -81,6 +95,7 @@ def pool_status(
         updated_replicas=sum(m.revision == state.target for m in state.members),
         selector=selector_text(pool_selector(pool.spec.fleet_ref.name, pool.name)),
         current_revision=state.target if rolled_out else pool.status.current_revision,
+        decided_replicas=_decided(pool, size),
         established_replicas=judged.established,
     )
     if status == pool.status:

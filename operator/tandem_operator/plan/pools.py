@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tandem_operator.api.fleet import PoolTemplate
@@ -63,6 +64,13 @@ def plan_pools(snapshot: FleetSnapshot, fleet: FleetView, target: Target) -> Poo
     return Pools(live, sizes, ready, tuple(actions))
 
 
+def wanted_sizes(fleet: FleetView | None, pools: Iterable[PoolView]) -> dict[str, int]:
+    """The size of each pool by name, before anything else is known of it."""
+    if fleet is None:
+        return {}
+    return {pool.name: _size(fleet, pool, retired=False).replicas for pool in pools}
+
+
 def _foreign(pool: PoolView) -> str:
     return (
         f"Pool {pool.name} exists and does not belong to this fleet; waiting until it is gone "
@@ -80,18 +88,18 @@ def _template_of(fleet: FleetView, pool: PoolView) -> tuple[PoolTemplate | None,
 def _size(fleet: FleetView, pool: PoolView, *, retired: bool) -> Size:
     template, field = _template_of(fleet, pool)
     if retired:
-        return Size(0, write=False)
+        return Size(0)
     if template is None:
-        return Size(pool.spec.replicas, write=False)
-    return decide(template, field, pool.spec.replicas, pool.replicas_manager)
+        return Size(pool.spec.replicas)
+    return decide(template, field, pool.spec.replicas, pool.status.decided_replicas)
 
 
 def _scale(fleet: FleetView, pool: PoolView, size: Size) -> list[Action]:
     if not size.write:
         return []
-    if size.overwritten_by is None:
+    if not size.overwritten:
         return [Scale(pool.ref, size.replicas, Reason.REPLICAS_SET)]
-    note = overwritten_note(size, pool.spec.replicas, fleet.name)
+    note = overwritten_note(size, pool.name, pool.spec.replicas, fleet.name)
     return [
         Notify(fleet.ref, "Warning", Reason.REPLICAS_OVERWRITTEN, note),
         Scale(pool.ref, size.replicas, Reason.REPLICAS_OVERWRITTEN),

@@ -3,15 +3,16 @@
 - `replicas` in the fleet: that number. Somebody else's write to the Pool is put back.
 - `scaling`: minReplicas, until autoscaling exists; put back likewise.
 - neither: the Pool's own spec.replicas, whoever wrote it.
+
+A write is somebody else's when the Pool's size differs from what was decided before and the
+decision is the same: the API server does not record who writes a custom resource's /scale.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tandem_operator.api.fleet import PoolTemplate
-from tandem_operator.names import MANAGER_SCALER
 
 
 @dataclass(frozen=True)
@@ -19,34 +20,34 @@ class Size:
     """A pool's size."""
 
     replicas: int
-    write: bool
+    write: bool = False
     """The Pool says another number and has to be written."""
-    overwritten_by: str | None = None
-    """The field manager whose number is put back."""
-    owner: str = ""
-    """The field that decides, for the sentence that tells the other writer."""
+    overwritten: bool = False
+    """What the Pool says was written by somebody else."""
+    owner: str | None = None
+    """The field that decides; None when the Pool's own size counts."""
 
 
-def decide(pool: PoolTemplate, field: str, live: int, live_manager: str | None) -> Size:
-    """The size of a pool whose live spec.replicas is `live`, written by `live_manager`.
+def decide(pool: PoolTemplate, field: str, live: int, decided: int | None) -> Size:
+    """The size of a pool whose live spec.replicas is `live`.
 
-    `field` is "prefill" or "decode". `live_manager` None means the schema's default: nobody wrote.
+    `field` is "prefill" or "decode"; `decided` is the last size that was decided here, None if
+    the Pool's own counted.
     """
     if pool.replicas is not None:
         wanted, owner = pool.replicas, f"spec.{field}.replicas"
     elif pool.scaling is not None:
         wanted, owner = pool.scaling.min_replicas, f"spec.{field}.scaling.minReplicas"
     else:
-        return Size(live, write=False)
-    foreign = live_manager not in (None, MANAGER_SCALER)
+        return Size(live)
     write = live != wanted
-    return Size(wanted, write, live_manager if write and foreign else None, owner)
+    return Size(wanted, write, overwritten=write and decided == wanted, owner=owner)
 
 
-def overwritten_note(size: Size, live: int, fleet: str) -> str:
+def overwritten_note(size: Size, pool: str, live: int, fleet: str) -> str:
     """What the writer who was put back has to know."""
-    fields: dict[str, Any] = {"by": size.overwritten_by, "live": live, "size": size.replicas}
     return (
-        "{by} set {live} replicas; {owner} of InferenceFleet {fleet} says {size}, and that is put "
-        "back. Edit it there, or remove it to let others set the Pool's size"
-    ).format(owner=size.owner, fleet=fleet, **fields)
+        f"Pool {pool} was set to {live} replicas and is put back to {size.replicas}, which "
+        f"{size.owner} of InferenceFleet {fleet} says: edit it there, or remove it to let others "
+        "set the Pool's size"
+    )

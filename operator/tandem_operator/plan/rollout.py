@@ -219,9 +219,10 @@ def _floor(pool: PoolState) -> int:
 def _covered(pool: PoolState, others: Sequence[PoolState], after: frozenset[str]) -> bool:
     """Whether the other pools keep their floor when `after` are the routable revisions.
 
-    Taking the last decode pod of a revision takes its prefill pods out of routing too.
+    Taking the last decode pod of a revision takes its prefill pods out of routing too. Where the
+    decode pool's own floor lets it serve nothing for a while, prefill has nothing to keep up.
     """
-    if pool.role == "prefill":
+    if pool.role == "prefill" or not after:
         return True
     before = routable([pool, *others])
     return all(

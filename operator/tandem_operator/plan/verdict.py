@@ -40,9 +40,7 @@ def judge(
     if target.blocked:
         return Verdict(False, target.blocked.reason, target.blocked.message, stuck=True)
     if target.revision is None:
-        waiting = target.judgements[0]
-        stuck = waiting.status is False
-        return Verdict(False, waiting.reason, waiting.message, not stuck, stuck)
+        return _nothing_yet(target)
     moving = _rollout(snapshot, target, pools, pods, healths)
     if moving:
         return moving
@@ -59,6 +57,15 @@ def judge(
         idle = ", ".join(h.name for h in healths if h.size == 0)
         return Verdict(True, Reason.SCALED_TO_ZERO, f"scaled to zero on purpose: {idle}")
     return Verdict(True, Reason.SERVING, f"revision {target.revision} serves")
+
+
+def _nothing_yet(target: Target) -> Verdict:
+    """The verdict before the first revision: what the fleet waits for."""
+    waiting = next((j for j in target.judgements if j.status is not True), None)
+    if waiting is None:
+        return Verdict(False, Reason.PODS_STARTING, "starting", moving=True)
+    stuck = waiting.status is False
+    return Verdict(False, waiting.reason, waiting.message, not stuck, stuck)
 
 
 def _rollout(

@@ -119,8 +119,6 @@ class PoolView:
     generation: int
     spec: PoolSpec
     status: PoolStatus
-    replicas_manager: str | None
-    """The field manager that last wrote spec.replicas; None for the schema's default."""
     body: Body = field(repr=False, compare=False)
 
     @property
@@ -140,16 +138,8 @@ def pool_view(body: Body) -> PoolView:
         generation=meta["generation"],
         spec=PoolSpec.model_validate(body["spec"]),
         status=PoolStatus.model_validate(body.get("status") or {}),
-        replicas_manager=_manager_of_replicas(meta),
         body=body,
     )
-
-
-def _manager_of_replicas(meta: Body) -> str | None:
-    for entry in meta.get("managedFields", ()):
-        if "f:replicas" in (entry.get("fieldsV1") or {}).get("f:spec", {}):
-            return str(entry["manager"])
-    return None
 
 
 @dataclass(frozen=True)

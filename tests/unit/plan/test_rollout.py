@@ -30,8 +30,7 @@ def pool(
 ) -> PoolState:
     """A pool of Ready pods of revision a that should move to b."""
     members = tuple(
-        Member(f"{role}-a-{i}", "a", ready=True, alone=role == "both", slot=i)
-        for i in range(size)
+        Member(f"{role}-a-{i}", "a", ready=True, alone=role == "both", slot=i) for i in range(size)
     )
     return PoolState(role, size, "b", serving, surge, unavailable, members)
 
@@ -87,6 +86,16 @@ def test_no_room_replaces_in_place_below_the_floor_that_the_user_gave() -> None:
     states = [pool("decode", 3, surge=0, unavailable=1)]
     steps = [(p.create, p.leave) for s in all_steps(states) for p in s.pools]
     assert steps[:3] == [((), ("decode-a-2",)), (("b",), ()), ((), ())]
+
+
+def test_in_place_goes_on_when_the_only_decode_pod_has_to_go_first() -> None:
+    """Found by test_fleet_faults: prefill waited for decode, decode for prefill's floor."""
+    prefill = pool("prefill", 3, surge=0, unavailable=1)
+    moved = replace(prefill.members[2], name="prefill-b-0", revision="b")
+    prefill = replace(prefill, members=(*prefill.members[:2], moved))
+    decode = pool("decode", 1, surge=0, unavailable=1)
+    assert next_step([prefill, decode]).pools[1].leave == ("decode-a-0",)
+    all_steps([prefill, decode])
 
 
 @pytest.mark.parametrize("broken_role", ["prefill", "decode"])
@@ -179,7 +188,7 @@ def test_adding_a_prefill_pool_keeps_the_aggregated_pods_until_pairs_serve() -> 
     steps = all_steps([prefill, decode])
     first_departure = next(i for i, s in enumerate(steps) if s.pools[1].leave)
     assert steps[first_departure].proven
-    assert [s.pools[0].create for s in steps][0] == ("b",)
+    assert steps[0].pools[0].create == ("b",)
 
 
 def test_removing_the_prefill_pool_ends_it_after_its_decode_pods() -> None:

@@ -1,0 +1,116 @@
+"""A stand-in for a runtime pod, for tests of the operator alone: it serves nothing but its state.
+
+Run as the `runtime` container of a fleet's template. It reads from its environment:
+STANDIN_FAIL (a sentence: leave it as the termination message and exit 64), STANDIN_READY_AFTER_S.
+`POST /standin/running?n=N` pretends that N streams run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+from tandem_runtime import contract
+from tandem_runtime.protocol import DrainRequest, PodState
+
+
+class Standin:
+    """The state of the pod."""
+
+    def __init__(self) -> None:
+        self.started_s = time.time()
+        self.running = 0
+        self.draining = False
+        self.ended = asyncio.Event()
+        self.ready_after_s = float(os.environ.get("STANDIN_READY_AFTER_S", "0"))
+
+    @property
+    def ready(self) -> bool:
+        started = time.time() - self.started_s >= self.ready_after_s
+        return started and not (self.draining and self.running == 0)
+
+    def state(self) -> web.Response:
+        state = PodState(
+            pod=os.environ[contract.ENV_POD_NAME],
+            role="standin",
+            revision=os.environ[contract.ENV_REVISION],
+            model="standin",
+            ready=self.ready,
+            draining=self.draining,
+            running=self.running,
+            waiting=0,
+            exporting=0,
+            kv_usage=0.0,
+            kv_capacity_tokens=0,
+            started_unix_s=self.started_s,
+        )
+        return web.Response(body=msgspec.json.encode(state), content_type="application/json")
+
+    async def drain(self, request: web.Request) -> web.Response:
+        asked = msgspec.json.decode(await request.read(), type=DrainRequest)
+        self.draining = asked.mode != "cancel"
+        if asked.mode == "end" and self.running:
+            asyncio.get_running_loop().call_later(asked.deadline_s or 0.0, self._forget)
+        return self.state()
+
+    def _forget(self) -> None:
+        self.running = 0
+
+    async def until_empty(self) -> None:
+        while self.running:
+            await asyncio.sleep(0.05)
+        self.ended.set()
+
+
+async def main() -> None:
+    standin = Standin()
+
+    async def health(_: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def ready(_: web.Request) -> web.Response:
+        return web.Response(status=200 if standin.ready else 503)
+
+    async def state(_: web.Request) -> web.Response:
+        return standin.state()
+
+    async def running(request: web.Request) -> web.Response:
+        standin.running = int(request.query["n"])
+        return standin.state()
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get(contract.PATH_HEALTH, health),
+            web.get(contract.PATH_READY, ready),
+            web.get(contract.PATH_STATE, state),
+            web.post(contract.PATH_DRAIN, standin.drain),
+            web.post("/standin/running", running),
+        ]
+    )
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, os.environ[contract.ENV_POD_IP], contract.HTTP_PORT).start()
+    loop = asyncio.get_running_loop()
+
+    def terminate() -> None:
+        standin.draining = True
+        loop.create_task(standin.until_empty())  # noqa: RUF006 - the loop ends with it
+
+    loop.add_signal_handler(signal.SIGTERM, terminate)
+    await standin.ended.wait()
+    await runner.cleanup()
+
+
+if __name__ == "__main__":
+    sentence = os.environ.get("STANDIN_FAIL")
+    if sentence:
+        Path(contract.TERMINATION_LOG).write_text(sentence)
+        sys.exit(contract.EXIT_BAD_CONFIG)
+    asyncio.run(main())
