@@ -36,13 +36,16 @@ def _rms_norm_kernel(
     column = tl.arange(0, BLOCK)
     inside = column < hidden
     r = tl.load(x + row + column, mask=inside, other=0.0)
-    if HAS_RESIDUAL:
-        r += tl.load(residual + row + column, mask=inside, other=0.0)
-        tl.store(residual + row + column, r, mask=inside)
     wide = r.to(tl.float32)
+    if HAS_RESIDUAL:
+        wide += tl.load(residual + row + column, mask=inside, other=0.0).to(tl.float32)
+        r = wide.to(r.dtype)
+        tl.store(residual + row + column, r, mask=inside)
+        wide = r.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / hidden + eps)
-    w = tl.load(weight + column, mask=inside, other=0.0)
-    tl.store(y + row + column, (wide * scale).to(w.dtype) * w, mask=inside)
+    w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    normed = (wide * scale).to(r.dtype).to(tl.float32)
+    tl.store(y + row + column, normed * w, mask=inside)
 
 
 def rms_norm_triton(

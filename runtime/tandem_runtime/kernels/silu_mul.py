@@ -28,8 +28,8 @@ def _silu_mul_kernel(gate_up, y, width, BLOCK: tl.constexpr):
     gate = tl.load(gate_up + row * 2 * width + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * width + width + column, mask=inside, other=0.0)
     # The activation is rounded as in the reference (and in Hugging Face's models).
-    act = (gate / (1.0 + tl.exp(-gate))).to(up.dtype)
-    tl.store(y + row * width + column, act * up, mask=inside)
+    act = (gate / (1.0 + tl.exp(-gate))).to(up.dtype).to(tl.float32)
+    tl.store(y + row * width + column, act * up.to(tl.float32), mask=inside)
 
 
 def silu_mul_triton(gate_up: Tensor) -> Tensor:

@@ -1,0 +1,84 @@
+"""Kernels against their references, in Triton's interpreter or compiled.
+
+Whether `triton.jit` interprets is fixed when a kernel's module is first imported, so these tests
+need a process of their own:
+
+- `TRITON_INTERPRET=1 pytest tests/kernels` (`make kernels`): interpreted, on the CPU;
+- `pytest tests/kernels -m gpu`: compiled, on a GPU;
+- any other run collects test_own_process.py alone, which starts the first of these.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from triton.runtime.interpreter import TensorHandle
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+OWN_PROCESS = "test_own_process.py"
+
+
+def compiled(config: pytest.Config) -> bool:
+    """Whether this run asks for compiled kernels."""
+    return config.getoption("-m") == "gpu" and not INTERPRETED
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not collection_path.name.startswith("test_"):
+        return None
+    here = INTERPRETED or compiled(config)
+    return True if (collection_path.name == OWN_PROCESS) == here else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if compiled(config):
+        for item in items:
+            if item.path.parent == Path(__file__).parent:
+                item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the kernels run; the references always run on the CPU."""
+    if not compiled(request.config):
+        return torch.device("cpu")
+    assert torch.cuda.is_available(), "-m gpu needs an NVIDIA GPU, and torch finds none"
+    return torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def random() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _bfloat16_products() -> Iterator[None]:
+    """Triton 3.7's interpreter keeps bfloat16 as uint16 and multiplies matrices of those bits."""
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    original = builder.create_dot
+
+    def widened(handle: TensorHandle) -> TensorHandle:
+        if handle.dtype.scalar != interpreter.tl.bfloat16:
+            return handle
+        data = (handle.data.astype("uint32") << 16).view("float32")
+        return interpreter.TensorHandle(data, interpreter.tl.float32)
+
+    def create_dot(self: Any, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
+        return original(self, widened(a), widened(b), *rest)
+
+    builder.create_dot = create_dot
+    yield
+    builder.create_dot = original
