@@ -26,3 +26,7 @@ type: venv
 
 test: venv
 	$(PY) -m pytest
+
+# In a process of its own: Triton decides at import whether it interprets.
+kernels: venv
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels

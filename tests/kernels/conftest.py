@@ -5,7 +5,8 @@ need a process of their own:
 
 - `TRITON_INTERPRET=1 pytest tests/kernels` (`make kernels`): interpreted, on the CPU;
 - `pytest tests/kernels -m gpu`: compiled, on a GPU;
-- any other run collects test_own_process.py alone, which starts the first of these.
+- any other run collects test_own_process.py, which starts the first of these, and test_compile.py,
+  which compiles without running.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from triton.runtime.interpreter import TensorHandle
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-OWN_PROCESS = "test_own_process.py"
+ELSEWHERE = ("test_own_process.py", "test_compile.py")
 
 
 def compiled(config: pytest.Config) -> bool:
@@ -34,7 +35,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not collection_path.name.startswith("test_"):
         return None
     here = INTERPRETED or compiled(config)
-    return True if (collection_path.name == OWN_PROCESS) == here else None
+    return True if (collection_path.name in ELSEWHERE) == here else None
 
 
 @pytest.hookimpl(tryfirst=True)

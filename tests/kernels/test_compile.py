@@ -1,0 +1,130 @@
+"""Every launch compiles to machine code for an H100, on a machine without one.
+
+The launchers run as they are, with tensors of realistic strides; instead of launching, each kernel
+is compiled for sm_90 with the types and constants of that call. What a compiler can find (types,
+shapes of tiles, shared memory, an operation that only the interpreter knows) is found here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import triton
+from tandem_runtime.kernels.attention_plan import Step, plan_gpu
+from tandem_runtime.kernels.gather_blocks import gather_blocks_triton, scatter_blocks_triton
+from tandem_runtime.kernels.paged_attention import paged_attention_triton, query_tile_tokens
+from tandem_runtime.kernels.rms_norm import rms_norm_triton
+from tandem_runtime.kernels.rope import rope_triton
+from tandem_runtime.kernels.sampling import sample_triton
+from tandem_runtime.kernels.silu_mul import silu_mul_triton
+from tandem_runtime.kernels.store_kv import store_kv_triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+H100 = GPUTarget("cuda", 90, 32)
+SHARED_BYTES = 227 << 10
+"""Shared memory that a block may have on an H100."""
+TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+Compiled = dict[str, Any]
+
+
+def type_of(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return "*" + TYPES[value.dtype]
+    if isinstance(value, int):
+        return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+    assert isinstance(value, float)
+    return "fp32"
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Compiled:
+    """Kernels by name, as the launches of the test compile them."""
+    done: Compiled = {}
+
+    def compile_instead(
+        self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kw: Any
+    ) -> None:
+        constants = {n: kw.pop(n) for n in list(kw) if n in self.arg_names}
+        values = dict(zip(self.arg_names, args, strict=False)) | constants
+        parameters = inspect.signature(self.fn).parameters
+        constexprs = {n for n in values if "constexpr" in str(parameters[n].annotation)}
+        signature = {n: "constexpr" if n in constexprs else type_of(v) for n, v in values.items()}
+        indices = {(self.arg_names.index(n),): values[n] for n in constexprs}
+        source = ASTSource(fn=self, signature=signature, constexprs=indices)
+        kernel = triton.compile(source, target=H100, options=kw)
+        assert kernel.asm["cubin"]
+        assert kernel.metadata.shared <= SHARED_BYTES
+        done[self.fn.__name__] = kernel
+
+    monkeypatch.setattr(JITFunction, "run", compile_instead)
+    return done
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"),
+    [
+        pytest.param(32, 8, 128, id="llama 8B"),
+        pytest.param(9, 3, 64, id="smollm2"),
+        pytest.param(4, 4, 80, id="odd dim"),
+    ],
+)
+def test_attention(
+    compiled: Compiled, heads: int, kv_heads: int, dim: int, dtype: torch.dtype
+) -> None:
+    qkv = torch.zeros(70, heads + 2 * kv_heads, dim, dtype=dtype)
+    cache = torch.zeros(2, 40, kv_heads, 16, dim, dtype=dtype)
+    step = Step([1, 1, 68], [300, 5, 100], [list(range(1, 20)), [20], list(range(21, 28))], 16)
+    work = plan_gpu(step, query_tile_tokens(heads // kv_heads), torch.device("cpu"))
+    paged_attention_triton(qkv[:, :heads], cache, work, dim**-0.5)
+    assert set(compiled) == {"_prefill_kernel", "_decode_kernel", "_merge_kernel"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rows(compiled: Compiled, dtype: torch.dtype) -> None:
+    x, weight = torch.zeros(3, 4096, dtype=dtype), torch.zeros(4096, dtype=dtype)
+    rms_norm_triton(x, weight, 1e-5)
+    rms_norm_triton(x, weight, 1e-5, x.clone())
+    silu_mul_triton(torch.zeros(3, 2 * 14336, dtype=dtype))
+    qkv = torch.zeros(3, 48, 128, dtype=dtype)
+    rope_triton(qkv[:, :40], torch.zeros(3, 64), torch.zeros(3, 64))
+    cache = torch.zeros(2, 5, 8, 16, 128, dtype=dtype)
+    store_kv_triton(qkv[:, 32:].view(3, 2, 8, 128), cache, torch.arange(3))
+    assert set(compiled) == {
+        "_rms_norm_kernel",
+        "_silu_mul_kernel",
+        "_rope_kernel",
+        "_store_kv_kernel",
+    }
+
+
+@pytest.mark.parametrize("move", ["gather", "scatter"])
+def test_pages(compiled: Compiled, move: str) -> None:
+    cache = torch.zeros(2, 2, 20, 8, 16, 128, dtype=torch.bfloat16)
+    blocks = torch.arange(16)
+    moves: dict[str, Callable[[], object]] = {
+        "gather": lambda: gather_blocks_triton(cache, blocks, 0, 256),
+        "scatter": lambda: scatter_blocks_triton(
+            torch.zeros(2, 2, 8, 256, 128, dtype=torch.bfloat16), cache, blocks, 0
+        ),
+    }
+    moves[move]()
+    assert set(compiled) == {"_move_kernel"}
+
+
+def test_sampling(compiled: Compiled) -> None:
+    keys = torch.zeros(3, 2, dtype=torch.int64)
+    sample_triton(torch.zeros(3, 128256), torch.ones(3), torch.ones(3), keys)
+    assert set(compiled) == {"_sample_kernel"}
