@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tandem.cluster.process import is_running
 from tandem.cluster.running import Running
 from tandem_runtime import contract
 
@@ -111,11 +112,13 @@ def test_a_terminating_pod_gets_no_new_connection_but_keeps_its_old(
 
 
 def test_a_refused_connection_goes_to_another_pod(
-    service: Callable[[], str], cluster: Running, namespace: str
+    service: Callable[[], str], cluster: Running, namespace: str, eventually: Objects
 ) -> None:
     url = service()
     # Killed, and for a moment still Ready in the API.
-    os.kill(cluster.container(namespace, "a", "c").pid, signal.SIGKILL)
+    process = cluster.container(namespace, "a", "c")
+    os.kill(process.pid, signal.SIGKILL)
+    eventually(lambda: not is_running(process))
     assert [ask(url) for _ in range(4)].count("b") >= 2
 
 

@@ -113,6 +113,7 @@ class LoadBalancer:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._services: dict[str, Balanced] = {}
+        self._written: dict[str, int] = {}
         self._pods: dict[str, Object] = {}
         self._servers: dict[tuple[str, Port], asyncio.Server] = {}
         self._turns: Iterator[int] = itertools.count()
@@ -150,6 +151,7 @@ class LoadBalancer:
 
     async def _drop(self, uid: str) -> None:
         self._services.pop(uid, None)
+        self._written.pop(uid, None)
         for key in [key for key in self._servers if key[0] == uid]:
             self._servers.pop(key).close()
 
@@ -166,18 +168,22 @@ class LoadBalancer:
 
     async def _announce(self, item: Object, service: Balanced) -> None:
         """Writes the address into the Service, as a cloud does, unless it is there already."""
+        metadata = item["metadata"]
+        if int(metadata["resourceVersion"]) < self._written.get(metadata["uid"], 0):
+            return  # What we wrote is newer than this news.
         path = f"/api/v1/namespaces/{service.namespace}/services/{service.name}"
         ingress = [{"ip": ADDRESS, "ipMode": "Proxy"}]
         url = external_url(service)
-        annotations = item["metadata"].get("annotations") or {}
+        annotations = metadata.get("annotations") or {}
         status = (item.get("status") or {}).get("loadBalancer") or {}
         try:
             if status.get("ingress") != ingress:
                 body: Object = {"status": {"loadBalancer": {"ingress": ingress}}}
-                await self._api.patch(f"{path}/status", body)
+                item = await self._api.patch(f"{path}/status", body)
             if url is not None and annotations.get(contract.ANNOTATION_EXTERNAL_URL) != url:
                 change = {contract.ANNOTATION_EXTERNAL_URL: url}
-                await self._api.patch(path, {"metadata": {"annotations": change}})
+                item = await self._api.patch(path, {"metadata": {"annotations": change}})
+            self._written[metadata["uid"]] = int(item["metadata"]["resourceVersion"])
         except (ApiError, aiohttp.ClientError, TimeoutError) as error:
             log.warning("%s/%s: %s", service.namespace, service.name, error)
 
