@@ -11,7 +11,8 @@ from typing import Any
 
 from tandem_runtime.contract import CONTAINER
 
-_KEYS = ("name", "mountPath")
+# Two mounts may share a volume and so a name: where they are comes first.
+_KEYS = ("mountPath", "name")
 _OWN_PREFIXES = ("tandem.dev/",)
 _OWN_LABELS = ("app.kubernetes.io/managed-by", "app.kubernetes.io/component")
 _ALLOWED_ANNOTATIONS = ("tandem.dev/restartedAt",)

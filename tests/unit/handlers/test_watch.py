@@ -1,0 +1,66 @@
+"""Kopf's part: indices, keys on events, and nothing that writes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import kopf
+from tandem_operator.handlers.watch import IndexCache, configure, register, trimmed
+from tandem_operator.keys import Key
+from tandem_operator.observe import WATCHED, selector
+from tandem_operator.resources import FLEETS, MODELS, PODS
+
+
+def test_only_an_index_and_an_event_handler_are_registered_for_a_kind() -> None:
+    registry = kopf.OperatorRegistry()
+    register(registry, IndexCache(), lambda key, after_s: None)
+    assert len(registry._indexing.get_all_handlers()) == len(WATCHED)
+    assert len(registry._watching.get_all_handlers()) == len(WATCHED)
+    # What would write: finalizers, annotations, statuses.
+    assert not registry._changing.get_all_handlers()
+    assert not registry._spawning.get_all_handlers()
+    assert not registry._webhooks.get_all_handlers()
+
+
+def test_an_event_queues_the_keys_that_it_concerns() -> None:
+    registry, added = kopf.OperatorRegistry(), []
+    cache = IndexCache()
+    fleets = {"team": [{"metadata": {"name": "a"}}, {"metadata": {"name": "b"}}]}
+    cache.adopt({"inferencefleets_by_namespace": fleets})
+    register(registry, cache, lambda key, after_s: added.append(key))
+    handler = next(
+        h for h in registry._watching.get_all_handlers() if h.id.startswith("models_events")
+    )
+    body: Any = {"metadata": {"namespace": "team", "name": "m"}}
+    asyncio.run(handler.fn(body=body))  # type: ignore[arg-type, call-arg]
+    fleets_keys = {Key("InferenceFleet", "team", name) for name in ("a", "b")}
+    assert set(added) == {Key("Model", "team", "m")} | fleets_keys
+
+
+def test_the_cache_is_empty_before_kopf_starts() -> None:
+    cache = IndexCache()
+    assert cache.objects(PODS, "team") == []
+    assert cache.namespaces(PODS) == []
+
+
+def test_bodies_are_kept_without_managed_fields_and_with_their_kind() -> None:
+    body = {"metadata": {"name": "p", "managedFields": [1]}, "spec": {"a": 1}}
+    assert trimmed(PODS, body) == {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p"},
+        "spec": {"a": 1},
+    }
+
+
+def test_kopf_writes_nothing_and_filters_on_the_server() -> None:
+    settings = kopf.OperatorSettings()
+    configure(settings)
+    assert settings.posting.enabled is False
+    assert settings.peering.standalone is True
+    ours = {"app.kubernetes.io/managed-by": "tandem"}
+    for resource in WATCHED:
+        assert selector(resource) == ({} if resource in (MODELS, FLEETS) else ours)
+    filtered = [r for r in WATCHED if selector(r)]
+    assert len(settings.watching.label_selectors) == len(filtered)

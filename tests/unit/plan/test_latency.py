@@ -1,0 +1,52 @@
+"""Measured numbers on their way into a status: rarely, rounded, dropped when old."""
+
+from __future__ import annotations
+
+import pytest
+from tandem_operator.plan.latency import Published, merged, publish, two_digits
+from tandem_runtime.protocol import FleetLatency
+
+
+def report(requests: int, ttft_s: float = 0.1, tpot_s: float = 0.01) -> FleetLatency:
+    return FleetLatency(requests, ttft_s / 2, ttft_s, tpot_s / 2, tpot_s)
+
+
+@pytest.mark.parametrize(
+    ("value", "rounded"), [(123_456, 120_000), (8_549, 8_500), (9, 9), (0, 0), (99_999, 100_000)]
+)
+def test_two_digits(value: int, rounded: int) -> None:
+    assert two_digits(value) == rounded
+
+
+def test_gateways_count_by_their_requests() -> None:
+    latency = merged([report(30, ttft_s=0.1), report(10, ttft_s=0.5), report(0, ttft_s=9.0)])
+    assert latency is not None
+    assert latency.time_to_first_token.p95_microseconds == 200_000
+    assert latency.time_to_first_token.p50_microseconds == 100_000
+
+
+def test_nothing_asked_is_no_number() -> None:
+    assert merged([]) is None
+    assert merged([report(0)]) is None
+
+
+def test_the_first_number_is_published_at_once() -> None:
+    latency = merged([report(1)])
+    assert publish(Published(), latency, 100.0) == Published(latency, 100.0, 100.0)
+
+
+def test_changes_wait_for_thirty_seconds_and_ten_percent() -> None:
+    slow, slower = merged([report(1, 0.1)]), merged([report(1, 0.2)])
+    near = merged([report(1, 0.105)])
+    first = publish(Published(), slow, 0.0)
+    assert publish(first, slower, 29.0).latency == slow
+    assert publish(first, slower, 30.0).latency == slower
+    assert publish(first, near, 1000.0).latency == slow
+
+
+def test_numbers_are_dropped_after_five_idle_minutes() -> None:
+    latency = merged([report(1)])
+    published = publish(Published(), latency, 0.0)
+    published = publish(published, latency, 10.0)
+    assert publish(published, None, 309.0).latency == latency
+    assert publish(published, None, 310.0) == Published()

@@ -1,0 +1,109 @@
+"""Partial templates laid over ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tandem_operator.plan.merge import merge, refusal
+
+
+def test_maps_deep_lists_by_name_or_mount_path() -> None:
+    base = {
+        "spec": {
+            "containers": [
+                {
+                    "name": "runtime",
+                    "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}],
+                    "volumeMounts": [{"name": "x", "mountPath": "/a"}],
+                }
+            ],
+            "volumes": [{"name": "x", "secret": {}}],
+        }
+    }
+    override = {
+        "spec": {
+            "nodeSelector": {"kind": "gpu"},
+            "containers": [
+                {
+                    "name": "runtime",
+                    "env": [{"name": "B", "value": "3"}, {"name": "C", "value": "4"}],
+                    "volumeMounts": [{"name": "x", "mountPath": "/b"}],
+                },
+                {"name": "sidecar", "image": "busybox"},
+            ],
+        }
+    }
+    container, sidecar = merge(base, override)["spec"]["containers"]
+    assert [(e["name"], e["value"]) for e in container["env"]] == [
+        ("A", "1"),
+        ("B", "3"),
+        ("C", "4"),
+    ]
+    # Two mounts may share a volume: they are told apart by where they are.
+    assert [m["mountPath"] for m in container["volumeMounts"]] == ["/a", "/b"]
+    assert sidecar["name"] == "sidecar"
+    assert merge(base, override)["spec"]["nodeSelector"] == {"kind": "gpu"}
+
+
+def test_neither_side_is_changed() -> None:
+    base: dict[str, Any] = {"a": {"b": [1]}}
+    override: dict[str, Any] = {"a": {"c": 2}}
+    merge(base, override)["a"]["b"] = "x"
+    assert base == {"a": {"b": [1]}}
+    assert override == {"a": {"c": 2}}
+
+
+@pytest.mark.parametrize(
+    ("base", "override", "merged"),
+    [
+        (["--a"], ["--b"], ["--b"]),
+        ([{"key": 1}], [{"key": 2}], [{"key": 2}]),
+        ([], [{"name": "a"}], [{"name": "a"}]),
+        ("text", "other", "other"),
+        ({"a": 1}, "text", "text"),
+    ],
+    ids=["plain list", "no known key", "empty", "string", "other type"],
+)
+def test_what_cannot_be_merged_is_replaced(base: Any, override: Any, merged: Any) -> None:
+    assert merge({"x": base}, {"x": override}) == {"x": merged}
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ({"metadata": {"labels": {"tandem.dev/role": "x"}}}, "labels sets tandem.dev/role"),
+        (
+            {"metadata": {"annotations": {"tandem.dev/draining": "x"}}},
+            "annotations sets tandem.dev/draining",
+        ),
+        ({"spec": {"terminationGracePeriodSeconds": 5}}, "disruption.drainTimeoutSeconds"),
+        (
+            {"spec": {"containers": [{"name": "runtime", "env": [{"name": "TANDEM_POD_IP"}]}]}},
+            "the environment variable TANDEM_POD_IP",
+        ),
+    ],
+)
+def test_what_is_ours_is_refused(template: dict[str, Any], sentence: str) -> None:
+    said = refusal(template, "decode.template")
+    assert said is not None
+    assert said.startswith("decode.template")
+    assert sentence in said
+
+
+def test_what_is_the_users_is_not() -> None:
+    template = {
+        "metadata": {
+            "labels": {"team": "a"},
+            "annotations": {"tandem.dev/restartedAt": "now", "prometheus.io/scrape": "true"},
+        },
+        "spec": {
+            "containers": [
+                {"name": "runtime", "env": [{"name": "HF_HOME"}]},
+                {"name": "sidecar", "env": [{"name": "TANDEM_X"}]},
+                "not even a container",
+            ]
+        },
+    }
+    assert refusal(template, "decode.template") is None
+    assert refusal({}, "decode.template") is None
