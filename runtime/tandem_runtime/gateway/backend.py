@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Final
 
 from tandem_runtime.frontend.backend import ModelCard, Route, ServedModel
@@ -83,10 +84,9 @@ class GatewayBackend:
                 route.attempts += 1
                 route.decode_pod = pair.decode.name
                 route.prefill_pod = "" if pair.prefill is None else pair.prefill.name
-                async with aclosing(self._attempt(pair, journal, keys)) as events:
+                async with aclosing(self._attempt(model, pair, journal, keys)) as events:
                     async for event in events:
                         yield event
-            self._learn(model, journal, pair)
         finally:
             self.streams -= 1
 
@@ -121,10 +121,15 @@ class GatewayBackend:
             held_tokens=self._memory.held_tokens(keys),
             avoid=journal.avoid | self._health.unusable,
         )
-        return choose(self._fleets.pods_of(model), demand, self._loads.outstanding_tokens())
+        pods, outstanding_tokens = self._fleets.pods_of(model), self._loads.outstanding_tokens()
+        chosen = choose(pods, demand, outstanding_tokens)
+        if isinstance(chosen, NoRoute):
+            # Our suspicion may be wrong; the Kubernetes API's word is not doubted.
+            chosen = choose(pods, replace(demand, avoid=journal.avoid), outstanding_tokens)
+        return chosen
 
     async def _attempt(
-        self, pair: Pair, journal: Journal, keys: list[bytes]
+        self, model: ServedModel, pair: Pair, journal: Journal, keys: list[bytes]
     ) -> AsyncGenerator[GenerateEvent, None]:
         """The events of one attempt; ends without a finish when the attempt failed."""
         decode, prefill = pair.decode, pair.prefill
@@ -148,6 +153,9 @@ class GatewayBackend:
                     if journal.take(event):
                         if prefill is not None and prefill.uid in shares:
                             self._loads.end(prefill.uid, shares.pop(prefill.uid))
+                        if journal.finished:
+                            # Before the event goes out: after its finish nobody asks for more.
+                            self._learn(model, journal, pair)
                         yield event
                     if journal.finished:
                         return

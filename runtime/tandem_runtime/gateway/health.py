@@ -38,6 +38,7 @@ class PodHealth:
         self._loads = loads
         self._clock = clock
         self._heard_s: dict[str, float] = {}
+        self._unanswered: set[str] = set()
         self._draining: set[str] = set()
         self.unusable: frozenset[str] = frozenset()
         """Uids of pods that are silent, or that say they are draining."""
@@ -56,9 +57,8 @@ class PodHealth:
         uids = {pod.uid for pod in pods}
         for gone in self._heard_s.keys() - uids:
             del self._heard_s[gone]
-        silent = {
-            uid for uid, at_s in self._heard_s.items() if now_s - self._last(uid, at_s) > SILENCE_S
-        }
+        self._unanswered &= uids
+        silent = {uid for uid in self._unanswered if now_s - self._last_s(uid) > SILENCE_S}
         for uid in (silent | (self._client.live_uids - uids)) & self._client.live_uids:
             log.warning("pod %s is gone or silent: its streams move", uid)
             self._client.cut(uid)
@@ -66,18 +66,21 @@ class PodHealth:
         self.unusable = frozenset(silent | self._draining)
         self._loads.keep(uids)
 
-    def _last(self, uid: str, state_s: float) -> float:
-        return max(state_s, self._client.heard_s(uid))
+    def _last_s(self, uid: str) -> float:
+        return max(self._heard_s[uid], self._client.heard_s(uid))
 
     async def _ask(self, pod: PodView) -> None:
         self._heard_s.setdefault(pod.uid, self._clock())
+        ours = self._loads.streams(pod.uid)
         try:
             state = await self._client.state(pod)
         except PodUnreachable as error:
             log.debug("%s", error)
+            self._unanswered.add(pod.uid)
             return
+        self._unanswered.discard(pod.uid)
         self._heard_s[pod.uid] = self._clock()
-        self._loads.observe(pod.uid, state.in_flight)
+        self._loads.observe(pod.uid, state.in_flight, ours)
         if state.draining:
             self._draining.add(pod.uid)
         else:

@@ -30,9 +30,17 @@ class Loads:
         self._streams[uid] -= 1
         self._tokens[uid] -= tokens
 
-    def observe(self, uid: str, streams: int) -> None:
-        """A pod says how many streams it has, all gateways' together."""
-        self._foreign_streams[uid] = max(0, streams - self._streams[uid])
+    def streams(self, uid: str) -> int:
+        """Streams of ours on the pod."""
+        return self._streams[uid]
+
+    def observe(self, uid: str, streams: int, ours: int) -> None:
+        """A pod says how many streams it has, all gateways' together.
+
+        `ours`: how many we had when we asked. Some may have ended meanwhile, others begun; neither
+        may be taken for somebody else's.
+        """
+        self._foreign_streams[uid] = max(0, streams - max(ours, self._streams[uid]))
 
     def keep(self, uids: Iterable[str]) -> None:
         """Forgets pods that are gone and have no streams of ours left."""

@@ -8,18 +8,18 @@ def test_own_streams_count_exactly_and_others_at_a_typical_size() -> None:
     loads = Loads()
     loads.begin("a", 100)
     loads.begin("a", 50)
-    loads.observe("a", 5)
-    loads.observe("b", 0)
+    loads.observe("a", 5, ours=2)
+    loads.observe("b", 0, ours=0)
     assert loads.outstanding_tokens() == {"a": 150 + 3 * FOREIGN_STREAM_TOKENS, "b": 0}
     loads.end("a", 100)
-    loads.observe("a", 1)
-    assert loads.outstanding_tokens()["a"] == 50
+    loads.observe("a", 2, ours=2)
+    assert loads.outstanding_tokens()["a"] == 50, "one ended while the pod was asked"
 
 
 def test_a_pod_that_is_gone_is_forgotten_with_its_last_stream() -> None:
     loads = Loads()
     loads.begin("a", 100)
-    loads.observe("a", 9)
+    loads.observe("a", 9, ours=1)
     loads.keep([])
     assert loads.outstanding_tokens() == {"a": 100}
     loads.end("a", 100)

@@ -1,0 +1,129 @@
+"""Serving pods around hash engines, over HTTP on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import httpx
+from hash_engine import HashRunner, hash_engine
+from small_vocabulary import byte_bundle
+from tandem_runtime import contract
+from tandem_runtime.config import EngineConfig
+from tandem_runtime.contract import Role
+from tandem_runtime.frontend.server import HttpServer
+from tandem_runtime.gateway.pods import PodView
+from tandem_runtime.protocol import PodState, PrefillTarget
+from tandem_runtime.serve.api import create_pod_app, inference_service
+from tandem_runtime.serve.options import ServeOptions
+from tandem_runtime.serve.pod import Pod
+from tandem_runtime.serve.worker import EngineWorker
+
+SECRET = b"a secret of thirty-two bytes...."
+OPTIONS = ServeOptions(
+    role=Role.BOTH,
+    model_name="hash",
+    served_names=("hash", "alias"),
+    engine=EngineConfig(model_uri="none", dtype="float32"),
+    host="127.0.0.1",
+    port=0,
+    grpc_port=0,
+    handoff_port=0,
+    secret=SECRET,
+    max_waiting=4,
+    watchdog_s=1.5,
+    pod="pod-0",
+    fleet="fleet-1",
+    revision="r1",
+)
+
+
+@dataclass
+class Served:
+    pod: Pod
+    runner: HashRunner
+    http: httpx.AsyncClient
+    port: int
+    handoff_port: int
+    server: HttpServer
+    ended: bool = False
+
+    @property
+    def target(self) -> PrefillTarget:
+        return PrefillTarget(self.pod.options.pod, "127.0.0.1", self.handoff_port)
+
+    async def state(self) -> PodState:
+        reply = await self.http.get(contract.PATH_STATE)
+        return PodState(**reply.json())
+
+    def view(self, **changes: Any) -> PodView:
+        """As a gateway would see it."""
+        options = self.pod.options
+        fields: dict[str, Any] = {
+            "uid": f"uid-{options.pod}",
+            "name": options.pod,
+            "ip": "127.0.0.1",
+            "fleet": options.fleet,
+            "role": options.role,
+            "revision": options.revision,
+            "served_names": options.served_names,
+            "created_unix_s": 1.0,
+            "ready": True,
+            "leaving": False,
+            "http_port": self.port,
+            "handoff_port": self.handoff_port,
+        }
+        return PodView(**{**fields, **changes})
+
+    async def end(self) -> None:
+        """As the end of its process: connections break, nobody answers any more."""
+        if not self.ended:
+            self.ended = True
+            await self.http.aclose()
+            self.server._server.force_exit = True
+            await self.server.stop()
+            await self.pod.close()
+
+    async def empty(self) -> None:
+        await asyncio.wait_for(self.pod.empty(), 5)
+
+        def nothing_held(engine: Any) -> bool | None:
+            return True if engine.stats().held_blocks == 0 else None
+
+        await asyncio.wait_for(self.pod.worker.until(nothing_held), 5)
+        await self.pod.worker.call(lambda engine: engine.check_integrity())
+
+
+MakePod = Callable[..., Awaitable[Served]]
+
+
+@asynccontextmanager
+async def serving_pods() -> AsyncIterator[MakePod]:
+    """Yields a function that makes pods; they all end with the context."""
+    served: list[Served] = []
+
+    async def make(step_s: float = 0.0, blocks: int = 64, **options: Any) -> Served:
+        runner = HashRunner(blocks + 1, step_s)
+        worker = EngineWorker()
+        engine = await worker.start(partial(hash_engine, blocks=blocks, runner=runner))
+        pod = Pod(replace(OPTIONS, **options), worker, engine, byte_bundle())
+        handoff_port = 0
+        if pod.exporter is not None:
+            handoff_port = await pod.exporter.listen("127.0.0.1", 0)
+        server = HttpServer("127.0.0.1", 0)
+        server.app = create_pod_app(pod, inference_service(pod))
+        port = await server.start()
+        headers = {"authorization": f"Bearer {contract.pod_token(SECRET)}"}
+        http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers)
+        served.append(Served(pod, runner, http, port, handoff_port, server))
+        return served[-1]
+
+    try:
+        yield make
+    finally:
+        for pod in served:
+            await pod.end()

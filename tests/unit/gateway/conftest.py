@@ -1,0 +1,62 @@
+"""A gateway over pods in this process, discovered from a list that the test holds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import httpx
+import openai
+import pytest
+from hash_pods import SECRET, MakePod, serving_pods
+from tandem_runtime.gateway.options import GatewayOptions
+from tandem_runtime.gateway.pods import PodView
+from tandem_runtime.gateway.run import Gateway
+
+
+@dataclass
+class ListedPods:
+    """A `Discovery` that the test changes by hand."""
+
+    pods: tuple[PodView, ...] = ()
+    synced: bool = True
+    age_s: float = 0.0
+
+    def show(self, *views: PodView) -> None:
+        self.pods = views
+
+
+@dataclass
+class Front:
+    gateway: Gateway
+    discovery: ListedPods
+    http: httpx.AsyncClient
+    client: openai.AsyncOpenAI
+    grpc_url: str
+    ended: bool = field(default=False)
+
+
+@pytest.fixture
+async def make_pod() -> AsyncIterator[MakePod]:
+    async with serving_pods() as make:
+        yield make
+
+
+@pytest.fixture
+async def front(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Front]:
+    monkeypatch.setattr("tandem_runtime.gateway.run._LINGER_S", 0.0)
+    monkeypatch.setattr("tandem_runtime.gateway.health.PERIOD_S", 0.1)
+    monkeypatch.setattr("tandem_runtime.gateway.health.SILENCE_S", 1.0)
+    options = GatewayOptions("ns", None, "127.0.0.1", 0, 0, SECRET, "gateway-0")
+    discovery = ListedPods()
+    gateway = Gateway(options, discovery)
+    port, grpc_port = await gateway.start()
+    url = f"http://127.0.0.1:{port}"
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=20) as http,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        front = Front(gateway, discovery, http, client, f"127.0.0.1:{grpc_port}")
+        yield front
+    if not front.ended:
+        await gateway.stop()
