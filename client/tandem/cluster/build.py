@@ -161,6 +161,9 @@ def _go_version(go: str) -> str:
     version = answer.stdout.strip()
     if answer.returncode != 0 or not version:
         raise BuildError(f"{go} cannot build it: {answer.stderr.strip()[-500:]}")
+    found, wanted = Version.find(version), Version.find(_wanted_go())
+    if found is None or wanted is None or found < wanted:
+        raise BuildError(f"{go} is {version}, but Go {_wanted_go()} or newer is wanted")
     return version
 
 

@@ -20,6 +20,7 @@ from typing import Final
 from tandem.cluster.pins import Pins
 
 CONNECT_TIMEOUT_S: Final = 3.0
+STALL_TIMEOUT_S: Final = 30.0
 KUBERNETES_URL: Final = "https://dl.k8s.io/release"
 ETCD_URL: Final = "https://github.com/etcd-io/etcd/releases/download"
 
@@ -67,7 +68,7 @@ class Release:
         )
         wanted = _fetch(url + ".sha256").decode().split()[0]
         note(f"downloading {url}")
-        return _verified(url, _fetch(url), wanted)
+        return _verified(url, _fetch(url, STALL_TIMEOUT_S), wanted)
 
     def _etcd(self, note: Callable[[str], None]) -> bytes:
         name = f"etcd-v{self.pins.etcd}-linux-{_arch()}"
@@ -77,7 +78,7 @@ class Release:
         wanted = next((line.split()[0] for line in sums if line.split()[-1:] == [archive]), "")
         url = f"{folder}/{archive}"
         note(f"downloading {url}")
-        data = _verified(url, _fetch(url), wanted)
+        data = _verified(url, _fetch(url, STALL_TIMEOUT_S), wanted)
         with tarfile.open(fileobj=io.BytesIO(data)) as files:
             member = files.extractfile(f"{name}/etcd")
             if member is None:
@@ -94,9 +95,9 @@ def _verified(url: str, data: bytes, wanted: str) -> bytes:
     return data
 
 
-def _fetch(url: str) -> bytes:
+def _fetch(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
             data: bytes = answer.read()
             return data
     except (urllib.error.URLError, OSError) as error:

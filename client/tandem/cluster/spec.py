@@ -48,7 +48,7 @@ class NodeTimings:
     @property
     def lease_duration_s(self) -> int:
         """What a node writes into its lease."""
-        return max(1, round(min(40.0, self.grace_s * 0.8)))
+        return max(1, int(min(40.0, self.grace_s * 0.8)))
 
     @property
     def lease_renew_s(self) -> float:
