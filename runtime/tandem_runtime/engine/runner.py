@@ -70,10 +70,12 @@ class TorchRunner:
                 tokens[index] = _with_logprobs(tokens[index], row, rows[index].logprobs or 0)
         return tokens
 
+    @torch.inference_mode()
     def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
         """Canonical bytes of tokens [start, end)."""
         return self._cache.read(block_ids, start, end)
 
+    @torch.inference_mode()
     def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
         """Store canonical bytes from token `start` on."""
         self._cache.write(block_ids, start, payload)

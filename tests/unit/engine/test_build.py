@@ -1,0 +1,97 @@
+"""Engines as a pod builds them, from a source URI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tandem_runtime.config import EngineConfig
+from tandem_runtime.engine.build import build_engine
+from tandem_runtime.engine.sequence import Request
+from tandem_runtime.model.errors import ModelError
+from tandem_runtime.protocol import Sampling
+
+MakeConfig = Callable[..., EngineConfig]
+GREEDY = Sampling(max_tokens=6, temperature=0.0, ignore_eos=True)
+
+
+@pytest.fixture
+def config(tiny_checkpoint: Callable[..., Path]) -> MakeConfig:
+    def make(**values: Any) -> EngineConfig:
+        small = {"dtype": "float32", "max_running": 4, "kv_cache_bytes": 1 << 22}
+        return EngineConfig(f"file://{tiny_checkpoint()}", **(small | values))
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_two_built_engines_hand_a_stream_over(config: MakeConfig, dtype: str) -> None:
+    prefill, decode, alone = (build_engine(config(dtype=dtype)) for _ in range(3))
+    ask = Request("s", list(range(40)), GREEDY)
+    decode.expect(ask)
+    prefill.add(replace(ask, export=True))
+    (output,) = prefill.step().streams
+    assert output.token is not None
+    assert decode.grant("s", 40) is not None
+    decode.write_kv("s", 0, bytes(prefill.read_kv("s", 0, 40)))
+    decode.start_decode("s", output.token)
+    tokens = [output.token]
+    while decode.has_work:
+        tokens += [stream.token for stream in decode.step().streams if stream.token]
+    alone.add(ask)
+    expected = []
+    while alone.has_work:
+        expected += [stream.token for stream in alone.step().streams if stream.token]
+    assert tokens == expected
+
+
+def test_the_same_model_has_one_layout_hash_and_another_dtype_another(config: MakeConfig) -> None:
+    one, again, other = (
+        build_engine(config(**values))
+        for values in ({}, {"block_tokens": 32}, {"dtype": "bfloat16"})
+    )
+    assert one.layout_hash == again.layout_hash != other.layout_hash
+    assert again.block_tokens == 32
+
+
+def test_the_context_can_be_limited_but_not_stretched(config: MakeConfig) -> None:
+    assert build_engine(config(max_context_tokens=100)).max_context_tokens == 100
+    with pytest.raises(
+        ModelError, match="max_context_tokens is 513, but the model was made for 512"
+    ):
+        build_engine(config(max_context_tokens=513))
+
+
+def test_a_small_context_is_warmed_up_within_its_bounds(config: MakeConfig) -> None:
+    engine = build_engine(config(max_context_tokens=20, max_batch_tokens=64))
+    assert engine.add(Request("s", [1] * 14, GREEDY)) is None
+    while engine.has_work:
+        engine.step()
+
+
+def test_threads_are_those_of_the_configuration(config: MakeConfig) -> None:
+    build_engine(config(threads=2))
+    assert torch.get_num_threads() == 2
+    build_engine(config())
+    assert torch.get_num_threads() == 1
+
+
+def test_a_pool_without_room_is_refused(config: MakeConfig) -> None:
+    with pytest.raises(ValueError, match="no room for a KV cache: kv_cache_bytes is 1000, but"):
+        build_engine(config(kv_cache_bytes=1000))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_cuda_without_a_gpu_is_refused(config: MakeConfig) -> None:
+    with pytest.raises(ValueError, match="torch finds no CUDA device; use device cpu"):
+        build_engine(config(device="cuda"))
+
+
+def test_eos_of_the_model_ends_a_stream(config: MakeConfig) -> None:
+    engine = build_engine(config())
+    assert engine.eos_token_ids == {2}
+    assert engine.vocab_size == 101
