@@ -15,19 +15,12 @@ from tandem.cluster.spec import Cluster
 
 HEALTH_PATHS: Final = "/healthz,/readyz,/livez,/metrics"
 
-CONTROLLERS: Final = ",".join(
-    (
-        "*",
-        # EndpointSlices refuse loopback addresses, and every pod here has one: these three would
-        # log an error for each Service forever. Clients find pods through the Pods API.
-        "-endpoints-controller",
-        "-endpointslice-controller",
-        "-endpointslice-mirroring-controller",
-        # No cloud behind this cluster; `tandem.cluster.loadbalancer` is its load balancer.
-        "-service-lb-controller",
-        "-node-route-controller",
-    )
+ENDPOINT_CONTROLLERS: Final = (
+    "endpoints-controller",
+    "endpointslice-controller",
+    "endpointslice-mirroring-controller",
 )
+CLOUD_CONTROLLERS: Final = ("service-lb-controller", "node-route-controller")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +139,7 @@ def controller_manager(
         f"--authentication-kubeconfig={kubeconfig}",
         f"--authorization-kubeconfig={kubeconfig}",
         "--leader-elect=false",
-        f"--controllers={CONTROLLERS}",
+        f"--controllers={','.join(_controllers(cluster))}",
         "--use-service-account-credentials=true",
         f"--service-account-private-key-file={service_account_key}",
         f"--root-ca-file={ca}",
@@ -174,6 +167,16 @@ def scheduler(binary: str, cluster: Cluster, kubeconfig: Path) -> list[str]:
         "--leader-elect=false",
         "--profiling=false",
     ]
+
+
+def _controllers(cluster: Cluster) -> list[str]:
+    # No cloud is behind this cluster; `tandem.cluster.loadbalancer` is its load balancer.
+    off = list(CLOUD_CONTROLLERS)
+    if cluster.spec.loopback:
+        # EndpointSlices refuse loopback addresses, and every pod has one: these would log an error
+        # for each Service for ever. Clients find pods through the Pods API.
+        off += ENDPOINT_CONTROLLERS
+    return ["*", *(f"-{name}" for name in off)]
 
 
 def _seconds(value_s: float) -> str:

@@ -26,7 +26,7 @@ class Claim:
     handle: socket.socket
 
 
-def claim_slot() -> Claim:
+def claim_slot(*, loopback: bool = True) -> Claim:
     """Claims the first free slot whose addresses nobody else listens on.
 
     Raises:
@@ -41,7 +41,7 @@ def claim_slot() -> Claim:
             if error.errno != errno.EADDRINUSE:
                 raise
             continue
-        network = Network(slot)
+        network = Network(slot, loopback)
         if all(_is_free(network.host, port) for port in (network.api_port, network.etcd_port)):
             return Claim(network, handle)
         handle.close()

@@ -69,6 +69,10 @@ class ClusterSpec:
     gpus_per_node: int = 8
     """Pretended where the machine has no NVIDIA GPU; real ones are spread over the nodes."""
     operator: bool = True
+    loopback: bool = True
+    """False: addresses below 10.64.0.0/10, which the caller has routed to this machine, and
+    endpoint controllers on. EndpointSlices refuse loopback addresses, so that is what it takes to
+    see a Service's endpoints; tests do it in a network namespace."""
     timings: NodeTimings = field(default_factory=NodeTimings)
 
     def __post_init__(self) -> None:
@@ -94,6 +98,7 @@ class Network:
     """The addresses of the cluster in slot `slot`."""
 
     slot: int
+    loopback: bool = True
     api_port: int = 6443
     etcd_port: int = 2379
     etcd_peer_port: int = 2380
@@ -104,7 +109,7 @@ class Network:
     @property
     def prefix(self) -> str:
         """The first two octets of every address."""
-        return f"127.{64 + self.slot}"
+        return f"{127 if self.loopback else 10}.{64 + self.slot}"
 
     @property
     def host(self) -> str:

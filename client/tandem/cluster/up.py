@@ -76,7 +76,7 @@ def _resume(spec: ClusterSpec, note: Callable[[str], None]) -> Running | None:
 def _same(folder: ClusterDir, spec: ClusterSpec) -> Cluster:
     """The running cluster, if it is what is asked for."""
     cluster = Cluster.from_json(folder.cluster.read_text())
-    for name in ("nodes", "gpus_per_node", "timings"):
+    for name in ("nodes", "gpus_per_node", "timings", "loopback"):
         has, wanted = getattr(cluster.spec, name), getattr(spec, name)
         if has != wanted:
             raise UpError(
@@ -93,7 +93,7 @@ def _launch(spec: ClusterSpec, note: Callable[[str], None], owner: ProcessId | N
         note(f"clearing away the remains of cluster {spec.name}")
         end_cluster(spec.name)
     binaries = find_all(note)
-    claim = claim_slot()
+    claim = claim_slot(loopback=spec.loopback)
     with claim.handle:
         cluster = Cluster(spec, claim.network)
         folder.root.mkdir(parents=True)

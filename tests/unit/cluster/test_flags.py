@@ -52,6 +52,10 @@ def test_the_controller_manager() -> None:
     found = as_dict(argv)
     assert found["controllers"].split(",")[0] == "*"
     assert "-endpointslice-controller" in found["controllers"]
+    routed = Cluster(ClusterSpec(loopback=False), Network(2, loopback=False))
+    argv = flags.controller_manager("x", routed, Path("/k"), Path("/ca"), Path("/sa"))
+    assert as_dict(argv)["controllers"] == "*,-service-lb-controller,-node-route-controller"
+    assert as_dict(argv)["bind-address"] == "10.66.0.1"
     assert found["node-monitor-grace-period"] == "4000ms"
     assert found["node-monitor-period"] == "500ms"
     assert found["use-service-account-credentials"] == "true"
