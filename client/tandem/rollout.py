@@ -126,7 +126,7 @@ def progress(fleet: dict[str, Any]) -> Progress:
     return Progress(False, False, ready["message"] if ready else "starting")
 
 
-# -- commands ----------------------------------------------------------------------------------------
+# -- commands --------------------------------------------------------------------------------------
 
 
 @app.command("status")
@@ -156,7 +156,7 @@ def history_command(fleet: Fleet, namespace: Namespace = None) -> None:
     """List the revisions that the fleet can go back to."""
     body = _attempt(lambda: _fleet(fleet, namespace))
     now = (body.get("status") or {}).get("revision") or {}
-    table = Table("NUMBER", "REVISION", "MODEL", "IMAGE", "RECORDED", "", box=None)
+    table = Table("NUMBER", "REVISION", "MODEL", "IMAGE", "RECORDED", "NOW", box=None)
     for revision in _attempt(lambda: _revisions(fleet, namespace)):
         marks = [mark for mark in ("spec", "target", "serving") if now.get(mark) == revision.name]
         cells = (revision.name, revision.model, revision.image, revision.created, ", ".join(marks))
@@ -195,7 +195,7 @@ def restart_command(fleet: Fleet, namespace: Namespace = None) -> None:
     console.print(f"{fleet_name(fleet)} restarts")
 
 
-# -- kubectl -----------------------------------------------------------------------------------------
+# -- kubectl ---------------------------------------------------------------------------------------
 
 
 def _attempt(action: Callable[[], T]) -> T:

@@ -263,9 +263,10 @@ def _named(bodies: Iterable[Body]) -> Body | None:
 
 
 def _parsed(parse: Callable[[Body], T], bodies: Iterable[Body]) -> tuple[T, ...]:
-    """Every object that this operator understands; one that it does not must not stop the rest."""
+    """Every object that this operator understands, by name; one that it does not must not stop the
+    rest. The order of a cache is no order: sentences that list objects would change with it."""
     views = []
-    for body in bodies:
+    for body in sorted(bodies, key=lambda b: str(b["metadata"]["name"])):
         try:
             views.append(parse(body))
         except ValidationError as error:

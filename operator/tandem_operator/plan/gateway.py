@@ -74,7 +74,10 @@ def plan_gateway(snapshot: GatewaySnapshot, settings: Settings) -> Plan:
     ]
     actions: list[Action] = []
     for manifest in manifests(snapshot.namespace, owners, settings):
-        actions += apply_if_needed(manifest, snapshot.live.get(manifest["kind"]))
+        live = snapshot.live.get(manifest["kind"])
+        if manifest["kind"] == DEPLOYMENTS.kind and not live and snapshot.secret_ensured_s is None:
+            continue  # Its pods mount the secret.
+        actions += apply_if_needed(manifest, live)
     return Plan((*actions, *_secret(snapshot)))
 
 

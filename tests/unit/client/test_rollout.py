@@ -1,0 +1,114 @@
+"""`tandem rollout`: what it decides before it asks the cluster for anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tandem.rollout import Revision, RolloutError, fleet_name, progress, revisions, undo_target
+
+
+@pytest.mark.parametrize("argument", ["chat", "fleet/chat", "inferencefleet/chat"])
+def test_fleet_name(argument: str) -> None:
+    assert fleet_name(argument) == "chat"
+
+
+def test_another_kind_is_refused() -> None:
+    with pytest.raises(RolloutError, match="deployment/chat is not a fleet: write fleet/NAME"):
+        fleet_name("deployment/chat")
+
+
+def record(revision: str, number: int, model: str = "m") -> dict[str, Any]:
+    return {
+        "metadata": {
+            "labels": {"tandem.dev/revision": revision},
+            "creationTimestamp": f"t{number}",
+        },
+        "revision": number,
+        "data": {
+            "template": {
+                "metadata": {"labels": {"tandem.dev/model": model}},
+                "spec": {
+                    "containers": [
+                        {"name": "sidecar", "image": "x"},
+                        {"name": "runtime", "image": "y"},
+                    ]
+                },
+            }
+        },
+    }
+
+
+def test_pools_revisions_become_the_fleets() -> None:
+    items = [record("a", 1), record("a", 3), record("b", 2)]
+    assert revisions(items) == [
+        Revision("a", 3, "t3", "y", "m"),
+        Revision("b", 2, "t2", "y", "m"),
+    ]
+
+
+KNOWN = revisions([record("c", 3), record("b", 2), record("a", 1)])
+
+
+def fleet(**revision: str) -> dict[str, Any]:
+    return {"status": {"revision": revision}}
+
+
+def test_a_halted_rollout_goes_back_to_what_serves() -> None:
+    assert undo_target(fleet(spec="c", target="c", serving="a"), KNOWN, None) == "a"
+
+
+def test_a_finished_rollout_goes_back_to_the_one_before() -> None:
+    assert undo_target(fleet(spec="c", target="c", serving="c"), KNOWN, None) == "b"
+
+
+def test_a_named_revision() -> None:
+    assert undo_target(fleet(spec="c", target="b", serving="b"), KNOWN, "a") == "a"
+
+
+@pytest.mark.parametrize(
+    ("body", "known", "wanted", "sentence"),
+    [
+        ({}, KNOWN, None, "nothing to undo"),
+        (fleet(spec="c", target="c"), KNOWN, "z", "z is not recorded; there are: c, b, a"),
+        (fleet(spec="c", target="b"), KNOWN, None, "c is undone already"),
+        (fleet(spec="c", target="c", serving="c"), KNOWN[:1], None, "c is the only one"),
+    ],
+)
+def test_what_cannot_be_undone(
+    body: dict[str, Any], known: list[Revision], wanted: str | None, sentence: str
+) -> None:
+    with pytest.raises(RolloutError, match=sentence):
+        undo_target(body, known, wanted)
+
+
+def condition(type_: str, status: str) -> dict[str, str]:
+    return {"type": type_, "status": status, "message": f"{type_} is {status}"}
+
+
+@pytest.mark.parametrize(
+    ("observed", "conditions", "done", "stuck", "sentence"),
+    [
+        (1, [condition("Ready", "True")], False, False, "waiting for the operator"),
+        (2, [condition("Ready", "True")], True, False, "Ready is True"),
+        (2, [condition("Ready", "False")], False, False, "Ready is False"),
+        (
+            2,
+            [condition("Ready", "False"), condition("Stalled", "True")],
+            False,
+            True,
+            "Stalled is True",
+        ),
+        (2, [], False, False, "starting"),
+    ],
+)
+def test_progress(
+    observed: int, conditions: list[dict[str, str]], done: bool, stuck: bool, sentence: str
+) -> None:
+    body = {
+        "metadata": {"generation": 2},
+        "status": {"observedGeneration": observed, "conditions": conditions},
+    }
+    now = progress(body)
+    assert (now.done, now.stuck) == (done, stuck)
+    assert sentence in now.sentence
