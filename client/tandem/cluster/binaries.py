@@ -61,8 +61,9 @@ def candidates(component: str, environ: Mapping[str, str], python_bin: Path) -> 
     seen = set()
     for folder in [*map(Path, folders), python_bin]:
         path = folder / component
-        if path not in seen and path.is_file() and os.access(path, os.X_OK):
-            seen.add(path)
+        # /bin and /usr/bin are often the same folder.
+        if path.is_file() and os.access(path, os.X_OK) and path.resolve() not in seen:
+            seen.add(path.resolve())
             yield path
 
 
@@ -78,8 +79,8 @@ def pick(
         version = read_version(component, path)
         if version is not None and pins.accepts(component, version):
             return path, rejected
-        is_ = f"is version {version}" if version else "does not tell its version"
-        rejected.append(Rejected(path, f"{path} {is_}, wanted {pins.describe(component)}"))
+        found = f"version {version}" if version else "unknown version"
+        rejected.append(Rejected(path, f"{found}, wanted {pins.describe(component)}"))
     return None, rejected
 
 
@@ -95,7 +96,7 @@ def find_all(note: Note, environ: Mapping[str, str] = os.environ) -> dict[str, P
     for component in COMPONENTS:
         path, rejected = pick(component, candidates(component, environ, python_bin), pins)
         for refusal in rejected:
-            note(f"passed over {refusal.reason}")
+            note(f"passed over {refusal.path}: {refusal.reason}")
         if path is not None:
             found[component] = path
     missing = [component for component in COMPONENTS if component not in found]

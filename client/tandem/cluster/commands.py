@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tandem.cluster.binaries import MissingBinaryError
 from tandem.cluster.down import down
+from tandem.cluster.preflight import MachineError
 from tandem.cluster.running import KubectlError
 from tandem.cluster.slot import NoSlotError
 from tandem.cluster.spec import ClusterSpec, NodeTimings, SpecError
@@ -22,6 +23,9 @@ from tandem.cluster.up import UpError, up
 console = Console(highlight=False, soft_wrap=True)
 
 Name = Annotated[str, typer.Option("--name", help="Which cluster.")]
+REFUSALS = (SpecError, MachineError, MissingBinaryError, NoSlotError, UpError, KubectlError)
+"""What `tandem up` can say no with; each message is a sentence for the user."""
+
 DEFAULTS = ClusterSpec()
 TIMINGS = NodeTimings()
 
@@ -58,9 +62,9 @@ def up_command(
 
     try:
         timings = NodeTimings(grace_s=node_grace_seconds, toleration_s=toleration_seconds)
-        spec = ClusterSpec(name, nodes, gpus_per_node, operator, timings)
+        spec = ClusterSpec(name, nodes, gpus_per_node, operator, timings=timings)
         running = up(spec, note)
-    except (SpecError, UpError, KubectlError, MissingBinaryError, NoSlotError) as error:
+    except REFUSALS as error:
         _fail(str(error))
     console.print(f"export KUBECONFIG={running.kubeconfig}")
 

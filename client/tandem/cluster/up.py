@@ -19,6 +19,7 @@ from tandem.cluster.down import end_cluster
 from tandem.cluster.files import ClusterFiles
 from tandem.cluster.lock import lock
 from tandem.cluster.paths import ClusterDir
+from tandem.cluster.preflight import check_machine
 from tandem.cluster.process import ProcessId, is_running
 from tandem.cluster.running import KubectlError, Running
 from tandem.cluster.slot import claim_slot
@@ -92,6 +93,7 @@ def _launch(spec: ClusterSpec, note: Callable[[str], None], owner: ProcessId | N
     if folder.root.exists():
         note(f"clearing away the remains of cluster {spec.name}")
         end_cluster(spec.name)
+    check_machine()
     binaries = find_all(note)
     claim = claim_slot(loopback=spec.loopback)
     with claim.handle:

@@ -27,6 +27,9 @@ def test_the_order_of_places(tmp_path: Path) -> None:
     assert list(candidates("etcd", environ, folders[3])) == paths
     assert list(candidates("etcd", {}, folders[3])) == [paths[3]]
     assert list(candidates("kubectl", environ, folders[3])) == []
+    (tmp_path / "same").symlink_to(folders[1])
+    twice = {"PATH": f"{folders[1]}:{tmp_path / 'same'}"}
+    assert list(candidates("etcd", twice, tmp_path)) == [paths[1]]
 
 
 def test_a_file_of_another_version_is_passed_over_by_name(tmp_path: Path) -> None:
@@ -35,9 +38,9 @@ def test_a_file_of_another_version_is_passed_over_by_name(tmp_path: Path) -> Non
     good = program(tmp_path / "good", "kube-apiserver", "Kubernetes v1.36.1")
     path, rejected = pick("kube-apiserver", iter([old, odd, good]), PINS)
     assert path == good
-    assert [refusal.reason for refusal in rejected] == [
-        f"{old} is version 1.30.0, wanted 1.36",
-        f"{odd} does not tell its version, wanted 1.36",
+    assert [(refusal.path, refusal.reason) for refusal in rejected] == [
+        (old, "version 1.30.0, wanted 1.36"),
+        (odd, "unknown version, wanted 1.36"),
     ]
     path, rejected = pick("kube-apiserver", iter([old]), PINS)
     assert (path, len(rejected)) == (None, 1)
