@@ -10,6 +10,7 @@ from tandem_runtime.kv.layout import ITEM_BYTES
 
 Device = Literal["cpu", "cuda"]
 DEFAULT_CPU_KV_BYTES: Final = 1 << 30
+_BATCH_TOKENS: Final = {"cpu": 128, "cuda": 2048}
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class EngineConfig:
     threads: int = 1
     """Of torch on the CPU; more than one pays only where the cores are the pod's own."""
     block_tokens: int = BLOCK_TOKENS
-    max_batch_tokens: int = 256
-    """Rows of one step: how long a prefill chunk may hold up running decodes."""
+    max_batch_tokens: int | None = None
+    """Rows of one step: how long a prefill chunk may hold up running decodes. None: 128 on the CPU,
+    where more rows are no faster a row, 2048 on a GPU, which needs them to be busy."""
     max_running: int = 64
     """Streams that are computed together."""
     max_context_tokens: int | None = None
@@ -43,10 +45,15 @@ class EngineConfig:
             raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(ITEM_BYTES)}")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r} is none of cpu, cuda")
-        for name in ("threads", "max_batch_tokens", "max_running"):
+        for name in ("threads", "max_running"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
-        for name in ("max_context_tokens", "kv_cache_bytes", "memory_limit_bytes"):
+        for name in (
+            "max_batch_tokens",
+            "max_context_tokens",
+            "kv_cache_bytes",
+            "memory_limit_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: give at least 1, or leave it out")
@@ -56,8 +63,13 @@ class EngineConfig:
             raise ValueError(
                 f"block_tokens is {self.block_tokens}: give a divisor of a page's {KV_PAGE_TOKENS}"
             )
-        if self.max_running > self.max_batch_tokens:
+        if self.max_running > self.batch_tokens:
             raise ValueError(
-                f"max_running is {self.max_running}, but a step has only {self.max_batch_tokens} "
+                f"max_running is {self.max_running}, but a step has only {self.batch_tokens} "
                 "tokens (max_batch_tokens): a running stream needs one in each step"
             )
+
+    @property
+    def batch_tokens(self) -> int:
+        """`max_batch_tokens`, or what this device does best with."""
+        return self.max_batch_tokens or _BATCH_TOKENS[self.device]

@@ -50,7 +50,7 @@ def build_engine(config: EngineConfig, *, prefix_secret: bytes = b"") -> Engine:
     scheduler = Scheduler(
         BlockPool(blocks),
         block_tokens=config.block_tokens,
-        max_batch_tokens=config.max_batch_tokens,
+        max_batch_tokens=config.batch_tokens,
         max_running=config.max_running,
         prefix_caching=config.prefix_caching,
     )

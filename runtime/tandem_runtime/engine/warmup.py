@@ -16,7 +16,7 @@ from tandem_runtime.model.llama import Llama
 
 def run_widest_step(model: Llama, layout: KvLayout, config: EngineConfig) -> None:
     """A prefill chunk of the whole token budget, then decodes of `max_running` streams."""
-    tokens, block_tokens = config.max_batch_tokens, config.block_tokens
+    tokens, block_tokens = config.batch_tokens, config.block_tokens
     blocks = -(-tokens // block_tokens)
     cache = KvCache(layout, blocks + 1, block_tokens, model.device)
     runner = TorchRunner(model, cache)

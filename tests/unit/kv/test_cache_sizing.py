@@ -56,7 +56,7 @@ def test_no_room_is_said_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"dtype": "int8"}, "dtype 'int8' is none of float32, bfloat16, float16"),
         ({"device": "tpu"}, "device 'tpu' is none of cpu, cuda"),
         ({"threads": 0}, "threads is 0: give at least 1"),
-        ({"max_batch_tokens": -1}, "max_batch_tokens is -1: give at least 1"),
+        ({"max_batch_tokens": -1}, "max_batch_tokens is -1: give at least 1, or leave it out"),
         ({"max_context_tokens": 0}, "max_context_tokens is 0: give at least 1, or leave it out"),
         ({"kv_cache_percent": 101}, "kv_cache_percent is 101: give 1 to 100"),
         ({"block_tokens": 24}, "block_tokens is 24: give a divisor of a page's 256"),
@@ -72,3 +72,9 @@ def test_a_bad_configuration_is_refused_with_a_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         EngineConfig("file:///m", **values)  # type: ignore[arg-type]
+
+
+def test_the_budget_of_a_step_follows_the_device() -> None:
+    assert EngineConfig("file:///m").batch_tokens == 128
+    assert EngineConfig("file:///m", device="cuda").batch_tokens == 2048
+    assert EngineConfig("file:///m", max_batch_tokens=300).batch_tokens == 300
