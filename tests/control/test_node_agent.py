@@ -357,6 +357,20 @@ def test_a_foreign_image_waits_with_a_sentence(
         kubectl("logs", "p", "-n", namespace)
 
 
+def test_another_image_is_taken_at_once(
+    apply: Objects, make_pod: Objects, kubectl: Kubectl, namespace: str, container: Objects,
+    eventually: Objects,
+) -> None:  # fmt: skip
+    """The image is the one thing of a running container that can be changed in place."""
+    apply(make_pod("p", container={"image": "nginx"}))
+    eventually(lambda: container("p").get("state", {}).get("waiting", {}).get("message"))
+    kubectl("set", "image", "pod/p", "c=tandem.dev/runtime:0.1.0", "-n", namespace)
+    eventually(lambda: container("p").get("ready"), timeout_s=5)
+    kubectl("set", "image", "pod/p", "c=tandem.dev/operator:0.1.0", "-n", namespace)
+    eventually(lambda: container("p")["restartCount"] == 1)
+    eventually(lambda: container("p")["image"] == "tandem.dev/operator:0.1.0")
+
+
 def test_a_program_that_does_not_exist(
     apply: Objects, make_pod: Objects, container: Objects, eventually: Objects
 ) -> None:

@@ -6,7 +6,10 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+API_SERVER: Final = "kube-apiserver-kubelet-client"
+"""The name in the certificate that the API server shows to agents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,10 @@ class AgentConfig:
     client_key: str
     server_certificate: str
     server_key: str
+    cluster: str
+    kubernetes_version: str
     lease_duration_s: int = 40
     lease_renew_s: float = 10.0
-    cluster: str = "tandem"
 
     @property
     def memory_home(self) -> str:

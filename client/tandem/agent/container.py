@@ -83,6 +83,15 @@ class ContainerWorker:
         """Brings the deadline of a stop that is under way forward."""
         self._deadline.tighten(deadline_s)
 
+    def respec(self, spec: dict[str, Any]) -> None:
+        """Takes a changed spec; of a container that exists only the image can change."""
+        if spec["image"] == self.spec["image"]:
+            return
+        self.spec = spec
+        self._image_tries = 0
+        changed = "its image changed, it will be restarted" if self.view.running else None
+        self._set(waiting=None, unhealthy=changed)
+
     def sick_deadline_s(self) -> float:
         """When a container whose liveness or startup probe failed has to be gone."""
         own = [

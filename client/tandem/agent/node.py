@@ -24,7 +24,6 @@ GPU_RESOURCE: Final = "nvidia.com/gpu"
 MAX_PODS: Final = 110
 STATUS_PERIOD_S: Final = 300.0
 RETRY_S: Final = 0.5
-AGENT_VERSION: Final = "v1.36.3+tandem"
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +154,7 @@ def status(config: AgentConfig, machine: Machine, old: Object, now_s: float) -> 
             "kernelVersion": machine.kernel,
             "osImage": machine.os_image,
             "containerRuntimeVersion": f"tandem://{platform.python_version()}",
-            "kubeletVersion": AGENT_VERSION,
+            "kubeletVersion": f"v{config.kubernetes_version}+tandem",
             "kubeProxyVersion": "",
             "operatingSystem": "linux",
             "architecture": labels(config)["kubernetes.io/arch"],

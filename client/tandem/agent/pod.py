@@ -84,6 +84,8 @@ class PodWorker:
     def update(self, pod: Object) -> None:
         """Takes a newer version of the pod's object."""
         self.pod = pod
+        for _, _, spec in containers(pod):
+            self.containers[spec["name"]].respec(spec)
         if "deletionTimestamp" in pod["metadata"]:
             self._hurry(float(pod["metadata"].get("deletionGracePeriodSeconds") or 0))
         self._object_changed.set()

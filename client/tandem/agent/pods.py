@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Coroutine, Iterator
+from typing import Any, Final
 
 from tandem.agent.admission import Refusal, refuse
 from tandem.agent.api import Changed, Listed, Object
@@ -136,9 +136,8 @@ class Pods:
         self.workers[uid] = worker
         self._keep(uid, worker.run())
 
-    def _keep(self, key: str, work: object) -> None:
-        assert asyncio.iscoroutine(work)
-        task: asyncio.Task[None] = asyncio.create_task(work)
+    def _keep(self, key: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks[key] = task
         task.add_done_callback(lambda done: self._ended(key, done))
 

@@ -6,27 +6,21 @@ its name. Everything else that a kubelet serves is refused with a sentence.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from tandem.agent.api import Object
-from tandem.agent.config import AgentConfig
-from tandem.agent.logs import LogOptions, LogOptionsError, select, tail_offset
+from tandem.agent.config import API_SERVER, AgentConfig
+from tandem.agent.following import read_log
+from tandem.agent.logs import LogOptions, LogOptionsError
 from tandem.agent.pods import Pods
-from tandem.agent.store import RunDir, Store
+from tandem.agent.store import Store
 from tandem.agent.streaming import ExecOptions, serve_exec
-
-CALLER: Final = "kube-apiserver-kubelet-client"
-FOLLOW_POLL_S: Final = 0.2
-READ_BYTES: Final = 256 * 1024
 
 
 class NodeServer:
@@ -67,7 +61,7 @@ class NodeServer:
         await response.prepare(request)
         left = options.limit_bytes
         with contextlib.suppress(ConnectionError):
-            async for piece in _read_log(run, options):
+            async for piece in read_log(run, options):
                 piece = piece if left is None else piece[:left]
                 await response.write(piece)
                 if left is not None:
@@ -128,31 +122,11 @@ def _run_number(pod: Object, container: str, *, previous: bool) -> int:
     raise web.HTTPBadRequest(text=text)
 
 
-async def _read_log(run: RunDir, options: LogOptions) -> AsyncIterator[bytes]:
-    """The rendered log; with `follow`, until the run has ended and all of it was read."""
-    if not run.log.exists():
-        return
-    offset = 0 if options.tail_lines is None else tail_offset(run.log, options.tail_lines)
-    with run.log.open("rb") as file:
-        file.seek(offset)
-        rest = b""
-        while True:
-            ended = run.ending() is not None
-            data = file.read(READ_BYTES)
-            if data:
-                *lines, rest = (rest + data).split(b"\n")
-                yield b"".join(select(lines, options))
-            elif ended or not options.follow:
-                return
-            else:
-                await asyncio.sleep(FOLLOW_POLL_S)
-
-
 @web.middleware
 async def _only_the_api_server(request: web.Request, handler: Handler) -> web.StreamResponse:
     certificate = request.get_extra_info("peercert") or {}
     names = [value for part in certificate.get("subject", ()) for key, value in part]
-    if CALLER not in names:
+    if API_SERVER not in names:
         raise web.HTTPForbidden(text="only the API server may call a node")
     return await handler(request)
 

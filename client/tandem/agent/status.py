@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tandem.agent.images import image_id
-from tandem.agent.lifecycle import Container, Kind, Outcome, Policy, Run
+from tandem.agent.lifecycle import Container, Kind, Outcome, Run
 from tandem.agent.node import timestamp, with_transitions
 
 Object: TypeAlias = dict[str, Any]
@@ -224,10 +224,3 @@ def _terminated(run: Run) -> Object:
     if run.exit.message:
         result["message"] = run.exit.message
     return result
-
-
-def restart_policy(pod: Mapping[str, Any], container: Mapping[str, Any], kind: Kind) -> Policy:
-    """The policy of one container: a sidecar's is its own, the others have the pod's."""
-    if kind is Kind.SIDECAR:
-        return Policy.ALWAYS
-    return Policy(pod["spec"].get("restartPolicy") or "Always")

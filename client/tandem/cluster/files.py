@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tandem.agent.config import AgentConfig, Gpu
+from tandem.agent.config import API_SERVER, AgentConfig, Gpu
 from tandem.cluster import flags, kubeconfig
 from tandem.cluster.gpus import real_gpus, spread
 from tandem.cluster.paths import ClusterDir, state_home
-from tandem.cluster.pins import SERVERS
+from tandem.cluster.pins import SERVERS, Pins
 from tandem.cluster.pki import Authority, KeyPair, create_service_account_keys
 from tandem.cluster.process import ProcessId
 from tandem.cluster.spec import Cluster
 from tandem.cluster.supervisor import Command, Plan, Stage
 
-AGENT_CLIENT: Final = "kube-apiserver-kubelet-client"
-"""The name that agents admit to logs and exec: the API server's own."""
 LOAD_BALANCER: Final = "tandem-load-balancer"
 NODES_PER_RACK: Final = 2
 NODES_PER_ZONE: Final = 4
@@ -62,7 +60,7 @@ class ClusterFiles:
         serving = authority.issue(
             "apiserver", "kube-apiserver", now, hosts=[network.host, "10.0.0.1", *names]
         )
-        to_agents = authority.issue("apiserver-agent-client", AGENT_CLIENT, now)
+        to_agents = authority.issue("apiserver-agent-client", API_SERVER, now)
         signing_key, verification_key = create_service_account_keys(folder.pki)
         files = flags.ApiServerFiles(
             ca=authority.path,
@@ -136,6 +134,7 @@ class ClusterFiles:
             lease_duration_s=cluster.spec.timings.lease_duration_s,
             lease_renew_s=cluster.spec.timings.lease_renew_s,
             cluster=cluster.spec.name,
+            kubernetes_version=str(Pins.read().kubernetes),
         )
         path = self.folder.config / f"{name}.json"
         path.write_text(config.to_json())

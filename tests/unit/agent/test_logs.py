@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tandem.agent import logs
 from tandem.agent.logs import LogOptions, LogOptionsError, parse, select, tail_offset, tail_text
+from tandem.agent.shim import logwriter
 from tandem.agent.shim.logwriter import LINE_LIMIT_BYTES, LogWriter
 
 
@@ -115,3 +116,14 @@ def test_the_end_of_a_log_as_a_message(tmp_path: Path) -> None:
     assert tail_text(path, 2, 100) == "b\nc\n"
     assert tail_text(path, 2, 2) == "c\n"
     assert tail_text(tmp_path / "none", 2, 2) == ""
+
+
+def test_a_full_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logwriter, "FILE_LIMIT_BYTES", 200)
+    path = written(tmp_path / "log", *(f"line {n}\n".encode() for n in range(20)))
+    assert path.stat().st_size <= 200
+    older = tmp_path / "log.1"
+    both = render(older) + render(path)
+    assert both.splitlines()[-1] == b"line 19"
+    numbers = [int(line.split()[1]) for line in both.splitlines()]
+    assert numbers == list(range(numbers[0], 20))

@@ -25,6 +25,8 @@ def config(gpus: int = 8) -> AgentConfig:
         client_key="",
         server_certificate="",
         server_key="",
+        cluster="c",
+        kubernetes_version="1.36.3",
     )
 
 

@@ -8,6 +8,8 @@ import select
 import time
 from typing import Final
 
+FILE_LIMIT_BYTES: Final = 64 * 2**20
+"""A fuller log is set aside as PATH.1 (replacing the one before), and a new one begins."""
 LINE_LIMIT_BYTES: Final = 16 * 1024
 """A longer line is cut into partial records (tag P), as container runtimes do."""
 
@@ -16,7 +18,8 @@ class LogWriter:
     """Writes one log file; what is complete is written at once."""
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._path = path
+        self._fd = self._open()
         self._pending = {"stdout": b"", "stderr": b""}
 
     def feed(self, stream: str, data: bytes) -> None:
@@ -29,6 +32,10 @@ class LogWriter:
         self._pending[stream] = rest
         if records:
             os.write(self._fd, b"".join(records))
+            if os.fstat(self._fd).st_size > FILE_LIMIT_BYTES:
+                os.replace(self._path, f"{self._path}.1")
+                os.close(self._fd)
+                self._fd = self._open()
 
     def close(self) -> None:
         """Writes what had no newline at its end."""
@@ -36,6 +43,9 @@ class LogWriter:
             if rest:
                 os.write(self._fd, b"".join(self._records(stream, rest, b"P")))
         os.close(self._fd)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
 
     def _records(self, stream: str, line: bytes, last_tag: bytes) -> list[bytes]:
         pieces = []
