@@ -78,7 +78,7 @@ def fit_prompt(model: ServedModel, prompt_ids: list[int], max_tokens: int | None
     if wanted > room:
         completion = "" if max_tokens is None else f" and max_tokens {max_tokens}"
         raise ContextTooLong(
-            f"This model's context is {model.context_tokens} tokens; the prompt has "
+            f"The model is served with a context of {model.context_tokens} tokens; the prompt has "
             f"{len(prompt_ids)}{completion}, together {len(prompt_ids) + wanted}. "
             "Shorten the prompt" + ("." if max_tokens is None else " or lower max_tokens."),
             param="prompt",

@@ -61,7 +61,8 @@ def _bad_config() -> Iterator[None]:
 
 def _bundle(checkpoint: Checkpoint, engine: Engine) -> TokenizerBundle:
     digest, cache_root = checkpoint.digest(), engine.layout_hash.hex()
-    context_tokens = engine.max_context_tokens
+    # A stream has to fit the pool alone, however long a context the model was made for.
+    context_tokens = min(engine.max_context_tokens, engine.kv_capacity_tokens)
     if checkpoint.gguf is not None:
         return bundle_from_gguf(
             checkpoint.gguf.metadata,

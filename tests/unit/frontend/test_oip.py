@@ -150,7 +150,7 @@ class TestInfer:
             ({"model_version": "3"}, "has no version '3'"),
             ({"parameters": {"max_tokens": 0}}, "max_tokens: input should be"),
             ({"parameters": {"logit_bias": "x"}}, "logit_bias is not a parameter"),
-            ({"parameters": {"max_tokens": 500}}, "context is 200 tokens"),
+            ({"parameters": {"max_tokens": 500}}, "context of 200 tokens"),
         ],
     )
     async def test_errors(

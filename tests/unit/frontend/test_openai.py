@@ -338,7 +338,7 @@ BAD: list[tuple[str, dict[str, Any], str, str | None]] = [
     (
         "completions",
         {"prompt": "x", "max_tokens": 500},
-        "context is 200 tokens; the prompt has 1 and max_tokens 500, together 501",
+        "context of 200 tokens; the prompt has 1 and max_tokens 500, together 501",
         "prompt",
     ),
     ("chat/completions", {"messages": []}, "messages: list should have at least 1", "messages"),

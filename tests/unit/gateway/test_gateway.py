@@ -142,7 +142,7 @@ class TestPairs:
         front.discovery.show(pod.view())
         with pytest.raises(openai.BadRequestError, match="1024 tokens that this pod's KV"):
             await front.client.completions.create(**body(2000))
-        with pytest.raises(openai.BadRequestError, match="context is 8192 tokens"):
+        with pytest.raises(openai.BadRequestError, match="context of 8192 tokens"):
             await front.client.completions.create(**body(8192))
 
     async def test_a_wrong_secret_never_serves(self, front: Any, make_pod: MakePod) -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import pytest
+import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tandem_runtime.kv import wire
@@ -146,6 +147,32 @@ class TestConnection:
             port = unused.getsockname()[1]
         with pytest.raises(ConnectionLost, match=f"127.0.0.1:{port} cannot be reached"):
             await connect("127.0.0.1", port, 1)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_on_either_event_loop(run: Callable[..., None]) -> None:
+    """Pods run on uvloop, whose transports are no subclasses of asyncio's."""
+
+    async def scenario() -> None:
+        listener = Listener()
+        await listener.start()
+        here = await connect("127.0.0.1", listener.port, 1)
+        there = await listener.accepted.get()
+        for end in (here, there):
+            end.trust(PAGE_BYTES)
+        payload = os.urandom(PAGE_BYTES)
+        for n in range(50):
+            await here.send(wire.Pages("s", 1, n, 1, 0), memoryview(payload))
+            received = await there.receive()
+            assert received.frame == wire.Pages("s", 1, n, 1, 0)
+            assert received.payload == payload
+        assert here.peer == f"127.0.0.1:{listener.port}"
+        here.abort("done")
+        with pytest.raises(ConnectionLost):
+            await there.receive()
+        await listener.stop()
+
+    run(scenario())
 
 
 class TestGarbage:
