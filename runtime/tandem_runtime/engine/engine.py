@@ -39,8 +39,11 @@ Payload = bytes | bytearray | memoryview
 class Runner(Protocol):
     """Computes steps and owns the memory of the KV cache."""
 
-    def run(self, batch: Batch) -> list[SampledToken]:
-        """Compute every row and store its KV; one token for each of `batch.samples`, in order."""
+    def run(self, batch: Batch) -> list[SampledToken | None]:
+        """Compute every row and store its KV; one token for each of `batch.samples`, in order.
+
+        None where the model's output is not finite.
+        """
 
     def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
         """Tokens [start, end) of these blocks in canonical form; a copy."""
@@ -147,7 +150,8 @@ class Engine:
         batch, works = build_batch(plan.works, self._scheduler.block_tokens)
         sampled = iter(self._runner.run(batch))
         outputs = [
-            self._finish_work(work, next(sampled) if work.samples else None) for work in works
+            self._sampled(work, next(sampled)) if work.samples else self._computed(work)
+            for work in works
         ]
         return StepOutput(tuple(outputs), batch.rows, len(plan.preempted))
 
@@ -322,16 +326,23 @@ class Engine:
             raise ValueError(f"{request_id} is {sequence.state.value}, it awaits no KV")
         return sequence
 
-    def _finish_work(self, work: Work, token: SampledToken | None) -> StreamOutput:
+    def _computed(self, work: Work) -> StreamOutput:
+        """A part of the known tokens is computed; more is to come before the next one."""
         self._scheduler.commit(work)
-        span = self._publish(work.sequence)
+        sequence = work.sequence
+        return StreamOutput(
+            sequence.request_id,
+            computed=self._publish(sequence),
+            cached_tokens=sequence.cached_tokens,
+        )
+
+    def _sampled(self, work: Work, token: SampledToken | None) -> StreamOutput:
+        """All known tokens are computed, and the next one is chosen unless there is none."""
         if token is None:
-            return StreamOutput(
-                work.sequence.request_id,
-                computed=span,
-                cached_tokens=work.sequence.cached_tokens,
-            )
-        return self._append(work.sequence, token, span)
+            self.abort(work.sequence.request_id)
+            return StreamOutput(work.sequence.request_id, finish_reason="abort")
+        self._scheduler.commit(work)
+        return self._append(work.sequence, token, self._publish(work.sequence))
 
     def _publish(self, sequence: Sequence) -> Span | None:
         start, end = sequence.published_tokens, sequence.computed_tokens

@@ -20,7 +20,7 @@ from tandem_runtime.model.llama import Llama
 from tandem_runtime.protocol import TokenLogprob
 
 MIN_ROWS = 4
-"""A float32 product of fewer rows takes another path in CPU libraries and rounds otherwise."""
+"""A product of fewer rows takes another path in CPU libraries and rounds otherwise."""
 
 
 class TorchRunner:
@@ -30,12 +30,14 @@ class TorchRunner:
         self._model = model
         self._cache = cache
         self._device = cache.data.device
+        self._min_rows = MIN_ROWS if self._device.type == "cpu" else 1
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> list[SampledToken]:
+    def run(self, batch: Batch) -> list[SampledToken | None]:
         """One step; see `engine.Runner`."""
         config, block_tokens = self._model.config, self._cache.block_tokens
-        padding = [0] * max(MIN_ROWS - batch.rows, 0)
+        self._cache.begin(batch.slots)
+        padding = [0] * (self._min_rows - batch.rows)
         work = kernels.plan_attention(
             Step(batch.query_tokens, batch.context_tokens, batch.block_tables, block_tokens),
             heads=config.heads,
@@ -48,27 +50,34 @@ class TorchRunner:
             self._tensor(batch.slots + [SCRAP_BLOCK * block_tokens] * len(padding)),
             self._cache.data,
             work,
-            # The head multiplies these rows alone: they are padded for themselves.
-            self._tensor(_logit_rows(batch.samples)),
-        )[: len(batch.samples)]
-        return self._sample(logits, batch.samples)
+            self._tensor(self._logit_rows(batch.samples)),
+        )
+        return self._sample(logits[: len(batch.samples)], batch.samples) if batch.samples else []
 
-    def _sample(self, logits: Tensor, rows: list[SampleRow]) -> list[SampledToken]:
-        if not rows:
-            return []
+    def _logit_rows(self, samples: list[SampleRow]) -> list[int]:
+        """The head multiplies these rows alone, so they are padded for themselves."""
+        rows = [sample.row for sample in samples]
+        return rows + [0] * (self._min_rows - len(rows)) if rows else []
+
+    def _sample(self, logits: Tensor, rows: list[SampleRow]) -> list[SampledToken | None]:
         chosen = kernels.sample(
             logits,
             torch.tensor([row.temperature for row in rows], device=self._device),
             torch.tensor([row.top_p for row in rows], device=self._device),
             self._tensor([noise_keys(row.seed, row.position) for row in rows]),
         )
-        wanted = [index for index, row in enumerate(rows) if row.logprobs is not None]
+        # One infinity or NaN anywhere in a row makes its maximum one.
+        finite = logits.amax(-1).isfinite()
         tokens = [SampledToken(token_id) for token_id in chosen.tolist()]
+        wanted = [index for index, row in enumerate(rows) if row.logprobs is not None]
         if wanted:
-            logprobs = logits[self._tensor(wanted)].log_softmax(-1)
-            for index, row in zip(wanted, logprobs, strict=True):
-                tokens[index] = _with_logprobs(tokens[index], row, rows[index].logprobs or 0)
-        return tokens
+            index = self._tensor(wanted)
+            counts = [rows[i].logprobs or 0 for i in wanted]
+            for i, token in zip(
+                wanted, _logprobs(logits[index], chosen[index], counts), strict=True
+            ):
+                tokens[i] = token
+        return [token if ok else None for token, ok in zip(tokens, finite.tolist(), strict=True)]
 
     @torch.inference_mode()
     def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
@@ -84,16 +93,14 @@ class TorchRunner:
         return torch.tensor(values, dtype=torch.int64).to(self._device)
 
 
-def _logit_rows(samples: list[SampleRow]) -> list[int]:
-    rows = [sample.row for sample in samples]
-    return rows + [0] * max(MIN_ROWS - len(rows), 0) if rows else []
-
-
-def _with_logprobs(token: SampledToken, logprobs: Tensor, top: int) -> SampledToken:
-    best = logprobs.topk(top)
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return SampledToken(
-        token.token_id,
-        float(logprobs[token.token_id]),
-        tuple(TokenLogprob(token_id, logprob) for token_id, logprob in pairs),
-    )
+def _logprobs(logits: Tensor, chosen: Tensor, counts: list[int]) -> list[SampledToken]:
+    """Each row's chosen token with its log probability and those of its `counts[row]` best."""
+    logprobs = logits.log_softmax(-1)
+    own = logprobs.gather(-1, chosen[:, None]).squeeze(-1).tolist()
+    best = logprobs.topk(max(counts))
+    return [
+        SampledToken(token_id, logprob, tuple(map(TokenLogprob, ids[:count], values[:count])))
+        for token_id, logprob, ids, values, count in zip(
+            chosen.tolist(), own, best.indices.tolist(), best.values.tolist(), counts, strict=True
+        )
+    ]

@@ -14,7 +14,8 @@ from typing import Literal
 
 from tandem_runtime.protocol import Sampling, TokenLogprob
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "abort"]
+"""`abort`: the model's output for the stream is not a number, so it cannot go on."""
 
 
 class RequestRefused(ValueError):
@@ -62,8 +63,9 @@ class StreamOutput:
     request_id: str
     token: SampledToken | None = None
     finish_reason: FinishReason | None = None
-    """Set with the stream's last token. The stream is then gone from the engine, unless it is an
-    export: that one ends with its first token, whatever the reason, and is held until released."""
+    """Set with the stream's last token (`abort` comes without one). The stream is then gone from
+    the engine, unless it is an export: that one ends with its first token, whatever the reason, and
+    is held until released (not after `abort`)."""
     computed: Span | None = None
     """For exports: the spans of successive steps cover the known tokens once, without a gap. The
     first starts at 0 and includes what came from the prefix cache."""

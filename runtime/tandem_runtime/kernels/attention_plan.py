@@ -99,8 +99,8 @@ def _piece(step: Step, members: list[int], rows: Tensor, seen: Tensor) -> CpuPie
     length = -(-int(seen.max()) // CPU_TILE_TOKENS) * CPU_TILE_TOKENS
     width = length // step.block_tokens
     blocks = []
-    for member in members:
-        table = step.block_tables[member][:width]
+    for member, last_seen in zip(members, seen[:, -1].tolist(), strict=True):
+        table = step.block_tables[member][: -(-last_seen // step.block_tokens)]
         blocks += table + [0] * (width - len(table))
     hidden = torch.arange(length) >= seen[:, None, :, None, None]
     return CpuPiece(len(members), rows, torch.tensor(blocks), hidden)

@@ -1,8 +1,10 @@
 """The pool's memory on the device, and its passage to and from canonical pages.
 
 One tensor [layers, k|v, blocks, kv heads, block tokens, head dim]: a head's block is contiguous,
-which attention reads, and a block's heads are adjacent, which copies like. Allocated once, zeroed:
-blocks that were never written are read as padding and must be finite.
+which attention reads, and a block's heads are adjacent, which copies like. Allocated once.
+
+Invariant on the CPU, whose attention multiplies whole tiles: what a stream has not written of its
+blocks is zero, never another stream's remains, which could be infinite or NaN.
 """
 
 from __future__ import annotations
@@ -29,6 +31,13 @@ class KvCache:
             device=device,
         )
 
+    def begin(self, slots: list[int]) -> None:
+        """Clear the blocks whose first slot is among those that are about to be written."""
+        if self.data.device.type == "cpu":
+            first = [slot // self.block_tokens for slot in slots if slot % self.block_tokens == 0]
+            if first:
+                self.data.index_fill_(2, self._ids(first), 0)
+
     def read(self, block_ids: list[int], start: int, end: int) -> memoryview:
         """Canonical bytes of tokens [start, end) of the sequence that these blocks hold; a copy."""
         page = kernels.gather_blocks(self.data, self._ids(block_ids), start, end - start)
@@ -40,8 +49,15 @@ class KvCache:
         """Store canonical bytes as the tokens from `start` on."""
         layout = self.layout
         shape = (layout.layers, 2, layout.kv_heads, -1, layout.head_dim)
+        end = start + memoryview(payload).nbytes // layout.token_bytes
+        self.begin([self._slot(block_ids, position) for position in range(start, end)])
         page = torch.frombuffer(bytearray(payload), dtype=self.data.dtype).view(shape)
         kernels.scatter_blocks(page.to(self.data.device), self.data, self._ids(block_ids), start)
+
+    def _slot(self, block_ids: list[int], position: int) -> int:
+        return block_ids[position // self.block_tokens] * self.block_tokens + (
+            position % self.block_tokens
+        )
 
     def _ids(self, block_ids: list[int]) -> torch.Tensor:
         return torch.tensor(block_ids, dtype=torch.int64).to(self.data.device)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.sequence import Request, RequestRefused, SampledToken
+from tandem_runtime.model.llama import Llama
 from tandem_runtime.protocol import Sampling
 
 GREEDY = Sampling(max_tokens=8, temperature=0.0, ignore_eos=True)
@@ -184,6 +188,67 @@ def test_a_first_token_that_ends_the_stream_ends_it_on_the_decode_side_too(engin
     engine.write_kv("s", 0, bytes(engine.layout.token_bytes) * 5)
     assert engine.start_decode("s", SampledToken(7)).finish_reason == "length"
     assert not engine.has_work
+    assert engine.stats().held_blocks == 0
+
+
+def poisoned(engine: Engine) -> Engine:
+    """Every block holds what a stream of infinities left."""
+    runner = engine._runner
+    assert isinstance(runner, TorchRunner)
+    runner._cache.data[:, :, 1:] = float("nan")
+    return engine
+
+
+def test_what_earlier_streams_left_in_blocks_has_no_effect(
+    make_engine: Callable[..., Engine],
+) -> None:
+    clean, dirty = make_engine(), poisoned(make_engine(max_batch_tokens=7, max_running=2))
+    for name, length in (("a", 5), ("b", 40)):
+        clean.add(ask(name, length))
+        dirty.add(ask(name, length))
+        assert run(dirty) == run(clean)
+
+
+def test_what_earlier_streams_left_has_no_effect_on_received_kv(
+    make_engine: Callable[..., Engine],
+) -> None:
+    source, dirty, clean = make_engine(), poisoned(make_engine()), make_engine()
+    source.add(replace(ask(length=21), export=True))
+    (output,) = source.step().streams
+    assert output.token is not None
+    dirty.expect(ask(length=21))
+    dirty.grant("s", 21)
+    for start, end in ((0, 10), (10, 21)):
+        dirty.write_kv("s", start, bytes(source.read_kv("s", start, end)))
+    dirty.start_decode("s", output.token)
+    clean.add(ask(length=21))
+    tokens, _ = run(clean)
+    assert [output.token.token_id, *run(dirty)[0]] == tokens
+
+
+def test_a_stream_whose_logits_are_no_numbers_is_ended_alone(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, clean = make_engine(), make_engine()
+    engine.add(ask("good"))
+    engine.step()
+    engine.add(ask("bad", length=20))
+    forward = Llama.forward
+
+    def broken(self: Llama, token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        logits = forward(self, token_ids, *rest)
+        if len(token_ids) > 4:  # the step that computes the bad one's prompt
+            logits[1, 7] = float("nan")
+        return logits
+
+    monkeypatch.setattr(Llama, "forward", broken)
+    outputs = {stream.request_id: stream for stream in engine.step().streams}
+    assert (outputs["bad"].finish_reason, outputs["bad"].token) == ("abort", None)
+    assert outputs["good"].token is not None
+    assert not engine.abort("bad")
+    clean.add(ask("good"))
+    tokens, _ = run(clean)
+    assert run(engine)[0] == tokens[2:]
     assert engine.stats().held_blocks == 0
 
 

@@ -8,8 +8,8 @@ from tandem_runtime.engine.runner import MIN_ROWS
 from tandem_runtime.model.linear import Linear
 from torch.nn import functional
 
-SHAPES = [(576, 960), (576, 3072), (1536, 576), (64, 101), (48, 32), (2048, 512)]
-ROWS = [*range(1, 20), 31, 32, 33, 63, 64, 65, 127, 128, 200, 256, 257, 511, 512]
+SHAPES = [(576, 960), (576, 3072), (1536, 576), (64, 101), (384, 96), (1536, 96), (2048, 512)]
+ROWS = [*range(MIN_ROWS, 20), 31, 32, 33, 63, 64, 65, 127, 128, 200, 256, 257, 511, 512]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -22,7 +22,7 @@ def test_a_row_does_not_depend_on_how_many_there_are(
     linear = Linear(torch.randn(outputs, inputs, generator=random).to(dtype))
     x = torch.randn(512, inputs, generator=random).to(dtype)
     whole = linear(x)
-    for rows in (count for count in ROWS if dtype == torch.bfloat16 or count >= MIN_ROWS):
+    for rows in ROWS:
         assert torch.equal(linear(x[:rows]), whole[:rows]), f"{rows} rows"
         assert torch.equal(linear(x[-rows:]), whole[-rows:]), f"the last {rows} rows"
 
