@@ -118,6 +118,18 @@ def test_an_edited_template_rolls_without_losing_capacity(chat: Fleets) -> None:
     assert chat.condition("Reconciling") == ABSENT
 
 
+def test_a_revision_that_comes_back_is_the_newest(chat: Fleets) -> None:
+    """A ControllerRevision whose bytes the server re-encodes can never be patched."""
+    (first,) = chat.revisions()
+    chat.roll("2")
+    chat.wait_ready()
+    chat.roll("1")
+    chat.wait_ready()
+    items = chat.get("controllerrevisions", "--selector=tandem.dev/pool=chat-decode")["items"]
+    numbers = {r["metadata"]["labels"]["tandem.dev/revision"]: r["revision"] for r in items}
+    assert numbers[first] == max(numbers.values()) == 3
+
+
 def test_a_pod_that_is_scaled_in_finishes_its_streams(chat: Fleets) -> None:
     first, second = sorted(chat.names("chat-decode"))
     chat.pretend_running(first, 1)

@@ -104,9 +104,12 @@ class ApiKube:
         resource = resource_of(manifest)
         path = f"{resource.path}/namespaces/{manifest['metadata']['namespace']}/{resource.plural}"
         query = {"fieldManager": manager, "fieldValidation": "Strict"}
-        return await self._request(
-            "POST", path, query | ({"dryRun": "All"} if dry_run else {}), manifest
-        )
+        query |= {"dryRun": "All"} if dry_run else {}
+        # As YAML, which JSON is: the server re-encodes it. The bytes of a ControllerRevision's data
+        # are kept as they were sent otherwise, and every later patch, which re-encodes them, is
+        # refused because data is immutable.
+        text = json.dumps(manifest, ensure_ascii=False)
+        return await self._request("POST", path, query, text, "yaml")
 
     async def apply(self, manifest: Body, *, manager: str) -> Body:
         meta = manifest["metadata"]
@@ -153,7 +156,7 @@ class ApiKube:
         method: str,
         path: str,
         query: Mapping[str, str] | None = None,
-        body: Body | None = None,
+        body: Body | str | None = None,
         content: str = "json",
     ) -> Body:
         headers = {"Accept": "application/json", "Content-Type": f"application/{content}"}

@@ -1,0 +1,41 @@
+"""An operator that has nothing to do writes nothing but its Lease."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fleets import Fleets, fleet, model
+from tandem.cluster.running import Running
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+IDLE_S = 300
+"""Longer than the operator's resync."""
+OPERATOR = "system:serviceaccount:tandem-system:tandem-operator"
+READS = ("get", "list", "watch")
+
+
+@pytest.mark.timeout(IDLE_S + 300)
+def test_five_idle_minutes(
+    cluster: Running, namespace: str, audit_log: Callable[[], list[dict[str, Any]]]
+) -> None:
+    fleets = Fleets(cluster, namespace)
+    fleets.apply(model(), fleet())
+    # One that never serves idles, too.
+    fleets.apply(fleet("waiting", modelRef={"name": "nope"}))
+    fleets.wait_ready()
+    fleets.wait_condition("Stalled", "True", what="inferencefleet/waiting")
+    time.sleep(5)
+    before = len(audit_log())
+    time.sleep(IDLE_S)
+    requests = [e for e in audit_log()[before:] if e["user"]["username"] == OPERATOR]
+    writes = [e for e in requests if e["verb"] not in READS]
+    kinds = Counter((e["verb"], e["objectRef"]["resource"]) for e in writes)
+    assert set(kinds) == {("update", "leases")}, kinds
+    assert kinds["update", "leases"] <= IDLE_S / 5 + 2
+    # It was not asleep: the resync read everything again.
+    assert any(e["verb"] == "list" and e["objectRef"]["resource"] == "pods" for e in requests)
