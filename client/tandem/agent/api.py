@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -29,6 +30,9 @@ SILENCE_S: Final = 90.0
 REQUEST_S: Final = 30.0
 FIRST_RETRY_S: Final = 0.25
 LAST_RETRY_S: Final = 10.0
+
+
+log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
@@ -147,8 +151,9 @@ class Api:
                 if error.status == 410:
                     version = None
                     continue
-            except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError):
-                pass
+                log.warning("watch of %s: %s", path, error)
+            except (aiohttp.ClientError, TimeoutError, json.JSONDecodeError) as error:
+                log.warning("watch of %s: %s", path, error or type(error).__name__)
             await asyncio.sleep(retry_s * random.uniform(0.5, 1.0))
             retry_s = min(LAST_RETRY_S, retry_s * 2)
 

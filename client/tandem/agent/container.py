@@ -118,7 +118,9 @@ class ContainerWorker:
         assert started is not None, "a run without an end began"
         same = known is not None and known.get("containerID") == latest.container_id
         was = known if known is not None and same else {}
-        self._set(started=bool(was.get("started")), ready=bool(was.get("ready")))
+        # What needs no startup probe has started, whether or not anybody was told.
+        begun = bool(was.get("started")) or ProbeKind.STARTUP not in self._probes
+        self._set(started=begun, ready=bool(was.get("ready")))
         self._watch(run, started)
 
     async def execute(self, argv: Sequence[str], timeout_s: float | None) -> CommandResult:
@@ -260,9 +262,14 @@ class ContainerWorker:
             probe,
             self._target(),
             age_s=lambda: self._around.clock() - latest.started_at_s,
-            is_due=lambda: self.view.started != startup and self.view.unhealthy is None,
+            is_due=lambda: self.view.started != startup and self._is_due(probe),
             take=self._take,
         )
+
+    def _is_due(self, probe: Probe) -> bool:
+        """Nobody asks for the life of a container that is ending; it may still be ready."""
+        dying = self.view.busy or self.view.unhealthy is not None
+        return probe.kind is ProbeKind.READINESS or not dying
 
     def _take(self, probe: Probe, state: ProbeState, verdict: Verdict) -> None:
         if self._exited.is_set():

@@ -58,6 +58,7 @@ class PodWorker:
         self._adopted = begun_s is not None
         self._begun_s = services.clock() if begun_s is None else begun_s
         self._outcome = Outcome.GOING
+        self._expired = False
         self._gone = False
         self._deadline_s: float | None = None
         self._places: dict[str, Path] | None = None
@@ -133,6 +134,7 @@ class PodWorker:
                 worker.stop(stop.reason, deadline_s)
             if self._outcome in (Outcome.GOING, Outcome.ENDED):
                 self._outcome = step.outcome
+                self._expired = fate is Fate.EXPIRE and step.outcome is Outcome.FAILED
             self._report()
             if fate is Fate.DELETE and step.outcome is Outcome.ENDED:
                 return
@@ -177,22 +179,17 @@ class PodWorker:
                 await self._wake.wait()
 
     def _report(self) -> None:
-        expired = self._outcome is Outcome.FAILED and self._fate_expired()
         state = PodState(
             self._services.config.node_ip,
             self.ip if self._places is not None or self._adopted else None,
             self._begun_s,
             self._outcome,
-            "DeadlineExceeded" if expired else None,
-            DEADLINE_EXCEEDED if expired else None,
+            "DeadlineExceeded" if self._expired else None,
+            DEADLINE_EXCEEDED if self._expired else None,
         )
         views = [worker.view for worker in self.containers.values()]
         old = self._writer.conditions or (self.pod.get("status") or {}).get("conditions") or []
         self._writer.set(pod_status(self.pod, state, views, old, self._clock()))
-
-    def _fate_expired(self) -> bool:
-        expiry_s = self._expiry_s()
-        return expiry_s is not None and self._clock() >= expiry_s
 
     async def _finish(self) -> None:
         if not self._gone:

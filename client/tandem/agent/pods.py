@@ -29,6 +29,7 @@ from tandem.agent.status import rejection
 log = logging.getLogger(__name__)
 
 LEFTOVER_GRACE_S: Final = 5.0
+RETRY_S: Final = 5.0
 
 
 class Pods:
@@ -146,6 +147,13 @@ class Pods:
         self.workers.pop(key, None)
         if not task.cancelled() and (error := task.exception()):
             log.error("%s failed", key, exc_info=error)
+            asyncio.get_running_loop().call_later(RETRY_S, self._try_again, key)
+
+    def _try_again(self, uid: str) -> None:
+        """Takes a pod up again whose worker failed, as if an earlier agent had left it."""
+        pod = self._here.get(uid)
+        if pod is not None and uid not in self.workers and not self._adopt(pod):
+            self._take(pod, deleted=False)
 
     # -- what pods are given -----------------------------------------------------------------
 
@@ -174,23 +182,28 @@ class Pods:
     async def _take_over(self, listing: Listed) -> None:
         """Adopts the pods of an earlier agent, and ends what is left of those that are gone."""
         here = {pod["metadata"]["uid"]: pod for pod in listing.items}
-        gpus = {gpu.index: gpu for gpu in self._services.config.gpus}
         for folder in self._services.store.pods():
-            record = folder.read()
             pod = here.get(folder.uid)
-            if record is None or pod is None or is_over(pod):
-                log.info("ending what is left of pod %s", folder.uid)
-                await asyncio.to_thread(end_pod, folder, LEFTOVER_GRACE_S)
-                if pod is None:
-                    folder.remove()
+            if pod is not None and not is_over(pod) and self._adopt(pod):
                 continue
-            log.info("adopting pod %s", full_name(pod))
-            given = {
-                name: [gpus[index] for index in indices if index in gpus]
-                for name, indices in record.gpus.items()
-            }
-            begun_s = record.begun_at_s
-            self._run(PodWorker(self._services, pod, record.ip, given, begun_s=begun_s))
+            log.info("ending what is left of pod %s", folder.uid)
+            await asyncio.to_thread(end_pod, folder, LEFTOVER_GRACE_S)
+            if pod is None:
+                folder.remove()
+
+    def _adopt(self, pod: Object) -> bool:
+        """Runs a pod from its record; False when there is none."""
+        record = self._services.store.pod(pod["metadata"]["uid"]).read()
+        if record is None:
+            return False
+        log.info("adopting pod %s", full_name(pod))
+        gpus = {gpu.index: gpu for gpu in self._services.config.gpus}
+        given = {
+            name: [gpus[index] for index in indices if index in gpus]
+            for name, indices in record.gpus.items()
+        }
+        self._run(PodWorker(self._services, pod, record.ip, given, begun_s=record.begun_at_s))
+        return True
 
 
 def _addresses(config: AgentConfig) -> Iterator[str]:

@@ -43,15 +43,16 @@ class ClusterFiles:
         admin = authority.issue("admin", "kubernetes-admin", now, organizations=["system:masters"])
         self._kubeconfig(self.folder.kubeconfig, authority, admin)
         servers = self._servers(authority, now)
-        nodes = [self._node(authority, now, index) for index in self._indices()]
+        spec = self.cluster.spec
+        gpus = spread(real_gpus(), spec.nodes, spec.gpus_per_node)
+        nodes = [
+            self._node(authority, now, index, given) for index, given in enumerate(gpus, start=1)
+        ]
         balancer = self._load_balancer(authority, now)
         plan = Plan((*servers, Stage((*nodes, balancer))), str(authority.path), owner)
         self.folder.cluster.write_text(self.cluster.to_json())
         self.folder.plan.write_text(plan.to_json())
         return plan
-
-    def _indices(self) -> range:
-        return range(1, self.cluster.spec.nodes + 1)
 
     def _servers(self, authority: Authority, now: datetime.datetime) -> tuple[Stage, ...]:
         """etcd and the API server, then what talks to it."""
@@ -104,7 +105,9 @@ class ClusterFiles:
             Stage((manager_, scheduler_)),
         )
 
-    def _node(self, authority: Authority, now: datetime.datetime, index: int) -> Command:
+    def _node(
+        self, authority: Authority, now: datetime.datetime, index: int, gpus: tuple[Gpu, ...]
+    ) -> Command:
         """The agent of one node: its identity, its configuration, its command."""
         cluster, network = self.cluster, self.cluster.network
         name = cluster.spec.node_names()[index - 1]
@@ -121,7 +124,7 @@ class ClusterFiles:
                 "tandem.dev/rack": f"rack-{(index - 1) // NODES_PER_RACK + 1}",
                 "topology.kubernetes.io/zone": f"zone-{(index - 1) // NODES_PER_ZONE + 1}",
             },
-            gpus=self._gpus(index),
+            gpus=gpus,
             folder=str(folder),
             state_home=str(state_home()),
             api_host=network.host,
@@ -139,10 +142,6 @@ class ClusterFiles:
         path = self.folder.config / f"{name}.json"
         path.write_text(config.to_json())
         return Command(name, (sys.executable, "-m", "tandem.agent", str(path)), {})
-
-    def _gpus(self, index: int) -> tuple[Gpu, ...]:
-        spec = self.cluster.spec
-        return spread(real_gpus(), spec.nodes, spec.gpus_per_node)[index - 1]
 
     def _load_balancer(self, authority: Authority, now: datetime.datetime) -> Command:
         client = authority.issue(LOAD_BALANCER, LOAD_BALANCER, now)

@@ -7,6 +7,7 @@ cluster is ready. A cluster whose supervisor died is remains, not state: it is c
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -148,13 +149,25 @@ def _wait_control_plane(running: Running) -> None:
 
 
 def _wait_nodes(running: Running) -> None:
+    """Nodes are Ready, and their agents answer: after a restart the old lease still counts."""
     names = set(running.cluster.spec.node_names())
+    network = running.cluster.network
+    agents = [network.node_ip(index) for index in range(1, len(names) + 1)]
 
     def ready() -> bool:
         nodes = json.loads(running.kubectl("get", "--raw", "/api/v1/nodes"))["items"]
-        return names <= {node["metadata"]["name"] for node in nodes if _is_ready(node)}
+        well = {node["metadata"]["name"] for node in nodes if _is_ready(node)}
+        return names <= well and all(_answers(ip, network.agent_port) for ip in agents)
 
     _wait(running, "readiness of all nodes", ready)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _is_ready(node: dict[str, Any]) -> bool:

@@ -102,6 +102,12 @@ async def test_private_folders_are_empty_but_the_image_is_there(run: RunDir) -> 
     assert ending.code == 0
 
 
+async def test_a_private_folder_may_lie_in_another(run: RunDir) -> None:
+    """Where the cluster's state lies below /tmp, for example."""
+    ending, _ = await shell(run, "ls /tmp/a/b", private=["/tmp/a/b", "/tmp", "/run/secrets"])
+    assert ending.code == 0
+
+
 async def test_volumes(run: RunDir, tmp_path: Path) -> None:
     shared, file = tmp_path / "shared", tmp_path / "file"
     shared.mkdir()

@@ -13,6 +13,7 @@ Standard library only: it runs without site-packages, once a container, and stay
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -103,7 +104,8 @@ def start(config: dict[str, Any], folder: str) -> tuple[int, dict[int, str]]:
 
 def report(value: dict[str, Any]) -> None:
     """Tells the agent, then lets go of its pipe: the agent may be killed from here on."""
-    os.write(1, json.dumps(value).encode() + b"\n")
+    with contextlib.suppress(BrokenPipeError):
+        os.write(1, json.dumps(value).encode() + b"\n")
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)

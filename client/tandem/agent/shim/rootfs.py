@@ -39,12 +39,13 @@ def build_root(config: dict[str, Any], scratch: str) -> str:
     os.mkdir(root)
     bind(root, root)  # pivot_root wants a mount, and without root the mirror is none.
     mirror.show("/", root)
-    for folder in (*KERNEL_FOLDERS, *config["private"]):
+    for folder in KERNEL_FOLDERS:
         place_folder(root, folder)
     mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     bind("/sys", f"{root}/sys", read_only=True)
     build_dev(root, config["devices"])
-    for folder in config["private"]:
+    for folder in sorted(config["private"]):  # Outer ones first: one may lie in another.
+        place_folder(root, folder)
         mount("tmpfs", root + folder, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     for path in config["image_paths"]:
         place_folder(root, path)
@@ -137,10 +138,13 @@ def build_dev(root: str, devices: list[str]) -> None:
     dev = f"{root}/dev"
     mount("tmpfs", dev, "tmpfs", MS_NOSUID, "mode=0755")
     for name in (*DEVICES, *devices):
-        if os.path.exists(f"/dev/{name}"):
-            os.makedirs(os.path.dirname(f"{dev}/{name}"), exist_ok=True)
+        if os.path.isdir(f"/dev/{name}"):
+            os.mkdir(f"{dev}/{name}")
+        elif os.path.exists(f"/dev/{name}"):
             open(f"{dev}/{name}", "w").close()
-            bind(f"/dev/{name}", f"{dev}/{name}")
+        else:
+            continue
+        bind(f"/dev/{name}", f"{dev}/{name}")
     os.mkdir(f"{dev}/shm")
     mount("tmpfs", f"{dev}/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     os.mkdir(f"{dev}/pts")
