@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import time
+from typing import NoReturn
 
 from tandem_operator.handlers.lifecycle import Leader
-from tandem_operator.kube.client import connect
+from tandem_operator.kube.client import ConfigException, connect
 from tandem_operator.kube.lease import LeaderLease, LeaseLost
 from tandem_operator.logs import configure_logging
 from tandem_operator.metrics import Metrics
@@ -20,10 +21,12 @@ from tandem_operator.settings import Settings, from_environment
 
 log = logging.getLogger("tandem_operator")
 LEASE = "tandem-operator"
+EXIT_FAILED = 1
+EXIT_BAD_SETTINGS = 2
 
 
 async def run(settings: Settings) -> None:
-    """Run until the process is told to end. Raises LeaseLost."""
+    """Run until the process is told to end; with the lease lost, end it here."""
     metrics, pulse = Metrics(), Pulse(time.monotonic)
     identity = f"{settings.pod_name}_{settings.pod_uid or os.getpid()}"
     kube = await connect()
@@ -41,9 +44,24 @@ async def run(settings: Settings) -> None:
         try:
             await lease.acquire()
             await Leader(settings, kube, pods, lease, metrics, pulse).run()
+        except LeaseLost as error:
+            log.error("%s; ending", error)
+            _end()
+        except Exception:
+            log.exception("ending")
+            _end()
         finally:
             await lease.release()
             await kube.close()
+
+
+def _end() -> NoReturn:
+    """End without any clean-up: another process may act already, or this one cannot be trusted.
+
+    Nothing is lost by it. An operator that is killed at any moment goes on from what is observed.
+    """
+    logging.shutdown()
+    os._exit(EXIT_FAILED)
 
 
 def _answered(pulse: Pulse) -> None:
@@ -53,20 +71,20 @@ def _answered(pulse: Pulse) -> None:
 
 
 def main() -> int:
-    """Entry point. 1: the lease was lost, another process leads; 2: the settings are wrong."""
+    """Entry point; 2 when the settings are wrong."""
     configure_logging()
     try:
         settings = from_environment(os.environ)
     except ValueError as error:
         print(error, file=sys.stderr)
-        return 2
+        return EXIT_BAD_SETTINGS
     # Until Kopf takes the signals over, a standby just ends.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         asyncio.run(run(settings))
-    except LeaseLost as error:
-        log.error("%s; ending", error)
-        return 1
+    except ConfigException as error:
+        print(f"no cluster to connect to: {error}", file=sys.stderr)
+        return EXIT_BAD_SETTINGS
     except KeyboardInterrupt:
         pass
     return 0

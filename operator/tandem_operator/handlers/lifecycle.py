@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import kopf
@@ -69,46 +68,19 @@ class Leader:
         kopf_settings = kopf.OperatorSettings()
         configure(kopf_settings)
         kopf.on.login(registry=registry)(kopf.login_via_client)
-        async with self._background():
-            await kopf.operator(
-                registry=registry,
-                settings=kopf_settings,
-                standalone=True,
-                clusterwide=not self._settings.watch_namespaces,
-                namespaces=self._settings.watch_namespaces,
-            )
+        operator = kopf.operator(
+            registry=registry,
+            settings=kopf_settings,
+            standalone=True,
+            clusterwide=not self._settings.watch_namespaces,
+            namespaces=self._settings.watch_namespaces,
+        )
+        await _first_of(operator, *self._loops())
 
-    @contextlib.asynccontextmanager
-    async def _background(self) -> AsyncIterator[None]:
-        """The loops beside Kopf; the first that fails ends everything, with its error."""
-        outer = asyncio.current_task()
-        assert outer is not None
-        failed: list[BaseException] = []
-
-        def on_done(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and task.exception() is not None:
-                failed.append(task.exception() or RuntimeError())
-                outer.cancel()
-
-        loops: list[Coroutine[Any, Any, None]] = [
-            self._lease.keep(),
-            self._resync(),
-            self._scrape(),
-            *(self._work() for _ in range(self._settings.workers)),
-        ]
-        tasks = [asyncio.create_task(loop) for loop in loops]
-        for task in tasks:
-            task.add_done_callback(on_done)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if failed:
-                raise failed[0] from None
-            raise
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    def _loops(self) -> list[Coroutine[Any, Any, None]]:
+        """What runs beside Kopf."""
+        workers = [self._work() for _ in range(self._settings.workers)]
+        return [self._lease.keep(), self._resync(), self._scrape(), *workers]
 
     async def _work(self) -> None:
         await work(
@@ -153,3 +125,18 @@ class Leader:
                     measured = merged(reports.get(key.name, []))
                     if self._facts.learn_latency(namespace, key.name, measured, time.time()):
                         self._queue.add(key)
+
+
+async def _first_of(operator: Coroutine[Any, Any, None], *loops: Coroutine[Any, Any, None]) -> None:
+    """Run until the operator ends or anything fails; a failure is raised at once.
+
+    The loops start first: Kopf cancels every task that is younger than itself when it ends.
+    """
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    main = asyncio.create_task(operator)
+    done, _ = await asyncio.wait([main, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,8 +14,11 @@ from typing import Any, Protocol
 import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException
 
 from tandem_operator.resources import Ref, Resource, resource_of
+
+__all__ = ["ApiError", "ApiKube", "ConfigException", "Kube", "connect"]
 
 Body = dict[str, Any]
 TIMEOUT_S = 30.0
@@ -196,7 +199,7 @@ def _decode(status: int, content: bytes) -> Body:
 async def connect() -> ApiKube:
     """The API server of the cluster that this process runs in, else that of the kubeconfig.
 
-    Raises kubernetes.aio.config.ConfigException when there is neither.
+    Raises ConfigException when there is neither.
     """
     configuration = Configuration()
     if "KUBERNETES_SERVICE_HOST" in os.environ:
