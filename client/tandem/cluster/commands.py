@@ -11,21 +11,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tandem.cluster.binaries import MissingBinaryError
 from tandem.cluster.down import down
-from tandem.cluster.preflight import MachineError
-from tandem.cluster.running import KubectlError
-from tandem.cluster.slot import NoSlotError
-from tandem.cluster.spec import ClusterSpec, NodeTimings, SpecError
+from tandem.cluster.spec import ClusterSpec, NodeTimings
 from tandem.cluster.status import ClusterStatus, cluster_names, read_status
-from tandem.cluster.up import UpError, up
+from tandem.cluster.up import REFUSALS, up
 
 console = Console(highlight=False, soft_wrap=True)
 
 Name = Annotated[str, typer.Option("--name", help="Which cluster.")]
-REFUSALS = (SpecError, MachineError, MissingBinaryError, NoSlotError, UpError, KubectlError)
-"""What `tandem up` can say no with; each message is a sentence for the user."""
-
 DEFAULTS = ClusterSpec()
 TIMINGS = NodeTimings()
 

@@ -15,16 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tandem.cluster.binaries import find_all
+from tandem.cluster.binaries import MissingBinaryError, find_all
 from tandem.cluster.down import end_cluster
 from tandem.cluster.files import ClusterFiles
 from tandem.cluster.lock import lock
 from tandem.cluster.paths import ClusterDir
-from tandem.cluster.preflight import check_machine
+from tandem.cluster.preflight import MachineError, check_machine
 from tandem.cluster.process import ProcessId, is_running
 from tandem.cluster.running import KubectlError, Running
-from tandem.cluster.slot import claim_slot
-from tandem.cluster.spec import Cluster, ClusterSpec
+from tandem.cluster.slot import NoSlotError, claim_slot
+from tandem.cluster.spec import Cluster, ClusterSpec, SpecError
 from tandem.cluster.supervisor import Report
 
 READY_TIMEOUT_S: Final = 180.0
@@ -39,13 +39,24 @@ class UpError(RuntimeError):
     """The cluster cannot be brought up; the message says why and what to do."""
 
 
+REFUSALS: Final = (
+    SpecError,
+    MachineError,
+    MissingBinaryError,
+    NoSlotError,
+    UpError,
+    KubectlError,
+)
+"""What bringing a cluster up can say no with; each message is a sentence for the user."""
+
+
 def up(spec: ClusterSpec, note: Callable[[str], None], owner: ProcessId | None = None) -> Running:
     """Brings the cluster up; returns when it is ready.
 
     A new cluster goes down by itself when `owner` ends, however it ends.
 
     Raises:
-        UpError: with the reason, and the end of the log of what failed.
+        one of REFUSALS: with the reason, and the end of the log of what failed.
     """
     with lock(spec.name):
         running = _resume(spec, note) or _launch(spec, note, owner)
