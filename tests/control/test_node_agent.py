@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 from tandem.cluster.process import is_running
 from tandem.cluster.running import KubectlError, Running
@@ -18,6 +20,7 @@ Objects = Callable[..., Any]
 Pod = dict[str, Any]
 
 READY = "--for=condition=Ready"
+CPU_HIERARCHIES = ("/sys/fs/cgroup/cgroup.subtree_control", "/sys/fs/cgroup/cpu")
 
 
 @pytest.fixture
@@ -330,6 +333,18 @@ print(urllib.request.urlopen(request, context=context).read().decode())
     assert user["extra"]["authentication.kubernetes.io/pod-uid"] == [pod["metadata"]["uid"]]
     files = kubectl("exec", "p", "-n", namespace, "--", "ls", "/var/run/secrets/kubernetes.io/")
     assert files.split() == ["serviceaccount"]
+
+
+def test_cpu_limits_hold(run: Objects, cluster: Running, namespace: str) -> None:
+    if not any(os.access(path, os.W_OK) for path in CPU_HIERARCHIES):
+        pytest.skip("this machine has no cgroup hierarchy for CPU that we may write")
+    burn = {"command": ["python", "-c", "while True: pass"]}
+    run("p", container={**burn, "resources": {"limits": {"cpu": "200m"}, "requests": {"cpu": "0"}}})
+    process = psutil.Process(cluster.container(namespace, "p", "c").pid)
+    before_s, begun_s = sum(process.cpu_times()[:2]), time.monotonic()
+    time.sleep(3)
+    share = (sum(process.cpu_times()[:2]) - before_s) / (time.monotonic() - begun_s)
+    assert 0.02 < share < 0.25
 
 
 # -- starting -------------------------------------------------------------------------------

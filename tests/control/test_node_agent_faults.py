@@ -247,7 +247,7 @@ def shims(cluster: Running) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_killed_at_any_moment_each_container_runs_once(
     apply: Objects, make_pod: Objects, cluster: Running, namespace: str, eventually: Objects,
     get: Objects, seed: int,

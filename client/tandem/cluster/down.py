@@ -20,7 +20,7 @@ from tandem.cluster.process import end, is_running, send_signal, wait_gone
 from tandem.cluster.supervisor import Report
 
 SUPERVISOR_GRACE_S: Final = 30.0
-CONTAINER_GRACE_S: Final = 3.0
+CONTAINER_GRACE_S: Final = 1.0
 CGROUPS: Final = (Path("/sys/fs/cgroup/tandem"), Path("/sys/fs/cgroup/cpu/tandem"))
 MEMORY_HOME: Final = Path("/dev/shm/tandem")
 

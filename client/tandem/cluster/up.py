@@ -215,11 +215,10 @@ def install(running: Running, note: Callable[[str], None]) -> None:
         raise UpError(
             f"{overlay} does not exist: run `tandem up` from a source tree, or --no-operator"
         )
-    for path in (SOURCE / "crds", overlay):
-        manager = f"--field-manager={FIELD_MANAGER}"
-        running.kubectl("apply", "--server-side", "--force-conflicts", manager, "-k", str(path))
-        # A watch of a kind that is not established yet is answered with errors.
-        running.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+    apply = ("apply", "--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}")
+    running.kubectl(*apply, "-k", str(SOURCE / "crds"))
+    _wait_kinds(running)
+    running.kubectl(*apply, "-k", str(overlay))
     note("CRDs and manifests are applied")
     running.kubectl(
         "rollout",
@@ -230,3 +229,10 @@ def install(running: Running, note: Callable[[str], None]) -> None:
         timeout_s=READY_TIMEOUT_S + 10,
     )
     note("the operator is available")
+
+
+def _wait_kinds(running: Running) -> None:
+    """Custom kinds are established and can be listed: before that their watchers get errors."""
+    running.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+    names = running.kubectl("get", "crd", "-o", "jsonpath={.items[*].metadata.name}").split()
+    running.kubectl("get", ",".join(names), "--all-namespaces")
