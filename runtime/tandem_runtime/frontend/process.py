@@ -31,6 +31,7 @@ def main(parse: Callable[[], T], run: Callable[[T], Coroutine[Any, Any, int]]) -
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         return uvloop.run(run(parse()))
     except BadConfig as error:

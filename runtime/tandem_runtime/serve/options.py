@@ -33,23 +33,30 @@ class ServeOptions:
     revision: str
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults that are None are explained in the text."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="python -m tandem_runtime.serve",
         description="Serve one model on this machine, as a prefill pod, a decode pod or both.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     model = cli.add_argument_group("model")
-    model.add_argument("--role", required=True, choices=[r.value for r in Role])
+    model.add_argument("--role", required=True, choices=list(Role), help="of the pod")
     model.add_argument("--model-name", required=True, help="name of the Model")
     model.add_argument(
         "--served-name", action="append", help="for clients; may be repeated (default: model name)"
     )
     model.add_argument("--model-uri", required=True, help="package://, file:// or pvc://")
-    model.add_argument("--dtype", default="bfloat16", choices=sorted(ITEM_BYTES))
+    model.add_argument("--dtype", default="bfloat16", choices=sorted(ITEM_BYTES), help="of the KV")
     model.add_argument("--max-context-tokens", type=int, help="default: the model's own")
     engine = cli.add_argument_group("engine")
-    engine.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    engine.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the model")
     engine.add_argument("--kv-cache-percent", type=int, default=90, help="of the memory left")
     engine.add_argument("--kv-cache-bytes", type=int, help="instead of a percentage")
     engine.add_argument("--max-batch-tokens", type=int, default=256, help="rows of one step")
@@ -59,13 +66,14 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--watchdog-seconds", type=float, default=120.0, help="longest step")
     network = cli.add_argument_group("network")
     network.add_argument("--host", help=f"default: ${contract.ENV_POD_IP}, else 127.0.0.1")
-    network.add_argument("--port", type=int, default=contract.HTTP_PORT)
-    network.add_argument("--grpc-port", type=int, default=contract.GRPC_PORT)
-    network.add_argument("--handoff-port", type=int, default=contract.HANDOFF_PORT)
+    network.add_argument("--port", type=int, default=contract.HTTP_PORT, help="of HTTP")
+    network.add_argument("--grpc-port", type=int, default=contract.GRPC_PORT, help="of gRPC")
+    network.add_argument("--handoff-port", type=int, default=contract.HANDOFF_PORT, help="of KV")
     network.add_argument(
         "--handoff-secret-file",
         type=Path,
         default=Path(contract.HANDOFF_SECRET_DIR) / contract.HANDOFF_SECRET_KEY,
+        help="shared by the fleet's gateways and pods",
     )
     return cli
 

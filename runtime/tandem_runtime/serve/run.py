@@ -13,6 +13,7 @@ from tandem_runtime.frontend.oip.grpc import bind, create_server
 from tandem_runtime.frontend.process import stop_signal
 from tandem_runtime.frontend.server import HttpServer
 from tandem_runtime.serve.api import create_pod_app, inference_service
+from tandem_runtime.serve.model import bundle_of, open_model
 from tandem_runtime.serve.options import ServeOptions
 from tandem_runtime.serve.pod import Pod
 from tandem_runtime.serve.worker import EngineWorker
@@ -26,10 +27,14 @@ async def run(options: ServeOptions) -> int:
     http = HttpServer(options.host, options.port)
     await http.start()
     worker = EngineWorker()
-    pod = await _load(options, worker, asked_to_stop)
-    if pod is None:
+    loading = asyncio.ensure_future(_load(options, worker))
+    stopping = asyncio.ensure_future(asked_to_stop.wait())
+    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not loading.done():
         log.info("asked to stop while loading")
-        os._exit(0)  # the loading thread cannot be interrupted, and nothing was served
+        os._exit(0)  # the loading threads cannot be interrupted, and nothing was served
+    pod = loading.result()
     await pod.open()
     inference = inference_service(pod)
     grpc = create_server(inference)
@@ -44,20 +49,12 @@ async def run(options: ServeOptions) -> int:
     return 1 if failed else 0
 
 
-async def _load(
-    options: ServeOptions, worker: EngineWorker, asked_to_stop: asyncio.Event
-) -> Pod | None:
-    """None when asked to stop before it was done."""
-    # Torch takes seconds to import; by then the pod answers its probes.
+async def _load(options: ServeOptions, worker: EngineWorker) -> Pod:
+    checkpoint = await asyncio.to_thread(open_model, options.engine.model_uri)
+    # Torch takes seconds to import; by now the pod answers its probes.
     load = await asyncio.to_thread(import_module, "tandem_runtime.serve.load")
-    stopping = asyncio.ensure_future(asked_to_stop.wait())
-    loading = asyncio.ensure_future(worker.start(partial(load.load_engine, options)))
-    await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not loading.done():
-        return None
-    engine = loading.result()
-    return Pod(options, worker, engine, await asyncio.to_thread(load.load_bundle, options, engine))
+    engine = await worker.start(partial(load.load_engine, options))
+    return Pod(options, worker, engine, await asyncio.to_thread(bundle_of, checkpoint, engine))
 
 
 async def _until_stopped(pod: Pod, asked_to_stop: asyncio.Event) -> bool:

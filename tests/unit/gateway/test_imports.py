@@ -8,17 +8,17 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "triton", "transformers", "kopf", "gguf", "tandem_operator", "tandem")
+HEAVY = ("torch", "triton", "transformers", "kopf", "tandem_operator", "tandem")
 
 
 @pytest.mark.parametrize(
-    "module", ["tandem_runtime.gateway.__main__", "tandem_runtime.serve.__main__"]
+    ("process", "also"), [("gateway", ("gguf", "safetensors")), ("serve", ("kubernetes",))]
 )
-def test_neither_torch_nor_kopf_is_loaded(module: str) -> None:
+def test_neither_torch_nor_kopf_is_loaded(process: str, also: tuple[str, ...]) -> None:
     """A pod loads torch only once it answers its probes."""
     program = (
-        f"import json, sys, {module}; "
-        f"print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+        f"import json, sys, tandem_runtime.{process}.__main__; "
+        f"print(json.dumps([m for m in {HEAVY + also!r} if m in sys.modules]))"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
