@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +22,12 @@ def fleets(cluster: Running, namespace: str) -> Fleets:
     return Fleets(cluster, namespace)
 
 
-@pytest.fixture
-def weights(cluster: Running) -> Iterator[Path]:
-    """A folder that pods see: they have a /tmp of their own."""
-    folder = cluster.folder.root / "weights-of-a-test"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
+def mounted(folder: Path) -> dict[str, Any]:
+    """A Model's template that shows a folder of this machine to whatever reads the weights."""
+    mount = {"name": "weights", "mountPath": "/weights", "readOnly": True}
+    volume = {"name": "weights", "hostPath": {"path": str(folder), "type": "Directory"}}
+    container = {"name": "runtime", "volumeMounts": [mount]}
+    return {"spec": {"volumes": [volume], "containers": [container]}}
 
 
 def smollm2() -> Path:
@@ -51,8 +48,8 @@ def resolve(fleets: Fleets, uri: str, **spec: Any) -> Said:
     return said
 
 
-def test_missing_weights(fleets: Fleets, weights: Path) -> None:
-    said = resolve(fleets, f"file://{weights}/nothing.gguf")
+def test_missing_weights(fleets: Fleets, tmp_path: Path) -> None:
+    said = resolve(fleets, "file:///weights/nothing.gguf", template=mounted(tmp_path))
     assert said.reason == "WeightsMissing"
     assert "nothing.gguf" in said.sentence
     assert "(attempt 1; next at 20" in said.sentence
@@ -60,28 +57,28 @@ def test_missing_weights(fleets: Fleets, weights: Path) -> None:
     assert event["regarding"]["kind"] in ("Model", "InferenceFleet")
 
 
-def test_truncated_weights(fleets: Fleets, weights: Path) -> None:
-    path = weights / "cut.gguf"
+def test_truncated_weights(fleets: Fleets, tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
     with smollm2().open("rb") as whole:
         path.write_bytes(whole.read(50_000_000))
-    said = resolve(fleets, f"file://{path}")
+    said = resolve(fleets, f"file:///weights/{path.name}", template=mounted(tmp_path))
     assert said.reason == "WeightsCorrupt"
     assert "cut.gguf" in said.sentence
 
 
-def test_corrupt_weights(fleets: Fleets, weights: Path) -> None:
-    path = weights / "noise.gguf"
+def test_corrupt_weights(fleets: Fleets, tmp_path: Path) -> None:
+    path = tmp_path / "noise.gguf"
     path.write_bytes(b"this is no model" * 1000)
-    said = resolve(fleets, f"file://{path}")
+    said = resolve(fleets, f"file:///weights/{path.name}", template=mounted(tmp_path))
     assert said.reason == "WeightsCorrupt"
 
 
 def test_an_unsupported_architecture_lists_the_supported_ones(
-    fleets: Fleets, weights: Path
+    fleets: Fleets, tmp_path: Path
 ) -> None:
     config = {"architectures": ["MambaForCausalLM"], "model_type": "mamba"}
-    (weights / "config.json").write_text(json.dumps(config))
-    said = resolve(fleets, f"file://{weights}")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said = resolve(fleets, "file:///weights", template=mounted(tmp_path))
     assert said.reason == "UnsupportedArchitecture"
     assert "MambaForCausalLM" in said.sentence
     assert "LlamaForCausalLM" in said.sentence
