@@ -116,6 +116,10 @@ def test_reference_rows_do_not_depend_on_batch_or_chunk(
         rows = q[end - count : end]
         part = paged_attention_reference(rows, cache, plan_cpu(alone), 0.125)
         assert torch.equal(part, whole[end - count : end]), f"{count} rows up to {end}"
+    for end in range(1, 401, 3):
+        alone = Step([1], [end], [table], BLOCK)
+        row = paged_attention_reference(q[end - 1 : end], cache, plan_cpu(alone), 0.125)
+        assert torch.equal(row[0], whole[end - 1]), f"the decode row at {end}"
     ends = [1, 5, 130, 256, 400]
     batch = Step([1] * 5, ends, [table] * 5, BLOCK)
     together = paged_attention_reference(q[torch.tensor(ends) - 1], cache, plan_cpu(batch), 0.125)

@@ -30,7 +30,7 @@ class Step:
     context_tokens: list[int]
     """[sequences] tokens that the last row of each sees, its own included."""
     block_tables: list[list[int]]
-    """[sequences][blocks] of at least that many tokens."""
+    """[sequences][blocks] that hold these tokens, and none beyond them."""
     block_tokens: int
 
     @property
@@ -99,8 +99,8 @@ def _piece(step: Step, members: list[int], rows: Tensor, seen: Tensor) -> CpuPie
     length = -(-int(seen.max()) // CPU_TILE_TOKENS) * CPU_TILE_TOKENS
     width = length // step.block_tokens
     blocks = []
-    for member, last_seen in zip(members, seen[:, -1].tolist(), strict=True):
-        table = step.block_tables[member][: -(-last_seen // step.block_tokens)]
+    for member in members:
+        table = step.block_tables[member][:width]
         blocks += table + [0] * (width - len(table))
     hidden = torch.arange(length) >= seen[:, None, :, None, None]
     return CpuPiece(len(members), rows, torch.tensor(blocks), hidden)

@@ -70,7 +70,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Te
     shape, dim, length = q.shape, q.shape[-1], k.shape[1]
     rows = q.reshape(k.shape[0], -1, dim)
     count = rows.shape[1]
-    if count < MIN_ROWS and rows.dtype == torch.float32:
+    if count < MIN_ROWS:
         rows = functional.pad(rows, (0, 0, 0, MIN_ROWS - count))
     scores = torch.bmm(rows, k.transpose(1, 2)).float().mul_(scale)
     scores[:, :count].view(*shape[:-1], length).masked_fill_(hidden, float("-inf"))

@@ -226,8 +226,9 @@ def test_what_earlier_streams_left_has_no_effect_on_received_kv(
     assert [output.token.token_id, *run(dirty)[0]] == tokens
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_stream_whose_logits_are_no_numbers_is_ended_alone(
-    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     engine, clean = make_engine(), make_engine()
     engine.add(ask("good"))
@@ -238,7 +239,7 @@ def test_a_stream_whose_logits_are_no_numbers_is_ended_alone(
     def broken(self: Llama, token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
         logits = forward(self, token_ids, *rest)
         if len(token_ids) > 4:  # the step that computes the bad one's prompt
-            logits[1, 7] = float("nan")
+            logits[1, 7] = value
         return logits
 
     monkeypatch.setattr(Llama, "forward", broken)

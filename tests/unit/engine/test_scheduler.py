@@ -149,6 +149,20 @@ def test_the_youngest_is_preempted_and_goes_on_later() -> None:
     assert tokens == {"old": expected([1] * 7, 8), "young": expected([2] * 7, 8)}
 
 
+def test_a_preempted_stream_s_own_blocks_are_no_cached_prompt() -> None:
+    engine = make(blocks=5, budget=16)
+    engine.add(ask("old", [1] * 8, max_tokens=5))
+    engine.add(ask("young", [2] * 8, max_tokens=9))
+    computed = []
+    while engine.has_work:
+        output = engine.step()
+        computed.append(output.batch_tokens)
+        assert all(stream.cached_tokens == 0 for stream in output.streams)
+    assert engine.stats().preemptions == 1
+    assert engine.stats().cached_tokens == 0
+    assert computed == [16, 1, 1, 1, 1, *[1] * 8], "its two full blocks were found again"
+
+
 def preemptions(reserve: int) -> int:
     engine = make(blocks=24, budget=64, running=8, reserve=reserve, caching=False)
     for index in range(8):
@@ -207,6 +221,7 @@ def test_an_export_is_never_preempted() -> None:
     assert engine.stats().preemptions > 0, "the older decode gave way, having no other victim"
     assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
     assert spans[-1].end == 8
+    assert engine._sequences["export"].preemptions == 0
     assert bytes(engine.read_kv("export", 0, 8))[:8] == (2).to_bytes(8, "little")
     assert engine.release("export")
 

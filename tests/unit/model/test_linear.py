@@ -9,7 +9,7 @@ from tandem_runtime.model.linear import Linear
 from torch.nn import functional
 
 SHAPES = [(576, 960), (576, 3072), (1536, 576), (64, 101), (384, 96), (1536, 96), (2048, 512)]
-ROWS = [*range(MIN_ROWS, 20), 31, 32, 33, 63, 64, 65, 127, 128, 200, 256, 257, 511, 512]
+ROWS = [MIN_ROWS, 5, 6, 7, 8, 12, 16, 17, 31, 32, 33, 64, 65, 128, 200]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -20,11 +20,13 @@ def test_a_row_does_not_depend_on_how_many_there_are(
     torch.set_num_threads(1)
     random = torch.Generator().manual_seed(0)
     linear = Linear(torch.randn(outputs, inputs, generator=random).to(dtype))
-    x = torch.randn(512, inputs, generator=random).to(dtype)
+    x = torch.randn(256, inputs, generator=random).to(dtype)
     whole = linear(x)
+    # In bfloat16 another order of summation shows in one result of thousands: look at all of them.
     for rows in ROWS:
-        assert torch.equal(linear(x[:rows]), whole[:rows]), f"{rows} rows"
-        assert torch.equal(linear(x[-rows:]), whole[-rows:]), f"the last {rows} rows"
+        for start in range(0, len(x) - rows + 1, rows):
+            part = slice(start, start + rows)
+            assert torch.equal(linear(x[part]), whole[part]), f"{rows} rows from {start}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
