@@ -39,7 +39,8 @@ from tandem.cluster.process import (
 
 READY_TIMEOUT_S: Final = 120.0
 READY_POLL_S: Final = 0.1
-END_GRACE_S: Final = 5.0
+END_GRACE_S: Final = 2.0
+"""For each stage. An API server with open watches would take longer, for nobody's good."""
 
 
 @dataclass(frozen=True, slots=True)
