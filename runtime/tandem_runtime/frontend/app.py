@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from tandem_runtime.frontend.errors import ApiError, Internal
+from tandem_runtime.frontend.errors import ApiError, BadRequest, Internal
 from tandem_runtime.frontend.oip import http as oip_http
 from tandem_runtime.frontend.oip.service import InferenceService, oip_error
 from tandem_runtime.frontend.openai import endpoints as openai_endpoints
@@ -42,7 +42,10 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _invalid_body(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(sentence_of(list(error.errors())), _shape(request))
+    told = sentence_of(list(error.errors()))
+    if told.param is None and "json" not in request.headers.get("content-type", ""):
+        told = BadRequest("Send JSON, with the header Content-Type: application/json.")
+    return error_response(told, _shape(request))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -48,6 +48,8 @@ class EngineWorker:
         self._alive_s = clock()
         self.stats: EngineStats | None = None
         """As of the last step or call; None until the engine is built."""
+        self._unchecked = False
+        """Whether a step has run since the engine's bookkeeping was last checked."""
         self.failed: asyncio.Future[None] = self._loop.create_future()
         """Gets `EngineFailed` when the thread dies; never a result."""
 
@@ -117,12 +119,14 @@ class EngineWorker:
             self._post(self._fail, EngineFailed(f"the engine failed: {fault}"))
 
     def _serve(self, engine: Engine) -> None:
+        """Raises what a step raises, and AssertionError when blocks and streams disagree."""
         stalled = False
         while self._run_calls(engine, wait=stalled or not engine.has_work):
             self._alive_s = self._clock()
             stalled = not engine.has_work
             if engine.has_work:
                 output = engine.step()
+                self._unchecked = True
                 stalled = output.batch_tokens == 0
                 for hook in self._after_step:
                     hook(engine, output)
@@ -133,16 +137,26 @@ class EngineWorker:
 
     def _run_calls(self, engine: Engine, *, wait: bool) -> bool:
         """Runs what has been handed in; False when the worker is to stop."""
+        ran = False
         try:
             call = self._calls.get(timeout=_IDLE_S) if wait else self._calls.get_nowait()
             while call is not None:
+                ran = True
                 if not self._attempt(call, engine):
                     self._retried.append(call)
                 call = self._calls.get_nowait()
         except queue.Empty:
             self._retry(engine)
+            if wait and not ran:
+                self._check(engine)
             return True
         return False
+
+    def _check(self, engine: Engine) -> None:
+        """Nobody waits: time to find out whether a block was lost."""
+        if self._unchecked:
+            self._unchecked = False
+            engine.check_integrity()
 
     def _retry(self, engine: Engine) -> None:
         self._retried = [call for call in self._retried if not self._attempt(call, engine)]

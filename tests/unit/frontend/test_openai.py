@@ -400,7 +400,7 @@ class TestErrors:
         ("content", "sentence"),
         [
             (b"{", "The body is not JSON"),
-            (b"", "The body is missing"),
+            (b"", "The body"),
             (b"\xff\xfe", "body"),
             (b"[1]", "The body: "),
             (b'{"model": "small", "prompt": "\\ud800"}', "prompt must be a string"),
@@ -415,6 +415,16 @@ class TestErrors:
         reply = await http.post("/completions", content=content, headers=headers)
         assert reply.status_code == 400, reply.text
         assert sentence in reply.json()["error"]["message"]
+
+    @pytest.mark.parametrize("content_type", [None, "text/plain"])
+    async def test_a_body_that_is_not_called_json(
+        self, http: httpx.AsyncClient, content_type: str | None
+    ) -> None:
+        headers = {} if content_type is None else {"content-type": content_type}
+        body = b'{"model": "small", "prompt": "x"}'
+        reply = await http.post("/completions", content=body, headers=headers)
+        assert reply.status_code == 400
+        assert "with the header Content-Type: application/json" in reply.text
 
     async def test_classes_of_the_client(self, client: openai.AsyncOpenAI, backend: Any) -> None:
         with pytest.raises(openai.NotFoundError, match="served models: small"):

@@ -134,6 +134,16 @@ async def test_an_idle_thread_says_that_it_lives_and_a_stuck_one_does_not() -> N
     await worker.stop()
 
 
+async def test_an_idle_engine_whose_blocks_do_not_add_up_fails() -> None:
+    worker = EngineWorker()
+    engine = await worker.start(hash_engine)
+    await collect(worker, "s")
+    engine._scheduler.pool._references[1] += 1
+    with pytest.raises(EngineFailed):
+        await asyncio.wait_for(worker.failed, 3)
+    await worker.stop()
+
+
 async def test_a_build_that_fails_is_told_to_whoever_started() -> None:
     def build() -> Engine:
         raise ValueError("no weights")
