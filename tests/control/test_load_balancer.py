@@ -74,7 +74,8 @@ def service(
 
 
 def ask(url: str, timeout_s: float = 10.0) -> str:
-    with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=timeout_s) as answer:
         text: str = answer.read().decode()
         return text
 

@@ -274,8 +274,10 @@ class Supervisor:
 
 
 def _answers_ok(url: str, context: ssl.SSLContext) -> bool:
+    # No proxy: the environment may name one, and it does not know our loopback addresses.
+    handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     try:
-        with urllib.request.urlopen(url, timeout=2, context=context) as answer:
+        with urllib.request.build_opener(*handlers).open(url, timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

@@ -74,7 +74,10 @@ def test_round_trips() -> None:
     assert Plan.from_json(plan.to_json()) == plan
 
 
-def test_stages_wait_for_each_other(supervise: Callable[..., Supervised]) -> None:
+def test_stages_wait_for_each_other(
+    supervise: Callable[..., Supervised], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # Must not be asked for loopback.
     ready = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
