@@ -14,7 +14,7 @@ A registered block is immutable: it was full when it was registered.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,7 +63,7 @@ class BlockPool:
         """Blocks that sequences refer to; a shared one counts once."""
         return self.total_blocks - self.free_blocks
 
-    def match(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[int]:
+    def match(self, keys: Sequence[bytes], tokens: Iterable[bytes]) -> list[int]:
         """The longest run of leading blocks that are in the pool. Changes nothing.
 
         Args:

@@ -148,7 +148,8 @@ class Scheduler:
             return []
         self._extend_keys(sequence)
         keys = sequence.keys[: upto_tokens // self.block_tokens]
-        return self.pool.match(keys, [self._block_tokens(sequence, i) for i in range(len(keys))])
+        # Lazily: a long prompt that waits is matched again in each step.
+        return self.pool.match(keys, (self._block_tokens(sequence, i) for i in range(len(keys))))
 
     def _take(self, sequence: Sequence, hits: list[int], missing: int) -> None:
         self.pool.hold(hits)

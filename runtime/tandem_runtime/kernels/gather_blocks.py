@@ -34,8 +34,12 @@ def scatter_blocks_reference(page: Tensor, cache: Tensor, block_ids: Tensor, sta
     """Write a canonical page into the pool, from token `start` on."""
     layers, _, _, heads, block_tokens, dim = cache.shape
     tokens, offset = page.shape[3], start % block_tokens
-    ids, content = _blocks_of(cache, block_ids, start, tokens)
-    content[:, :, :, offset : offset + tokens] = page
+    if offset or tokens % block_tokens:
+        ids, content = _blocks_of(cache, block_ids, start, tokens)
+        content[:, :, :, offset : offset + tokens] = page
+    else:
+        ids = block_ids[start // block_tokens : (start + tokens) // block_tokens]
+        content = page
     blocks = content.view(layers, 2, heads, len(ids), block_tokens, dim).transpose(2, 3)
     cache.index_copy_(2, ids, blocks)
 

@@ -49,15 +49,13 @@ class KvCache:
         """Store canonical bytes as the tokens from `start` on."""
         layout = self.layout
         shape = (layout.layers, 2, layout.kv_heads, -1, layout.head_dim)
-        end = start + memoryview(payload).nbytes // layout.token_bytes
-        self.begin([self._slot(block_ids, position) for position in range(start, end)])
+        last, rest = divmod(
+            start + memoryview(payload).nbytes // layout.token_bytes, self.block_tokens
+        )
+        if rest and last * self.block_tokens >= start:
+            self.begin([block_ids[last] * self.block_tokens])
         page = torch.frombuffer(bytearray(payload), dtype=self.data.dtype).view(shape)
         kernels.scatter_blocks(page.to(self.data.device), self.data, self._ids(block_ids), start)
-
-    def _slot(self, block_ids: list[int], position: int) -> int:
-        return block_ids[position // self.block_tokens] * self.block_tokens + (
-            position % self.block_tokens
-        )
 
     def _ids(self, block_ids: list[int]) -> torch.Tensor:
         return torch.tensor(block_ids, dtype=torch.int64).to(self.data.device)
