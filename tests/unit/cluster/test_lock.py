@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tandem.cluster.lock import lock
 
 HOLD = """

@@ -1,0 +1,1 @@
+"""Measurements. Each module is run as `.venv/bin/python -m benchmarks.NAME`."""
