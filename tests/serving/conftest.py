@@ -57,7 +57,8 @@ class PodProcess:
 
     def view(self, **changes: Any) -> PodView:
         fields: dict[str, Any] = {
-            "uid": f"uid-{self.name}",
+            # A gateway remembers the pods that failed: no two processes share one.
+            "uid": f"uid-{self.name}-{self.process.pid}",
             "name": self.name,
             "ip": "127.0.0.1",
             "fleet": "chat",

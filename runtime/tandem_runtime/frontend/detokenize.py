@@ -32,7 +32,10 @@ class Detokenizer:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these ids make certain; may be empty."""
-        self._window.extend(self._visible(token_ids))
+        visible = self._visible(token_ids)
+        if not visible:  # The window stays: what comes next must still see what it follows.
+            return ""
+        self._window.extend(visible)
         text = self._tokenizer.decode(self._window)
         held = len(self._window) - self._known
         if text.endswith(_HALF) and held <= _HELD_TOKENS:

@@ -77,6 +77,15 @@ def test_special_tokens_have_no_text(byte_level: Tokenizer) -> None:
     assert text_of(byte_level, [], [[i] for i in ids]) == "a"
 
 
+@pytest.mark.parametrize("nothing", [[], [1]], ids=["no ids", "a special token"])
+def test_a_push_without_text_does_not_make_the_next_one_a_beginning(
+    sentencepiece: Tokenizer, nothing: list[int]
+) -> None:
+    word = sentencepiece.encode("word", add_special_tokens=False)
+    assert sentencepiece.decode([*word, *word]) == "word word"
+    assert text_of(sentencepiece, [], [word, nothing, word]) == "word word"
+
+
 def test_bytes_that_never_become_a_character_do_not_grow_the_window(
     byte_level: Tokenizer,
 ) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,11 @@ CASES = {
 
 def normalised(body: dict[str, Any]) -> dict[str, Any]:
     """Without what a cluster adds."""
-    metadata = dict(body["metadata"])
+    metadata = copy.deepcopy(body["metadata"])
+    for owner in metadata.get("ownerReferences", ()):
+        owner["uid"] = f"uid of {owner['kind']} {owner['name']}"
+    if "tandem.dev/applied" in metadata.get("annotations", {}):
+        metadata["annotations"]["tandem.dev/applied"] = "hash of what was applied, uids included"
     for field in ("uid", "resourceVersion", "creationTimestamp", "generation"):
         metadata.pop(field, None)
     return {k: v for k, v in body.items() if k != "status"} | {"metadata": metadata}
