@@ -11,28 +11,22 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
-import msgspec
-
-from tandem_runtime.engine.engine import Engine
-from tandem_runtime.engine.sequence import Request, RequestRefused, SampledToken, StreamOutput
+from tandem_runtime.engine.sequence import RequestRefused
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.connection import Connection, ConnectionLost
 from tandem_runtime.kv.handoff.engine_thread import EngineThread
+from tandem_runtime.kv.handoff.export import Export, ExportCounters, PageSource
 from tandem_runtime.kv.handoff.handshake import HandshakeFailed, Identity, welcome
 from tandem_runtime.kv.handoff.lease import Leases, Timing
-from tandem_runtime.kv.handoff.pages import checksum
-from tandem_runtime.kv.handoff.reader import Page, PageReader
+from tandem_runtime.kv.handoff.reader import PageReader
 from tandem_runtime.kv.wire import StreamKey
 from tandem_runtime.protocol import GenerateRequest
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _AHEAD_BYTES: Final = 64 << 20
 """KV read out of the cache and not yet sent, for each stream (at least one page)."""
@@ -59,15 +53,6 @@ class ExportStreams(NamedTuple):
         return sum(self)
 
 
-@dataclass
-class ExportCounters:
-    """Since the start, for the metrics."""
-
-    bytes: int = 0
-    streams: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-
-
 class Exporter:
     """Listens, and serves every decode pod that connects."""
 
@@ -79,24 +64,20 @@ class Exporter:
         timing: Timing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.engine = engine
         self.identity = identity
         self.admit = admit
         self.timing = timing or Timing()
         self.clock = clock
         self.counters = ExportCounters()
-        self.reader = PageReader(asyncio.get_running_loop(), identity.layout.page_tokens)
-        engine.after_step(self.reader.after_step)
-        self.newest: dict[str, _Export] = {}
+        page_tokens = identity.layout.page_tokens
+        reader = PageReader(asyncio.get_running_loop(), page_tokens)
+        engine.after_step(reader.after_step)
+        ahead_pages = max(1, _AHEAD_BYTES // identity.page_bytes)
+        self.source = PageSource(engine, reader, ahead_pages * page_tokens, self.counters)
+        self.newest: dict[str, tuple[_Session, Export]] = {}
         """By stream: an attempt ends the older ones, whichever decode pod asked for them."""
         self._server: asyncio.Server | None = None
         self._sessions: dict[_Session, asyncio.Task[None]] = {}
-
-    @property
-    def ahead_tokens(self) -> int:
-        """How far pages are read out ahead of what was sent."""
-        pages = max(1, _AHEAD_BYTES // self.identity.page_bytes)
-        return pages * self.identity.layout.page_tokens
 
     @property
     def streams(self) -> ExportStreams:
@@ -108,8 +89,8 @@ class Exporter:
 
     def end_all(self, code: str, reason: str) -> None:
         """Gives every stream up and tells its decode pod."""
-        for export in list(self.newest.values()):
-            export.session.end(export.key, code, reason)
+        for session, export in list(self.newest.values()):
+            session.end(export.key, code, reason)
 
     async def listen(self, host: str, port: int) -> int:
         """Returns the port (`port` 0: any)."""
@@ -142,7 +123,7 @@ class _Session:
     def __init__(self, exporter: Exporter, connection: Connection) -> None:
         self.exporter = exporter
         self.connection = connection
-        self.exports: dict[StreamKey, _Export] = {}
+        self.exports: dict[StreamKey, Export] = {}
         self._leases: Leases[StreamKey] = Leases(exporter.timing.lease_s)
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard_s = exporter.clock()
@@ -196,7 +177,7 @@ class _Session:
 
     def _begin(self, request: GenerateRequest) -> None:
         key = StreamKey(request.stream_id, request.epoch)
-        other = self.exporter.newest.get(key.stream)
+        session, other = self.exporter.newest.get(key.stream, (self, None))
         refusal = self.exporter.admit()
         if other is not None and other.key.epoch >= key.epoch:
             refusal = Refusal("bad_request", f"a newer attempt than {key} runs here")
@@ -205,10 +186,12 @@ class _Session:
             self.spawn(self._tell(wire.Abort(*key, refusal.code, refusal.reason, retryable)))
             return
         if other is not None:
-            other.session.end(other.key, "prefill_lost", "a newer attempt of the stream runs")
-        export = _Export(self, key, request)
-        self.exports[key] = self.exporter.newest[key.stream] = export
-        self._leases.begin(key, self.exporter.clock())
+            session.end(other.key, "prefill_lost", "a newer attempt of the stream runs")
+        now_s = self.exporter.clock()
+        export = Export(key, request, self.connection, self.exporter.source, now_s)
+        self.exports[key] = export
+        self.exporter.newest[key.stream] = self, export
+        self._leases.begin(key, now_s)
         export.task = self.spawn(self._run(export))
 
     def end(self, key: StreamKey, code: str, reason: str) -> None:
@@ -216,7 +199,7 @@ class _Session:
         self.exports[key].task.cancel()
         self.spawn(self._tell(wire.Abort(*key, code, reason)))
 
-    async def _run(self, export: _Export) -> None:
+    async def _run(self, export: Export) -> None:
         counters = self.exporter.counters
         abort: wire.Abort | None = None
         try:
@@ -234,7 +217,7 @@ class _Session:
             abort = wire.Abort(*export.key, "internal", "the prefill pod failed")
         finally:
             del self.exports[export.key]
-            if self.exporter.newest.get(export.key.stream) is export:
+            if self.exporter.newest.get(export.key.stream) == (self, export):
                 del self.exporter.newest[export.key.stream]
             self._leases.end(export.key)
             export.release()
@@ -242,7 +225,7 @@ class _Session:
             counters.failures[abort.code] += 1
             await self._tell(abort)
 
-    async def _abort_for_peer(self, export: _Export | None, abort: wire.Abort) -> None:
+    async def _abort_for_peer(self, export: Export | None, abort: wire.Abort) -> None:
         if export is not None:
             log.info("stream %s: the decode pod gave it up: %s", abort.key, abort.reason)
             export.task.cancel()
@@ -266,138 +249,3 @@ class _Session:
             for key in self._leases.expired(now_s):
                 reason = f"the decode pod said nothing for {timing.lease_s:g} s"
                 self.end(key, "lease_expired", reason)
-
-
-class _Export:
-    """One attempt of one stream."""
-
-    task: asyncio.Task[None]
-
-    def __init__(self, session: _Session, key: StreamKey, request: GenerateRequest) -> None:
-        self.key = key
-        self.session = session
-        self._exporter = session.exporter
-        self._request = request
-        self._known_tokens = len(request.prompt_ids) + len(request.output_ids)
-        self._arrived_s = session.exporter.clock()
-        self._changed = asyncio.Event()
-        self._first_output: tuple[StreamOutput, float] | None = None
-        self._token: SampledToken | None = None
-        self._pages: deque[Page] = deque()
-        self._next_token = 0
-        """Where the next page read must begin; others are of a reading given up."""
-        self._grant: wire.Grant | None = None
-        self._acknowledged = False
-
-    @property
-    def begun(self) -> bool:
-        return self._first_output is not None
-
-    @property
-    def computed(self) -> bool:
-        return self._token is not None
-
-    async def transfer(self) -> None:
-        """The protocol, from admission to acknowledgement."""
-        send = self.session.connection.send
-        engine = self._exporter.engine
-        engine.route(str(self.key), self._take_output)
-        await engine.call(self._admit)
-        output, began_s = await self._until(lambda: self._first_output)
-        queue_s = max(0.0, began_s - self._arrived_s)
-        await send(wire.Offer(*self.key, self._known_tokens, output.cached_tokens, queue_s))
-        grant = await self._until(lambda: self._grant)
-        sent = grant.have_tokens
-        while sent < self._known_tokens:
-            page = await self._until(self._page_due)
-            self._pages.popleft()
-            frame = wire.Pages(
-                *self.key,
-                page.span.start,
-                page.span.end - page.span.start,
-                checksum(page.payload),
-            )
-            await send(frame, page.payload)
-            self._exporter.counters.bytes += page.payload.nbytes
-            sent = page.span.end
-            self._read_on(sent + self._exporter.ahead_tokens)
-        token = await self._until(lambda: self._token)
-        await send(wire.First(*self.key, token.token_id, token.logprob, token.top_logprobs))
-        await self._until(lambda: self._acknowledged or None)
-
-    def take(self, frame: wire.Grant | wire.Ack) -> None:
-        """A frame of the decode pod."""
-        if isinstance(frame, wire.Ack):
-            self._acknowledged = True
-        elif self._grant is None:
-            self._grant = frame
-            if frame.have_tokens:
-                self._reread_from(frame.have_tokens)
-        elif frame.upto_tokens > self._grant.upto_tokens:
-            self._grant = msgspec.structs.replace(self._grant, upto_tokens=frame.upto_tokens)
-        self._changed.set()
-
-    def release(self) -> None:
-        """Gives the blocks back; the engine may not know the stream (yet, or any more)."""
-        engine, reader, request_id = self._exporter.engine, self._exporter.reader, str(self.key)
-        engine.unroute(request_id)
-
-        def end(running: Engine) -> None:
-            reader.end(request_id)
-            running.release(request_id)
-
-        engine.call(end)
-
-    def _admit(self, engine: Engine) -> None:
-        request = self._request
-        ended = engine.add(
-            Request(
-                request_id=str(self.key),
-                prompt_ids=request.prompt_ids,
-                sampling=request.sampling,
-                output_ids=request.output_ids,
-                tenant=request.tenant,
-                cache_salt=request.cache_salt,
-                export=True,
-            )
-        )
-        if ended is not None:
-            raise RequestRefused(f"stream {self.key} has ended already: {ended}")
-        ahead = self._exporter.ahead_tokens
-        self._exporter.reader.begin(str(self.key), self._known_tokens, ahead, self._take_pages)
-
-    def _take_output(self, output: StreamOutput, began_s: float) -> None:
-        if self._first_output is None:
-            self._first_output = output, began_s
-        if output.token is not None:
-            self._token = output.token
-        self._changed.set()
-
-    def _take_pages(self, pages: list[Page]) -> None:
-        for page in pages:
-            if page.span.start == self._next_token:
-                self._next_token = page.span.end
-                self._pages.append(page)
-        self._changed.set()
-
-    def _page_due(self) -> Page | None:
-        assert self._grant is not None
-        if self._pages and self._pages[0].span.end <= self._grant.upto_tokens:
-            return self._pages[0]
-        return None
-
-    def _read_on(self, upto_tokens: int) -> None:
-        reader, request_id = self._exporter.reader, str(self.key)
-        self._exporter.engine.call(lambda engine: reader.allow(engine, request_id, upto_tokens))
-
-    def _reread_from(self, token: int) -> None:
-        self._pages.clear()
-        self._next_token = token
-        reader, request_id = self._exporter.reader, str(self.key)
-        self._exporter.engine.call(lambda engine: reader.restart(engine, request_id, token))
-
-    async def _until(self, value: Callable[[], T | None]) -> T:
-        while (result := value()) is None:
-            self._changed.clear()
-            await self._changed.wait()
-        return result
