@@ -144,6 +144,17 @@ def test_a_pod_that_is_scaled_in_finishes_its_streams(chat: Fleets) -> None:
     chat.pretend_running(first, 0)
     eventually(lambda: not chat.find(f"pod/{first}"), timeout_s=5)
     assert chat.names("chat-decode") == {second}
+    chat.pretend_running(second, 0)
+
+
+def test_a_deleted_namespace_goes_without_a_complaint(chat: Fleets) -> None:
+    """Nothing is made in it any more, and that is no failure."""
+    chat.kubectl("delete", "namespace", chat.namespace, "--wait=true", "--timeout=60s")
+    log = chat.kubectl("logs", "-n", "tandem-system", "deployment/tandem-operator", "--tail=-1")
+    said = [line for line in log.splitlines() if chat.namespace in line]
+    assert said
+    assert not [line for line in said if "is being terminated" in line]
+    chat.kubectl("create", "namespace", chat.namespace)  # the fixture deletes it once more
 
 
 def test_a_bad_revision_halts_and_is_undone(chat: Fleets, cluster: Running) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import aiohttp
@@ -28,10 +28,16 @@ PAGE_SIZE = 500
 class ApiError(Exception):
     """What the API server answered instead of an object. `str()` is its sentence."""
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, causes: Sequence[str] = ()) -> None:
         super().__init__(message or f"{status} {reason}")
         self.status = status
         self.reason = reason
+        self.causes = causes
+
+    @property
+    def namespace_terminating(self) -> bool:
+        """The namespace is being deleted: nothing can be made in it, and nothing needs to be."""
+        return "NamespaceTerminating" in self.causes
 
 
 class Kube(Protocol):
@@ -192,7 +198,8 @@ def _decode(status: int, content: bytes) -> Body:
     except ValueError:
         body = {"message": content.decode(errors="replace")[:500]}
     if status >= 300:
-        raise ApiError(status, str(body.get("reason", "")), str(body.get("message", "")))
+        causes = [str(c.get("reason")) for c in (body.get("details") or {}).get("causes") or ()]
+        raise ApiError(status, str(body.get("reason", "")), str(body.get("message", "")), causes)
     return body
 
 

@@ -55,6 +55,8 @@ class EventRecorder:
                 series = _Series(series.ref, series.count + 1, now_s)
                 await self._repeat(series)
         except (ApiError, OSError, TimeoutError) as error:
+            if isinstance(error, ApiError) and error.namespace_terminating:
+                return
             log.warning("event %s on %s lost: %s", event.reason, event.regarding.name, error)
             return
         self._told[key] = series

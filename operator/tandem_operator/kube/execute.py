@@ -77,7 +77,10 @@ class Executor:
         self._random_bytes = random_bytes
 
     async def execute(self, plan: Plan) -> list[Outcome]:
-        """Every action in order. A failed one is in its Outcome; nothing is raised."""
+        """Every action in order. A failed one is in its Outcome; nothing is raised.
+
+        Ends early, and without a failure, where the namespace is being deleted.
+        """
         outcomes: list[Outcome] = []
         failed: set[Ref] = set()
         for action in plan.actions:
@@ -85,17 +88,22 @@ class Executor:
             if target in failed and not isinstance(action, WriteStatus):
                 continue
             outcome = await self._attempt(action)
+            if outcome is None:
+                break
             outcomes.append(outcome)
             if outcome.error and target is not None:
                 failed.add(target)
         return outcomes
 
-    async def _attempt(self, action: Action) -> Outcome:
+    async def _attempt(self, action: Action) -> Outcome | None:
+        """None: the namespace is going, and takes with it whatever there is."""
         try:
             if isinstance(action, CheckTemplate):
                 return Outcome(action, check=await self._check(action))
             await self._carry_out(action)
         except ApiError as error:
+            if error.namespace_terminating:
+                return None
             if isinstance(action, Create) and error.status == 409:
                 return Outcome(action, await self._refuse_foreign(action))
             if not _done_already(action, error):
@@ -137,7 +145,7 @@ class Executor:
         try:
             await self._kube.create(action.manifest, manager=MANAGER, dry_run=True)
         except ApiError as error:
-            if error.status not in (400, 403, 413, 422):
+            if error.namespace_terminating or error.status not in (400, 403, 413, 422):
                 raise
             quota = error.status == 403 and "exceeded quota" in str(error)
             reason = Reason.QUOTA_EXCEEDED if quota else Reason.TEMPLATE_REFUSED

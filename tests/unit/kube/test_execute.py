@@ -157,3 +157,13 @@ async def test_an_api_server_that_is_busy_is_no_answer(kube: FakeKube) -> None:
     kube.refuse = {"p": ApiError(500, "", "etcd is away")}
     (outcome,) = await execute(kube, CheckTemplate("p-r", pod(), Reason.CONFIGURED))
     assert (outcome.check, outcome.error) == (None, "etcd is away")
+
+
+@pytest.mark.parametrize("first", [create(), CheckTemplate("r1", pod(), Reason.CONFIGURED)])
+async def test_a_namespace_that_is_being_deleted_ends_the_plan_without_a_failure(
+    kube: FakeKube, first: Action
+) -> None:
+    sentence = "unable to create new content in namespace team because it is being terminated"
+    kube.refuse = {"p": ApiError(403, "Forbidden", sentence, ["NamespaceTerminating"])}
+    assert await execute(kube, first, Create(pod("q"), Reason.SCALE_OUT, "owner-1")) == []
+    assert (PODS, "team", "q") not in kube.objects
