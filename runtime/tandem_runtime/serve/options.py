@@ -59,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the model")
     engine.add_argument("--kv-cache-percent", type=int, default=90, help="of the memory left")
     engine.add_argument("--kv-cache-bytes", type=int, help="instead of a percentage")
-    engine.add_argument("--max-batch-tokens", type=int, default=256, help="rows of one step")
+    engine.add_argument(
+        "--max-batch-tokens", type=int, help="rows of one step (default: 128 on CPUs, else 2048)"
+    )
     engine.add_argument("--max-running", type=int, default=64, help="streams of one step")
     engine.add_argument("--max-waiting", type=int, default=256, help="streams that may queue")
     engine.add_argument("--threads", type=int, help="default: the CPU limit, else 1")

@@ -26,6 +26,14 @@ def test_defaults(tmp_path: Path) -> None:
     assert (options.engine.device, options.engine.threads) == ("cpu", 1)
 
 
+@pytest.mark.parametrize(("device", "tokens"), [("cpu", 128), ("cuda", 2048)])
+def test_the_budget_of_a_step_follows_the_device(device: str, tokens: int, secret: Path) -> None:
+    arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
+    assert parse([*arguments, "--device", device], {}).engine.batch_tokens == tokens
+    given = [*arguments, "--device", device, "--max-batch-tokens", "512"]
+    assert parse(given, {}).engine.batch_tokens == 512
+
+
 def test_the_pods_environment(secret: Path) -> None:
     arguments = ["--role", "decode", *MODEL, "--device", "cuda"]
     arguments += ["--handoff-secret-file", str(secret), "--served-name", "a", "--served-name", "b"]
