@@ -82,7 +82,7 @@ def test_a_folder_where_the_secret_should_be(tmp_path: Path) -> None:
     [
         (["--max-batch-tokens", "0"], "max_batch_tokens is 0"),
         (["--kv-cache-percent", "150"], "kv_cache_percent is 150"),
-        (["--max-running", "999"], "max_running is 999, but a step has only 256"),
+        (["--max-running", "999"], "max_running is 999, but a step has only 128"),
     ],
 )
 def test_sizes_that_make_no_engine(flags: list[str], sentence: str, secret: Path) -> None:
