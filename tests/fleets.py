@@ -7,6 +7,9 @@ whatever a test asks for. Models, gateways and everything else are the real ones
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -168,6 +171,18 @@ class Fleets:
     def address(self, pod: str) -> str:
         address: str = self.get(f"pod/{pod}")["status"]["podIP"]
         return address
+
+    def tandem(self, *arguments: str) -> str:
+        """The `tandem` command, in this namespace of the cluster."""
+        answer = subprocess.run(
+            [sys.executable, "-m", "tandem.cli", *arguments, "--namespace", self.namespace],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"KUBECONFIG": str(self.cluster.kubeconfig)},
+            timeout=60,
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout
 
     def pretend_running(self, pod: str, streams: int) -> None:
         """Make a stand-in say that so many streams run in it."""

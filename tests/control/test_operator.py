@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -157,7 +154,7 @@ def test_a_deleted_namespace_goes_without_a_complaint(chat: Fleets) -> None:
     chat.kubectl("create", "namespace", chat.namespace)  # the fixture deletes it once more
 
 
-def test_a_bad_revision_halts_and_is_undone(chat: Fleets, cluster: Running) -> None:
+def test_a_bad_revision_halts_and_is_undone(chat: Fleets) -> None:
     (good,) = chat.revisions()
     before = chat.names()
     chat.roll("2", STANDIN_FAIL="the weights of tomorrow are missing")
@@ -172,11 +169,11 @@ def test_a_bad_revision_halts_and_is_undone(chat: Fleets, cluster: Running) -> N
     chat.kubectl("delete", "pod", lost, "--grace-period=0", "--force")
     eventually(lambda: len([n for n in chat.ready("chat-decode") if good in n]) == 2)
 
-    assert "instead of" in tandem(cluster, "rollout", "undo", "fleet/chat", "-n", chat.namespace)
+    assert "instead of" in chat.tandem("rollout", "undo", "fleet/chat")
     chat.wait_condition("RolledBack", "True")
     chat.wait_ready()
     assert chat.revisions() == {good}
-    history = tandem(cluster, "rollout", "history", "fleet/chat", "-n", chat.namespace)
+    history = chat.tandem("rollout", "history", "fleet/chat")
     assert good in history
     chat.roll("3")
     eventually(lambda: chat.condition("RolledBack") == ABSENT and chat.condition("Ready") != ABSENT)
@@ -277,15 +274,3 @@ def test_served_names_change_without_a_rollout(chat: Fleets) -> None:
 def node_of(fleets: Fleets, pod: str) -> str:
     name: str = fleets.get(f"pod/{pod}")["spec"]["nodeName"]
     return name
-
-
-def tandem(cluster: Running, *arguments: str) -> str:
-    """The `tandem` command with the cluster's kubeconfig."""
-    answer = subprocess.run(
-        [sys.executable, "-m", "tandem.cli", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"KUBECONFIG": str(cluster.kubeconfig)},
-    )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return answer.stdout

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -72,9 +70,7 @@ def test_a_rollout_and_a_scale_in(chat: Served, rate: float) -> None:
     assert split > len(load.outcomes) / 2, "most requests went through a prefill pod"
 
 
-def test_a_halted_rollout_a_lost_pod_and_an_undo(
-    chat: Served, rate: float, cluster: Running
-) -> None:
+def test_a_halted_rollout_a_lost_pod_and_an_undo(chat: Served, rate: float) -> None:
     (good,) = chat.fleets.revisions()
     with Load(chat.url, chat.model, rate) as load:
         bad = real_pool(1)["template"]
@@ -89,9 +85,7 @@ def test_a_halted_rollout_a_lost_pod_and_an_undo(
         eventually(lambda: len(chat.fleets.ready("chat-decode")) == 2, timeout_s=START_S)
         serving = [p for p in chat.fleets.pods() if is_ready(p)]
         assert {p["metadata"]["labels"]["tandem.dev/revision"] for p in serving} == {good}
-        undo = [sys.executable, "-m", "tandem.cli", "rollout", "undo", "fleet/chat"]
-        place = ["--namespace", chat.fleets.namespace, "--kubeconfig", str(cluster.kubeconfig)]
-        subprocess.run([*undo, *place], check=True, timeout=60)
+        chat.fleets.tandem("rollout", "undo", "fleet/chat")
         chat.wait_ready()
         assert chat.fleets.revisions() == {good}
         assert chat.fleets.condition("RolledBack").status == "True"
