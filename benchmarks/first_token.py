@@ -38,7 +38,13 @@ from tandem_runtime.config import EngineConfig
 from tandem_runtime.engine.build import build_engine
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request
-from tandem_runtime.protocol import GenerateEvent, GenerateRequest, PrefillTarget, Sampling
+from tandem_runtime.protocol import (
+    GenerateEvent,
+    GenerateRequest,
+    Handoff,
+    PrefillTarget,
+    Sampling,
+)
 
 from benchmarks.fleet import MODEL_URI, BenchFleet, cluster, note, serve
 from benchmarks.report import Target, finish
@@ -167,25 +173,28 @@ async def handoff_rates(fleet: BenchFleet, tokens: int, times: int) -> list[dict
                     prefill=target,
                 )
                 url = f"http://{address}:{contract.HTTP_PORT}{contract.PATH_GENERATE}"
-                event = await _last_event(session, url, request)
+                moved, took_s = await _handoff(session, url, request)
                 # The first of the two pods warmed the prefill pod's cache.
-                if name != decodes[0][0] and event.handoff is not None:
-                    moved, took_s = event.handoff.bytes, event.handoff.duration_s
+                if name != decodes[0][0]:
                     found.append({"bytes": moved, "s": took_s, "mb_per_s": moved / took_s / 1e6})
     return found
 
 
-async def _last_event(
+async def _handoff(
     session: aiohttp.ClientSession, url: str, request: GenerateRequest
-) -> GenerateEvent:
-    event = GenerateEvent(epoch=0)
+) -> tuple[int, float]:
+    """Bytes and seconds of the handoff of one stream."""
+    found: Handoff | None = None
     async with session.post(url, data=msgspec.json.encode(request)) as answer:
         answer.raise_for_status()
         async for line in answer.content:
             event = msgspec.json.decode(line, type=GenerateEvent)
             if event.error is not None:
                 raise RuntimeError(event.error)
-    return event
+            found = event.handoff or found
+    if found is None:
+        raise RuntimeError(f"{url} computed the prompt itself; the prefill pod's log may say why")
+    return found.bytes, found.duration_s
 
 
 def loopback_mb_per_s() -> float:
