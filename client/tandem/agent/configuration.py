@@ -71,9 +71,7 @@ async def configure(
     argv = environment.argv(spec, image.entrypoint, env)
     if not argv:
         raise ConfigError(f"image {image.name} has no entry point: give the container a command")
-    termination_log = run.path / "termination-log"
-    termination_log.parent.mkdir(parents=True, exist_ok=True)
-    termination_log.touch()
+    termination_log = _touched(run.path / "termination-log")
     gpus = place.gpus.get(spec["name"], [])
     hostname = pod["spec"].get("hostname") or pod["metadata"]["name"]
     return ContainerConfig(
@@ -99,6 +97,12 @@ async def configure(
         strikes=strikes,
         termination_log=str(termination_log),
     )
+
+
+def _touched(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
 
 
 def _hosts_file(services: Services, pod: Object, ip: str, hostname: str) -> Mount:

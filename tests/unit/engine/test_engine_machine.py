@@ -1,0 +1,136 @@
+"""Any interleaving of what an engine is asked for, by a state machine, without a model."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from ledger_engine import ask, expected, make, next_token
+from tandem_runtime.engine.sequence import SampledToken
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Streams come by every door and leave by every door; blocks and tokens stay right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = make(blocks=12, budget=7, running=4)
+        self.prompts: dict[str, list[int]] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.receiving: dict[str, int] = {}
+        self.held: set[str] = set()
+        self.count = 0
+
+    def _name(self) -> str:
+        self.count += 1
+        return f"s{self.count}"
+
+    prompts_drawn = st.one_of(
+        st.lists(st.integers(0, 96), min_size=1, max_size=20),
+        st.integers(1, 20).map(lambda n: list(range(n))),
+    )
+
+    @rule(prompt=prompts_drawn, max_tokens=st.integers(1, 12), export=st.booleans())
+    def add(self, prompt: list[int], max_tokens: int, export: bool) -> None:
+        name = self._name()
+        assert self.engine.add(ask(name, prompt, max_tokens, export)) is None
+        self.prompts[name], self.tokens[name] = prompt, []
+
+    @rule(prompt=prompts_drawn, max_tokens=st.integers(1, 12))
+    def expect(self, prompt: list[int], max_tokens: int) -> None:
+        name = self._name()
+        assert self.engine.expect(ask(name, prompt, max_tokens)) is None
+        self.prompts[name], self.tokens[name] = prompt, []
+        self.receiving[name] = -1
+
+    @precondition(lambda self: self.receiving)
+    @rule(data=st.data(), upto=st.integers(1, 20))
+    def receive(self, data: st.DataObject, upto: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.receiving)))
+        prompt, at = self.prompts[name], self.receiving[name]
+        grant = self.engine.grant(name, upto)
+        if grant is None:
+            assert at < 0, "a later grant was refused"
+            return
+        at = grant.have_tokens if at < 0 else at
+        end = min(grant.granted_tokens, len(prompt))
+        if at < end:
+            payload = b"".join(token.to_bytes(8, "little") for token in prompt[at:end])
+            self.engine.write_kv(name, at, payload)
+        self.receiving[name] = at = max(at, end)
+        if at == len(prompt):
+            del self.receiving[name]
+            first = SampledToken(next_token(prompt))
+            self._take(name, first, self.engine.start_decode(name, first).finish_reason)
+
+    @rule()
+    def step(self) -> None:
+        output = self.engine.step()
+        assert output.batch_tokens <= 7
+        for stream in output.streams:
+            if stream.token is not None:
+                self._take(stream.request_id, stream.token, stream.finish_reason)
+
+    def _take(self, name: str, token: SampledToken, reason: str | None) -> None:
+        self.tokens[name].append(token.token_id)
+        prompt = self.prompts[name]
+        assert self.tokens[name] == expected(prompt, len(self.tokens[name]))
+        sequence = self.engine._sequences.get(name)
+        if sequence is not None and sequence.request.export:
+            assert len(self.tokens[name]) == 1
+            data = bytes(self.engine.read_kv(name, 0, len(prompt)))
+            assert data == b"".join(token.to_bytes(8, "little") for token in prompt)
+            self.held.add(name)
+        elif reason is not None:
+            assert sequence is None
+            del self.prompts[name]
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.held)))
+        self.held.discard(name)
+        del self.prompts[name]
+        assert self.engine.release(name)
+        assert not self.engine.release(name)
+
+    @precondition(lambda self: self.prompts)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.prompts)))
+        self.held.discard(name)
+        self.receiving.pop(name, None)
+        del self.prompts[name]
+        assert self.engine.abort(name)
+
+    @invariant()
+    def nothing_leaks(self) -> None:
+        self.engine.check_integrity()
+        stats = self.engine.stats()
+        assert stats.held == len(self.held)
+        assert stats.receiving == len(self.receiving)
+        assert stats.running <= 4
+
+    def teardown(self) -> None:
+        """Once nobody holds back, every stream ends and every block is free."""
+        for name in [*self.held, *self.receiving]:
+            self.engine.abort(name)
+            del self.prompts[name]
+        self.held.clear()
+        for _ in range(500):
+            if not self.engine.has_work:
+                break
+            for stream in self.engine.step().streams:
+                if stream.token is not None:
+                    self._take(stream.request_id, stream.token, stream.finish_reason)
+            for name in self.held:
+                self.engine.release(name)
+                del self.prompts[name]
+            self.held.clear()
+        assert not self.engine.has_work, "a stream never ends"
+        assert not self.prompts
+        assert self.engine.stats().held_blocks == 0
+
+
+EngineMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestEngineMachine = EngineMachine.TestCase
