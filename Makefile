@@ -37,9 +37,10 @@ test: verify unit kernels serving control e2e
 unit: venv
 	$(PY) -m pytest tests/unit
 
-# In a process of its own: Triton decides at import whether it interprets.
+# Interpreted, in a process that the tests start, and compiled for a GPU that need not be there.
+# On a GPU: `.venv/bin/python -m pytest tests/kernels -m gpu`.
 kernels: venv
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels
+	$(PY) -m pytest tests/kernels
 
 # The runtime's and the gateway's processes, with their clients.
 serving: venv
