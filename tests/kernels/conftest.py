@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from triton.runtime.interpreter import TensorHandle
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ELSEWHERE = ("test_own_process.py", "test_compile.py")
+ELSEWHERE = ("test_own_process.py", "test_compile.py", "test_gpu_benchmark.py")
 
 
 def compiled(config: pytest.Config) -> bool:
