@@ -14,7 +14,7 @@ from tandem_runtime.contract import HEADER_TRACE
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NEW_TOKENS = 64
-STREAMS = 4
+STREAMS = 10
 TOPICS = [
     "the sea", "bread", "a bicycle for two", "gravity", "the year 1969", "prime numbers", "rain",
     "how a bill becomes law", "sorting a list in Python", "Mozart", "photosynthesis", "the moon",

@@ -5,8 +5,8 @@ need a process of their own:
 
 - `TRITON_INTERPRET=1 pytest tests/kernels` (`make kernels`): interpreted, on the CPU;
 - `pytest tests/kernels -m gpu`: compiled, on a GPU;
-- any other run collects test_own_process.py, which starts the first of these, and test_compile.py,
-  which compiles without running.
+- any other run collects what starts processes of its own (test_own_process.py: the first of these,
+  test_gpu_benchmark.py) and test_compile.py, which compiles without running.
 """
 
 from __future__ import annotations
