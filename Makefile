@@ -3,6 +3,9 @@ PY  := .venv/bin/python
 UV  := .venv/bin/uv
 UV_VERSION := 0.13.9
 
+# Progress is seen when it is made, in a log too.
+export PYTHONUNBUFFERED := 1
+
 .DEFAULT_GOAL := venv
 .PHONY: venv demo down test lint type unit kernels serving control e2e generate verify
 
