@@ -243,15 +243,15 @@ def pod_manifest(
     revision: str,
     slot: int,
     template: Manifest,
-    names: Sequence[str],
+    names: str,
 ) -> Manifest:
-    """One pod of a pool, POOL-REVISION-SLOT."""
+    """One pod of a pool, POOL-REVISION-SLOT; `names` as `served_names_text` writes them."""
     own: Manifest = {
         "metadata": {
             "name": f"{pool.name}-{revision}-{slot}",
             "namespace": pool.namespace,
             "labels": {LABEL_COMPONENT: COMPONENT_RUNTIME, LABEL_REVISION: revision},
-            "annotations": {ANNOTATION_SERVED_NAMES: served_names_text(names)},
+            "annotations": {ANNOTATION_SERVED_NAMES: names},
             "ownerReferences": [owner_reference(pool.ref, controller=True)],
         },
         "spec": {"terminationGracePeriodSeconds": _grace_s(fleet)},

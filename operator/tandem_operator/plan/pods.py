@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tandem_runtime.contract import ANNOTATION_SERVED_NAMES
+from tandem_runtime.contract import ANNOTATION_SERVED_NAMES, LABEL_MODEL
 
+from tandem_operator.api.model import served_names
 from tandem_operator.names import Reason
 from tandem_operator.plan import drain
-from tandem_operator.plan.actions import Action, Annotate, Create, Delete, Notify
+from tandem_operator.plan.actions import Action, Annotate, Create, Delete, Manifest, Notify
 from tandem_operator.plan.pod import pod_manifest, served_names_text
 from tandem_operator.plan.pools import Pools
 from tandem_operator.plan.revision import recorded
@@ -57,7 +58,7 @@ def plan_pods(
         poll = poll or any(entry.poll for entry in leaving)
         if pools.ready:
             actions += _creations(snapshot, fleet, pool, pool_step, names, step)
-        actions += _renamed(own, names)
+        actions += _renamed(fleet, own, names)
     after_s = _requeue(snapshot, fleet, pools, poll)
     return Pods(states, step, tuple(actions), after_s)
 
@@ -156,20 +157,38 @@ def _creations(
         if record is None:
             continue
         slot = next(n for n in range(1 << 16) if f"{pool.name}-{revision}-{n}" not in taken)
-        manifest = pod_manifest(fleet, pool, revision, slot, dict(record.template), names)
+        template = dict(record.template)
+        text = _names_of(snapshot, fleet, template, names)
+        manifest = pod_manifest(fleet, pool, revision, slot, template, text)
         taken.add(manifest["metadata"]["name"])
         actions.append(Create(manifest, reason, pool.uid))
     return actions
 
 
-def _renamed(own: list[PodView], names: Sequence[str]) -> list[Action]:
-    """Served names change in place: the gateway reads them from the annotation."""
-    text = served_names_text(names)
+def _renamed(fleet: FleetView, own: list[PodView], names: Sequence[str]) -> list[Action]:
+    """Served names change in place: the gateway reads them from the annotation.
+
+    A pod with another Model's weights keeps its own names: it must not answer for the new ones.
+    """
+    text, model = served_names_text(names), fleet.spec.model_ref.name
     return [
         Annotate(pod.ref, {ANNOTATION_SERVED_NAMES: text}, Reason.NAMES_CHANGED)
         for pod in own
-        if pod.served_names != text and not pod.finished
+        if pod.model in ("", model) and pod.served_names != text and not pod.finished
     ]
+
+
+def _names_of(
+    snapshot: FleetSnapshot, fleet: FleetView, template: Manifest, names: Sequence[str]
+) -> str:
+    """The names of a new pod: of another Model's weights, those that its siblings have."""
+    model = str(template["metadata"]["labels"].get(LABEL_MODEL, ""))
+    if model in ("", fleet.spec.model_ref.name):
+        return served_names_text(names)
+    siblings = (p.served_names for p in snapshot.pods if p.model == model)
+    known = next((m for m in snapshot.models if m.name == model), None)
+    wanted = served_names(known.spec, known.name) if known else ()
+    return next((text for text in siblings if text is not None), served_names_text(wanted))
 
 
 def _requeue(snapshot: FleetSnapshot, fleet: FleetView, pools: Pools, poll: bool) -> float | None:

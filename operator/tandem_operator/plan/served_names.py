@@ -19,16 +19,20 @@ class Names:
 
 
 def assign(fleets: Sequence[FleetView], models: Sequence[ModelView]) -> dict[str, Names]:
-    """The names of each fleet of a namespace, by fleet. A fleet without a Model has none."""
+    """The names of each fleet of a namespace, by fleet.
+
+    A fleet whose Model is gone keeps the names that it had: its pods serve on.
+    """
     by_name = {model.name: model for model in models}
     holders: dict[str, str] = {}
     names = {}
     for fleet in sorted(fleets, key=lambda f: (f.created_s, f.name)):
         model = by_name.get(fleet.spec.model_ref.name)
-        if model is None or fleet.deleting:
+        if fleet.deleting:
             names[fleet.name] = Names((), {})
             continue
-        wanted = served_names(model.spec, model.name)
+        had = fleet.status.served_names or ()
+        wanted = served_names(model.spec, model.name) if model else had
         taken = {name: holders[name] for name in wanted if name in holders}
         granted = tuple(name for name in wanted if name not in taken)
         holders |= dict.fromkeys(granted, fleet.name)

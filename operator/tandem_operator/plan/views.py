@@ -16,6 +16,7 @@ from tandem_runtime.contract import (
     ANNOTATION_EXTERNAL_URL,
     ANNOTATION_SERVED_NAMES,
     LABEL_FLEET,
+    LABEL_MODEL,
     LABEL_POOL,
     LABEL_REVISION,
     LABEL_ROLE,
@@ -166,6 +167,8 @@ class PodView:
     draining: str | None
     draining_since_s: float | None
     served_names: str | None
+    model: str = ""
+    """The Model whose weights it has."""
 
     @property
     def ref(self) -> Ref:
@@ -211,6 +214,7 @@ def pod_view(body: Body) -> PodView:
         draining=annotations.get(ANNOTATION_DRAINING),
         draining_since_s=to_unix_s(since) if since else None,
         served_names=annotations.get(ANNOTATION_SERVED_NAMES),
+        model=labels.get(LABEL_MODEL, ""),
     )
 
 
