@@ -17,6 +17,7 @@ _OWN_PREFIXES = ("tandem.dev/",)
 _OWN_LABELS = ("app.kubernetes.io/managed-by", "app.kubernetes.io/component")
 _ALLOWED_ANNOTATIONS = ("tandem.dev/restartedAt",)
 _OWN_ENVIRONMENT = "TANDEM_"
+_NAMED = ("containers", "initContainers", "volumes")
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,16 +52,75 @@ def _merge_lists(base: Any, override: Any) -> Any:
 
 
 def _has(item: object, key: str) -> bool:
-    return isinstance(item, Mapping) and key in item
+    return isinstance(item, Mapping) and isinstance(item.get(key), str)
 
 
 def refusal(template: Mapping[str, Any], where: str) -> str | None:
-    """A sentence for a template that sets what is ours, else None. `where` names its field."""
-    metadata, spec = template.get("metadata") or {}, template.get("spec") or {}
-    for key in metadata.get("labels") or {}:
+    """A sentence for a template that cannot be merged or sets what is ours, else None.
+
+    `where` names its field.
+    """
+    return _misshapen(template, where) or _takes_ours(template, where)
+
+
+def _misshapen(template: Mapping[str, Any], where: str) -> str | None:
+    """A sentence for a part that would replace ours instead of being laid over it.
+
+    The schema lets any object through, and the API server sees only the merged pod.
+    """
+    objects = _objects(template, where, {"metadata": ("labels", "annotations"), "spec": ()})
+    if objects:
+        return objects
+    spec = template.get("spec", {})
+    lists = _lists(spec, f"{where}.spec", {k: "name" for k in _NAMED})
+    if lists:
+        return lists
+    for container in spec.get("containers", ()):
+        path = f"{where}.spec.containers[{container['name']}]"
+        keyed = {"env": "name", "volumeMounts": "mountPath"}
+        # An unnamed port replaces ours, and the probes go to the port that is named http.
+        keyed |= {"ports": "name"} if container["name"] == CONTAINER else {}
+        found = _objects(container, path, {"resources": ("limits",)})
+        found = found or _lists(container, path, keyed)
+        if found:
+            return found
+    return None
+
+
+def _objects(
+    within: Mapping[str, Any], where: str, parts: Mapping[str, Sequence[str]]
+) -> str | None:
+    """A sentence for a field, or a field of it, that is there and no object."""
+    for key, inner in parts.items():
+        if key not in within:
+            continue
+        if not isinstance(within[key], Mapping):
+            return f"{where}.{key} must be an object: write its fields below it, or remove it"
+        found = _objects(within[key], f"{where}.{key}", dict.fromkeys(inner, ()))
+        if found:
+            return found
+    return None
+
+
+def _lists(within: Mapping[str, Any], where: str, keys: Mapping[str, str]) -> str | None:
+    """A sentence for a list that is there and has items without their key."""
+    for field, key in keys.items():
+        items = within.get(field, [])
+        if not isinstance(items, list) or not all(_has(item, key) for item in items):
+            ours = f" (the one that serves is {CONTAINER})" if field == "containers" else ""
+            return (
+                f"{where}.{field} must be a list of objects that each have a {key}{ours}: "
+                f"lists are merged by it; write the missing {key}"
+            )
+    return None
+
+
+def _takes_ours(template: Mapping[str, Any], where: str) -> str | None:
+    metadata, spec = template.get("metadata", {}), template.get("spec", {})
+    for key in metadata.get("labels", ()):
         if key in _OWN_LABELS or key.startswith(_OWN_PREFIXES):
             return f"{where}.metadata.labels sets {key}, which belongs to Tandem: remove it"
-    for key in metadata.get("annotations") or {}:
+    for key in metadata.get("annotations", ()):
         if key.startswith(_OWN_PREFIXES) and key not in _ALLOWED_ANNOTATIONS:
             return f"{where}.metadata.annotations sets {key}, which belongs to Tandem: remove it"
     if "terminationGracePeriodSeconds" in spec:
@@ -68,11 +128,12 @@ def refusal(template: Mapping[str, Any], where: str) -> str | None:
             f"{where}.spec.terminationGracePeriodSeconds follows from the fleet's "
             "disruption.drainTimeoutSeconds: remove it and set that"
         )
-    for container in spec.get("containers") or ():
-        if not isinstance(container, Mapping) or container.get("name") != CONTAINER:
-            continue
-        for entry in container.get("env") or ():
-            name = str(entry.get("name", "")) if isinstance(entry, Mapping) else ""
+    for container in spec.get("containers", ()):
+        for entry in container.get("env", ()) if container["name"] == CONTAINER else ():
+            name = entry["name"]
             if name.startswith(_OWN_ENVIRONMENT):
-                return f"{where} sets the environment variable {name}, which belongs to Tandem"
+                return (
+                    f"{where} sets the environment variable {name}, which belongs to Tandem: "
+                    "remove it"
+                )
     return None

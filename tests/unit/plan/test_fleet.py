@@ -334,6 +334,26 @@ async def test_a_template_that_sets_what_is_ours_is_refused(world: World) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"metadata": "x"},
+        {"spec": {"containers": [{"resources": {"limits": {"cpu": "1"}}}]}},
+        {"spec": {"containers": None}},
+    ],
+    ids=["no object", "no name", "null"],
+)
+async def test_a_template_that_cannot_be_merged_is_told_and_changes_nothing(
+    world: World, shape: Body
+) -> None:
+    before = world.pods("chat-decode")
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(template=shape))
+    await world.settle()
+    assert world.condition("TemplateValid")[:2] == ("False", "TemplateRefused")
+    assert "must be" in world.condition("Stalled").sentence
+    assert world.pods("chat-decode") == before
+
+
 async def test_a_deleted_model_leaves_the_running_revision_alone(world: World) -> None:
     before = world.pods("chat-decode")
     world.kube.vanish(Ref(MODELS, NAMESPACE, "smollm2"))

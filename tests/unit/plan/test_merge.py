@@ -91,6 +91,38 @@ def test_what_is_ours_is_refused(template: dict[str, Any], sentence: str) -> Non
     assert sentence in said
 
 
+RUNTIME = {"name": "runtime"}
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ({"metadata": None}, ".metadata must be an object"),
+        ({"metadata": {"labels": ["a"]}}, ".metadata.labels must be an object"),
+        ({"spec": []}, ".spec must be an object"),
+        ({"spec": {"containers": None}}, ".spec.containers must be a list"),
+        ({"spec": {"containers": ["x"]}}, "have a name (the one that serves is runtime)"),
+        ({"spec": {"containers": [{"image": "x"}]}}, "write the missing name"),
+        ({"spec": {"volumes": [{"emptyDir": {}}]}}, ".spec.volumes must be a list"),
+        ({"spec": {"containers": [RUNTIME | {"env": None}]}}, "containers[runtime].env must"),
+        ({"spec": {"containers": [RUNTIME | {"volumeMounts": [{"name": "x"}]}]}}, "a mountPath"),
+        ({"spec": {"containers": [RUNTIME | {"ports": [{"containerPort": 9}]}]}}, ".ports must"),
+        ({"spec": {"containers": [RUNTIME | {"resources": "x"}]}}, ".resources must be an object"),
+        (
+            {"spec": {"containers": [RUNTIME | {"resources": {"limits": "cpu"}}]}},
+            ".resources.limits must be an object",
+        ),
+    ],
+)
+def test_what_would_replace_ours_instead_of_adding_to_it_is_refused(
+    template: dict[str, Any], sentence: str
+) -> None:
+    said = refusal(template, "decode.template")
+    assert said is not None
+    assert said.startswith("decode.template")
+    assert sentence in said
+
+
 def test_what_is_the_users_is_not() -> None:
     template = {
         "metadata": {
@@ -100,8 +132,11 @@ def test_what_is_the_users_is_not() -> None:
         "spec": {
             "containers": [
                 {"name": "runtime", "env": [{"name": "HF_HOME"}]},
-                {"name": "sidecar", "env": [{"name": "TANDEM_X"}]},
-                "not even a container",
+                {
+                    "name": "sidecar",
+                    "env": [{"name": "TANDEM_X"}],
+                    "ports": [{"containerPort": 9}],
+                },
             ]
         },
     }
