@@ -38,7 +38,7 @@ async def run(settings: Settings) -> None:
         settings.lease_duration_s,
         settings.lease_renew_s,
         time.monotonic,
-        on_answer=lambda: _answered(pulse),
+        on_attempt=lambda answered: _attempted(pulse, answered),
     )
     async with serve(pulse, metrics, settings.pod_ip, settings.http_port), RuntimePods() as pods:
         try:
@@ -64,10 +64,12 @@ def _end() -> NoReturn:
     os._exit(EXIT_FAILED)
 
 
-def _answered(pulse: Pulse) -> None:
-    """The API server answered: this process can act."""
-    pulse.ready = True
+def _attempted(pulse: Pulse, answered: bool) -> None:
+    """The election's loop turned. That the API server is away is no reason to be restarted, but one
+    not to be ready."""
     pulse.beat("lease")
+    if answered:
+        pulse.answered()
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """/healthz, /readyz and /metrics, from the start: also while another process leads.
 
-Readiness says that this process could act: it reached the API server lately and, when it leads,
-its caches are filled. A standby is ready too, so that a Deployment of two becomes available and
-rolls. Liveness says that its loops turn.
+Readiness says that this process could act: it reached the API server lately. A standby is ready
+too, so that a Deployment of two becomes available and rolls. Liveness says that its loops turn; an
+API server that is away stops none, and restarting the operator would not bring it back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ class Pulse:
     monotonic_s: Callable[[], float]
     beats: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Name to (last beat, how long until the next one is overdue)."""
-    ready: bool = False
+    answered_s: float = float("-inf")
+    """When the API server last answered."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether this process could act: it reached the API server lately."""
+        return self.monotonic_s() - self.answered_s <= STALE_S
+
+    def answered(self) -> None:
+        """The API server answered."""
+        self.answered_s = self.monotonic_s()
 
     def beat(self, loop: str, expected_s: float = STALE_S) -> None:
         """The loop turned, and will again within `expected_s`."""
@@ -49,7 +59,7 @@ async def serve(pulse: Pulse, metrics: Metrics, host: str, port: int) -> AsyncIt
 
     async def readyz(_: web.Request) -> web.Response:
         if not pulse.ready:
-            return web.Response(status=503, text="has not reached the API server yet\n")
+            return web.Response(status=503, text="has not reached the API server lately\n")
         return web.Response(text="ok\n")
 
     async def exposition(_: web.Request) -> web.Response:

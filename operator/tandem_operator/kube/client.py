@@ -177,14 +177,19 @@ class ApiKube:
             body=body,
             auth_settings=["BearerToken"],
         )
-        response = await self._client.call_api(
-            verb,
-            url,
-            headers,
-            payload,
-            _request_timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
-        )
-        return _decode(response.status, await response.read())
+        try:
+            response = await self._client.call_api(
+                verb,
+                url,
+                headers,
+                payload,
+                _request_timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+            )
+            content = await response.read()
+        except aiohttp.ClientError as error:
+            # Not all of them are OSErrors: not that of a server that closes the connection.
+            raise OSError(f"{method} {path}: {type(error).__name__} {error}") from error
+        return _decode(response.status, content)
 
 
 def _path(target: Ref) -> str:

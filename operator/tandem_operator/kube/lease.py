@@ -35,16 +35,16 @@ class LeaderLease:
         duration_s: float,
         renew_s: float,
         monotonic_s: Callable[[], float],
-        on_answer: Callable[[], None] = lambda: None,
+        on_attempt: Callable[[bool], None] = lambda answered: None,
     ) -> None:
-        """`on_answer` is called whenever the API server answered, whoever leads."""
+        """`on_attempt` is called after every attempt, with whether the API server answered."""
         self._kube = kube
         self._ref = Ref(LEASES, namespace, name)
         self._identity = identity
         self._duration_s = duration_s
         self._renew_s = renew_s
         self._monotonic_s = monotonic_s
-        self._on_answer = on_answer
+        self._on_attempt = on_attempt
         self._seen: Any = None
         self._seen_s = 0.0
         self._valid_until_s = float("-inf")
@@ -56,7 +56,7 @@ class LeaderLease:
 
     async def acquire(self) -> None:
         """Wait until this process leads."""
-        while not await self._attempt():  # noqa: ASYNC110 - the event is in the API server
+        while not await self._attempt_in_time():  # noqa: ASYNC110 - the event is in the API server
             await asyncio.sleep(self._renew_s / 2)
         log.info("leading as %s", self._identity)
 
@@ -64,7 +64,7 @@ class LeaderLease:
         """Renew for ever. Raises LeaseLost."""
         while True:
             await asyncio.sleep(self._renew_s)
-            renewed = await self._attempt()
+            renewed = await self._attempt_in_time()
             if not renewed and not self.held:
                 raise LeaseLost(f"Lease {self._ref.name} could not be renewed in time")
 
@@ -79,12 +79,21 @@ class LeaderLease:
         except (ApiError, OSError, TimeoutError) as error:
             log.warning("lease not released: %s", error)
 
+    async def _attempt_in_time(self) -> bool:
+        """Give up on a request that hangs: it must not outlast the lease unnoticed."""
+        try:
+            return await asyncio.wait_for(self._attempt(), self._renew_s)
+        except TimeoutError:
+            log.warning("lease not renewed: no answer within %g s", self._renew_s)
+            self._on_attempt(False)
+            return False
+
     async def _attempt(self) -> bool:
         """Take or renew the lease once; False when somebody else holds it or the API is away."""
         started_s = self._monotonic_s()
         try:
             lease = await self._kube.get(self._ref)
-            self._on_answer()
+            self._on_attempt(True)
             if lease is None:
                 await self._kube.create(self._manifest({}), manager=self._identity)
             elif self._may_take(lease):
@@ -93,6 +102,7 @@ class LeaderLease:
                 return False
         except (ApiError, OSError, TimeoutError) as error:
             log.warning("lease not renewed: %s", error)
+            self._on_attempt(isinstance(error, ApiError))
             return False
         # Two thirds: a request that was sent just before the end still lands before it.
         self._valid_until_s = started_s + self._duration_s * 2 / 3

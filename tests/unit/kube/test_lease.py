@@ -102,6 +102,34 @@ async def test_a_leader_that_cannot_renew_ends_before_another_starts(
         await asyncio.wait_for(keeping, 1.0)
 
 
+async def test_a_renewal_that_hangs_does_not_outlast_the_lease(
+    kube: LeaseKube, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = candidate(kube, clock, "a", renew_s=0.01)
+    await lease.acquire()
+
+    async def hang(target: Ref) -> Any:
+        await asyncio.sleep(3600.0)
+
+    monkeypatch.setattr(kube, "get", hang)
+    keeping = asyncio.create_task(lease.keep())
+    await asyncio.sleep(0.05)
+    assert not keeping.done(), "gave up while the lease still held"
+    clock.sleep(10.1)
+    with pytest.raises(LeaseLost):
+        await asyncio.wait_for(keeping, 1.0)
+
+
+async def test_a_standby_lives_while_the_api_server_is_away(kube: LeaseKube, clock: Clock) -> None:
+    attempts: list[bool] = []
+    lease = LeaderLease(kube, "system", "operator", "a", 15.0, 5.0, clock, attempts.append)
+    kube.away = True
+    await lease._attempt()
+    kube.away = False
+    await lease._attempt()
+    assert attempts == [False, True]
+
+
 async def test_two_that_write_at_once_do_not_both_lead(kube: LeaseKube, clock: Clock) -> None:
     await candidate(kube, clock, "gone")._attempt()
     rivals = [candidate(kube, clock, name) for name in "ab"]

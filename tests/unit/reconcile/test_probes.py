@@ -27,8 +27,10 @@ async def ask(pulse: Pulse, metrics: Metrics, path: str) -> tuple[int, str]:
 
 async def test_ready_once_the_api_server_answered(pulse: Pulse) -> None:
     assert (await ask(pulse, Metrics(), "/readyz"))[0] == 503
-    pulse.ready = True
+    pulse.answered()
     assert (await ask(pulse, Metrics(), "/readyz"))[0] == 200
+    pulse.monotonic_s = lambda: 161.0
+    assert (await ask(pulse, Metrics(), "/readyz"))[0] == 503
 
 
 async def test_alive_while_every_loop_turns(pulse: Pulse) -> None:
