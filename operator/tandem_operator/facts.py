@@ -30,7 +30,7 @@ class Facts:
         self._checks = {
             key: (check, at_s)
             for key, (check, at_s) in self._checks.items()
-            if now_s - at_s < REFUSAL_LIFETIME_S
+            if 0.0 <= now_s - at_s < REFUSAL_LIFETIME_S  # Less: the clock was set back.
         }
         return {key: check for (ns, key), (check, _) in self._checks.items() if ns == namespace}
 
@@ -54,6 +54,10 @@ class Facts:
         after = publish(before, measured, now_s)
         self._latencies[namespace, fleet] = after
         return after.latency != before.latency
+
+    def forget_fleet(self, namespace: str, fleet: str) -> None:
+        """The fleet is gone; a later one of its name has not been measured yet."""
+        self._latencies.pop((namespace, fleet), None)
 
     def latency(self, namespace: str, fleet: str) -> Latency | None:
         """What the fleet's status should say."""

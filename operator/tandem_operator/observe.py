@@ -60,6 +60,7 @@ from tandem_operator.resources import (
 log = logging.getLogger(__name__)
 
 Body = Mapping[str, Any]
+Labels = Mapping[str, str]
 T = TypeVar("T")
 WATCHED = (
     MODELS,
@@ -74,6 +75,7 @@ WATCHED = (
     ROLE_BINDINGS,
 )
 VOLUMES_PATIENCE_S = 30.0
+_ANY: Labels = {}
 
 
 def selector(resource: Resource) -> dict[str, str]:
@@ -84,8 +86,8 @@ def selector(resource: Resource) -> dict[str, str]:
 class Reader(Protocol):
     """A source of objects."""
 
-    async def list(self, resource: Resource, namespace: str) -> list[Body]:
-        """Every object of a watched kind in a namespace, in no order."""
+    async def list(self, resource: Resource, namespace: str, labels: Labels) -> list[Body]:
+        """Every object of a watched kind in a namespace that has the labels, in no order."""
 
 
 class StateSource(Protocol):
@@ -107,20 +109,24 @@ class CachedReader:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._ghosts: set[str] = set()
+        self._ghosts: dict[tuple[Resource, str], set[str]] = {}
 
-    async def list(self, resource: Resource, namespace: str) -> list[Body]:
-        return [
-            body
-            for body in self._cache.objects(resource, namespace)
-            if body["metadata"]["uid"] not in self._ghosts
-        ]
+    async def list(self, resource: Resource, namespace: str, labels: Labels) -> list[Body]:
+        ghosts = self._ghosts.get((resource, namespace), set())
+        cached = _labelled(self._cache.objects(resource, namespace), labels)
+        return [body for body in cached if body["metadata"]["uid"] not in ghosts]
 
-    def bury(self, resource: Resource, namespace: str, live: Iterable[Body]) -> None:
-        """Leave out from now on what a live read did not find. A uid never comes back."""
-        present = {body["metadata"]["uid"] for body in live}
-        cached = {b["metadata"]["uid"] for b in self._cache.objects(resource, namespace)}
-        self._ghosts |= cached - present
+    def uids(self, resource: Resource, namespace: str, labels: Labels) -> set[str]:
+        """What the watch has, ghosts included."""
+        cached = self._cache.objects(resource, namespace)
+        return {body["metadata"]["uid"] for body in _labelled(cached, labels)}
+
+    def bury(self, resource: Resource, namespace: str, missing: set[str], found: set[str]) -> None:
+        """Leave out what a live read missed, until one finds it or the watch forgets it."""
+        old = self._ghosts.pop((resource, namespace), set())
+        ghosts = (old - found) & self.uids(resource, namespace, {}) | missing
+        if ghosts:
+            self._ghosts[resource, namespace] = ghosts
 
 
 class LiveReader:
@@ -130,9 +136,13 @@ class LiveReader:
         self._kube = kube
         self._cached = cached
 
-    async def list(self, resource: Resource, namespace: str) -> list[Body]:
-        bodies: list[Body] = list(await self._kube.list(resource, namespace, selector(resource)))
-        self._cached.bury(resource, namespace, bodies)
+    async def list(self, resource: Resource, namespace: str, labels: Labels) -> list[Body]:
+        # Asked before the read: what is made while it runs is no ghost.
+        cached = self._cached.uids(resource, namespace, labels)
+        wanted = {**selector(resource), **labels}
+        bodies: list[Body] = list(await self._kube.list(resource, namespace, wanted))
+        found = {body["metadata"]["uid"] for body in bodies}
+        self._cached.bury(resource, namespace, cached - found, found)
         return bodies
 
 
@@ -154,38 +164,42 @@ class Observer:
         self._now_s = now_s
 
     async def _lists(
-        self, live: bool, namespace: str, *resources: Resource
+        self, live: bool, namespace: str, wanted: Mapping[Resource, Labels]
     ) -> dict[Resource, list[Body]]:
         reader = self._live if live else self._cached
-        found = await asyncio.gather(*(reader.list(r, namespace) for r in resources))
-        return dict(zip(resources, found, strict=True))
+        found = await asyncio.gather(*(reader.list(r, namespace, wanted[r]) for r in wanted))
+        return dict(zip(wanted, found, strict=True))
 
     async def fleet(self, key: Key, *, live: bool) -> FleetSnapshot:
         """Everything about one fleet; `live` reads from the API server."""
-        kinds = (FLEETS, MODELS, POOLS, PODS, REVISIONS, BUDGETS, DEPLOYMENTS, SERVICES)
-        found = await self._lists(live, key.namespace, *kinds)
+        own: Labels = {LABEL_FLEET: key.name}
+        wanted = dict.fromkeys((FLEETS, MODELS, DEPLOYMENTS, SERVICES), _ANY)
+        # Not the whole namespace's: a live read of a thousand pods for each fleet is quadratic.
+        wanted |= dict.fromkeys((POOLS, REVISIONS, BUDGETS), own)
+        wanted |= {PODS: {**own, LABEL_COMPONENT: COMPONENT_RUNTIME}}
+        found = await self._lists(live, key.namespace, wanted)
         fleets = _parsed(fleet_view, found[FLEETS])
         models = _parsed(model_view, found[MODELS])
         fleet = next((f for f in fleets if f.name == key.name), None)
-        labels = {LABEL_FLEET: key.name}
-        runtime = labels | {LABEL_COMPONENT: COMPONENT_RUNTIME}
-        pods = _parsed(pod_view, _labelled(found[PODS], runtime))
-        pools = _parsed(pool_view, _labelled(found[POOLS], labels))
+        if fleet is None:
+            self._facts.forget_fleet(key.namespace, key.name)
+        pods = _parsed(pod_view, found[PODS])
+        pools = _parsed(pool_view, found[POOLS])
         now_s = self._now_s()
-        wanted = fleet.spec.model_ref.name if fleet else ""
+        model = fleet.spec.model_ref.name if fleet else ""
         asked = pods_to_ask(pods, wanted_sizes(fleet, pools))
         return FleetSnapshot(
             namespace=key.namespace,
             name=key.name,
             now_s=now_s,
             fleet=fleet,
-            model=next((m for m in models if m.name == wanted), None),
+            model=next((m for m in models if m.name == model), None),
             fleets=fleets,
             models=models,
             pools=pools,
             pods=pods,
-            revisions=_parsed(revision_view, _labelled(found[REVISIONS], labels)),
-            budgets={b["metadata"]["name"]: b for b in _labelled(found[BUDGETS], labels)},
+            revisions=_parsed(revision_view, found[REVISIONS]),
+            budgets={b["metadata"]["name"]: b for b in found[BUDGETS]},
             gateway=gateway_view(
                 key.namespace, _named(found[DEPLOYMENTS]), _named(found[SERVICES])
             ),
@@ -209,19 +223,20 @@ class Observer:
 
     async def model(self, key: Key, *, live: bool) -> ModelSnapshot:
         """Everything about one Model."""
-        found = await self._lists(live, key.namespace, MODELS, PODS)
         labels = {LABEL_COMPONENT: COMPONENT_RESOLVER, LABEL_MODEL: key.name}
+        found = await self._lists(live, key.namespace, {MODELS: {}, PODS: labels})
         models = _parsed(model_view, found[MODELS])
         return ModelSnapshot(
             now_s=self._now_s(),
             model=next((m for m in models if m.name == key.name), None),
-            resolvers=_parsed(resolver_view, _labelled(found[PODS], labels)),
+            resolvers=_parsed(resolver_view, found[PODS]),
         )
 
     async def gateway(self, key: Key, *, live: bool) -> GatewaySnapshot:
         """Everything about one namespace's gateway."""
         kinds = (SERVICE_ACCOUNTS, ROLE_BINDINGS, DEPLOYMENTS, SERVICES, BUDGETS)
-        found = await self._lists(live, key.namespace, FLEETS, PODS, *kinds)
+        everything = dict.fromkeys((FLEETS, PODS, *kinds), _ANY)
+        found = await self._lists(live, key.namespace, everything)
         objects = {kind.kind: _named(found[kind]) for kind in kinds}
         fleets = _parsed(fleet_view, found[FLEETS])
         if not fleets:
@@ -252,7 +267,7 @@ def _waits_for_volumes(pod: Body) -> bool:
     )
 
 
-def _labelled(bodies: Iterable[Body], labels: Mapping[str, str]) -> list[Body]:
+def _labelled(bodies: Iterable[Body], labels: Labels) -> list[Body]:
     return [
         body for body in bodies if labels.items() <= (body["metadata"].get("labels") or {}).items()
     ]

@@ -93,9 +93,13 @@ class Reconciler:
     def _is_stale(self, key: Key) -> bool:
         """Once a resync period every key is planned on what the API server says itself."""
         now_s = self._now_s()
+        period_s = 0.9 * self._settings.resync_s
         last_s = self._verified_s.setdefault(key, now_s)
-        if now_s - last_s < 0.9 * self._settings.resync_s:
+        # Less than nothing: the clock was set back.
+        if 0.0 <= now_s - last_s < period_s:
             return False
+        # The resync queues whatever exists, so what was not verified for long is gone.
+        self._verified_s = {k: s for k, s in self._verified_s.items() if now_s - s < 3 * period_s}
         self._verified_s[key] = now_s
         return True
 

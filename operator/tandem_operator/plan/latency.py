@@ -57,10 +57,11 @@ def merged(reports: Sequence[FleetLatency]) -> Latency | None:
 def publish(before: Published, measured: Latency | None, now_s: float) -> Published:
     """What the status says from now on."""
     if measured is None:
-        idle = now_s - before.measured_s >= DROP_S
-        return Published() if idle else before
+        recent = 0.0 <= now_s - before.measured_s < DROP_S
+        return before if recent else Published()
+    # Less than nothing: the clock was set back.
     settled = before.latency is not None and (
-        now_s - before.written_s < WRITE_S or not _differs(before.latency, measured)
+        0.0 <= now_s - before.written_s < WRITE_S or not _differs(before.latency, measured)
     )
     if settled:
         return Published(before.latency, before.written_s, now_s)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from builders import NAMESPACE, fleet_body, model_body
 from operator_world import World
-from tandem_operator.keys import Key
+from tandem_operator.keys import Key, gateway_key
 from tandem_operator.kube.client import ApiError
-from tandem_operator.resources import FLEETS, PODS, Ref
+from tandem_operator.resources import BUDGETS, FLEETS, PODS, POOLS, REVISIONS, Ref, Resource
 
 CHAT = Key("InferenceFleet", NAMESPACE, "chat")
 
@@ -42,6 +44,64 @@ async def test_a_deletion_that_the_watch_missed_is_found_by_the_resync(world: Wo
     world.clock.sleep(300.0)
     await world.reconcile()
     assert len(world.pods("chat-decode")) == 2
+
+
+async def test_what_is_made_while_a_live_read_runs_is_no_ghost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fleet reads live while another makes a pod; the watch tells of it before the answer."""
+    original = world.kube.list
+
+    async def slow_list(resource: Resource, *rest: Any) -> list[Any]:
+        answer = await original(resource, *rest)
+        if resource == PODS and not world.pods("late-decode"):
+            labels = {**world.body(PODS, name)["metadata"]["labels"]}
+            labels |= {"tandem.dev/fleet": "late", "tandem.dev/pool": "late-decode"}
+            pod = {"apiVersion": "v1", "kind": "Pod", "spec": {}}
+            meta = {"name": "late-decode-x-0", "namespace": NAMESPACE, "labels": labels}
+            world.kube.user_write({**pod, "metadata": meta})
+        return answer
+
+    name = sorted(world.pods("chat-decode"))[0]
+    monkeypatch.setattr(world.kube, "list", slow_list)
+    gateway = gateway_key(NAMESPACE)  # It reads the whole namespace's pods.
+    await world.reconciler._observer.gateway(gateway, live=True)
+    late = Key("InferenceFleet", NAMESPACE, "late")
+    snapshot = await world.reconciler._observer.fleet(late, live=False)
+    assert [pod.name for pod in snapshot.pods] == ["late-decode-x-0"]
+
+
+async def test_a_ghost_is_forgotten_with_the_watch_and_comes_back_when_found(world: World) -> None:
+    name, _ = sorted(world.pods("chat-decode"))
+    body = world.body(PODS, name)
+    world.kube.objects.pop((PODS, NAMESPACE, name))  # For a while its labels did not match.
+    cached = world.objects
+    world.objects = lambda r, ns: [*cached(r, ns), *([body] if r == PODS else [])]  # type: ignore[method-assign]
+    observer = world.reconciler._observer
+    await observer.fleet(CHAT, live=True)
+    assert name not in {pod.name for pod in (await observer.fleet(CHAT, live=False)).pods}
+    world.objects = cached  # type: ignore[method-assign]
+    world.kube.objects[PODS, NAMESPACE, name] = body
+    await observer.fleet(CHAT, live=True)
+    assert name in {pod.name for pod in (await observer.fleet(CHAT, live=False)).pods}
+    assert observer._cached._ghosts == {}  # type: ignore[attr-defined]
+
+
+async def test_a_live_read_of_a_fleet_reads_only_its_own_pods(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selectors: dict[Resource, Any] = {}
+    original = world.kube.list
+
+    async def spy(resource: Resource, namespace: str, labels: Any) -> list[Any]:
+        selectors[resource] = labels
+        return await original(resource, namespace, labels)
+
+    monkeypatch.setattr(world.kube, "list", spy)
+    await world.reconciler._observer.fleet(CHAT, live=True)
+    assert all(
+        selectors[r]["tandem.dev/fleet"] == "chat" for r in (PODS, POOLS, REVISIONS, BUDGETS)
+    )
 
 
 async def test_making_what_is_there_already_is_no_fault(world: World) -> None:
