@@ -46,14 +46,13 @@ class EventRecorder:
         """Publish, or drop a repetition. Never raises: an Event is not worth a failed reconcile."""
         now_s, key = self._now_s(), _key(event)
         series = self._told.get(key)
-        if series and now_s - series.last_s < WINDOW_S:
+        if series and 0.0 <= now_s - series.last_s < WINDOW_S:
             return
         try:
             if series is None:
                 series = _Series(await self._create(event, key, now_s), 1, now_s)
             else:
-                series = _Series(series.ref, series.count + 1, now_s)
-                await self._repeat(series)
+                series = await self._repeat(series, event, key, now_s)
         except (ApiError, OSError, TimeoutError) as error:
             if isinstance(error, ApiError) and error.namespace_terminating:
                 return
@@ -90,11 +89,17 @@ class EventRecorder:
         await self._kube.create(manifest, manager=MANAGER)
         return Ref(EVENTS, regarding.namespace, name)
 
-    async def _repeat(self, series: _Series) -> None:
-        change: Body = {
-            "series": {"count": series.count, "lastObservedTime": _micro_time(series.last_s)}
-        }
-        await self._kube.patch(series.ref, change, manager=MANAGER)
+    async def _repeat(self, series: _Series, event: Notify, key: str, now_s: float) -> _Series:
+        """Count it, or say it anew: the API server forgets Events after an hour."""
+        count = series.count + 1
+        change: Body = {"series": {"count": count, "lastObservedTime": _micro_time(now_s)}}
+        try:
+            await self._kube.patch(series.ref, change, manager=MANAGER)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return _Series(await self._create(event, key, now_s), 1, now_s)
+        return _Series(series.ref, count, now_s)
 
 
 def _key(event: Notify) -> str:

@@ -50,6 +50,30 @@ async def test_later_repetitions_are_counted(kube: FakeKube, recorder: EventReco
     assert event["series"]["count"] == 3  # type: ignore[index]
 
 
+async def test_what_the_api_server_forgot_is_said_anew(
+    kube: FakeKube, recorder: EventRecorder
+) -> None:
+    """Events live for an hour."""
+    await recorder.record(SAID)
+    for key in [key for key in kube.objects if key[0] == EVENTS]:
+        del kube.objects[key]
+    kube.clock.sleep(7200.0)
+    await recorder.record(SAID)
+    assert len(events(kube)) == 1
+    await recorder.record(SAID)
+    assert len([w for w in kube.writes if w.startswith("create")]) == 2, "tried again and again"
+
+
+async def test_a_clock_that_is_set_back_silences_nothing(
+    kube: FakeKube, recorder: EventRecorder
+) -> None:
+    await recorder.record(SAID)
+    kube.clock.sleep(-7200.0)
+    await recorder.record(SAID)
+    (event,) = events(kube)
+    assert event["series"]["count"] == 2  # type: ignore[index]
+
+
 async def test_another_sentence_is_another_event(kube: FakeKube, recorder: EventRecorder) -> None:
     await recorder.record(SAID)
     await recorder.record(Notify(CHAT, "Warning", "RolloutHalted", "it broke differently"))
