@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tandem_runtime.contract import (
+    COMPONENT_GATEWAY,
     COMPONENT_RESOLVER,
     COMPONENT_RUNTIME,
     LABEL_COMPONENT,
@@ -44,8 +45,13 @@ def gateway_key(namespace: str) -> Key:
     return Key("Gateway", namespace, namespace)
 
 
-def keys_of(resource: Resource, body: Mapping[str, Any], fleets: Iterable[str]) -> set[Key]:
-    """The keys that a change of this object concerns; `fleets` are those of its namespace."""
+def keys_of(
+    resource: Resource, body: Mapping[str, Any], fleets: Iterable[str], *, gone: bool = False
+) -> set[Key]:
+    """The keys that a change of this object concerns; `fleets` are those of its namespace.
+
+    `gone`: it was deleted, which its body does not say when nothing held the deletion up.
+    """
     meta = body["metadata"]
     namespace, name, labels = meta["namespace"], meta["name"], meta.get("labels") or {}
     every_fleet = {Key("InferenceFleet", namespace, fleet) for fleet in fleets}
@@ -53,10 +59,12 @@ def keys_of(resource: Resource, body: Mapping[str, Any], fleets: Iterable[str]) 
         own = {Key("InferenceFleet", namespace, name), gateway_key(namespace)}
         observed = (body.get("status") or {}).get("observedGeneration")
         # Another fleet's spec decides who serves a name; its status does not.
-        moved = observed != meta.get("generation") or "deletionTimestamp" in meta
+        moved = gone or observed != meta.get("generation") or "deletionTimestamp" in meta
         return own | (every_fleet if moved else set())
     if resource == MODELS:
         return {Key("Model", namespace, name)} | every_fleet
+    if resource == BUDGETS and labels.get(LABEL_COMPONENT) == COMPONENT_GATEWAY:
+        return {gateway_key(namespace)}
     if resource in (POOLS, REVISIONS, BUDGETS):
         return _labelled("InferenceFleet", namespace, labels.get(LABEL_FLEET))
     if resource == PODS:

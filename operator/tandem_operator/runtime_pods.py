@@ -11,6 +11,8 @@ from tandem_runtime.contract import HTTP_PORT, PATH_DRAIN, PATH_STATE
 from tandem_runtime.protocol import DrainRequest, GatewayState, PodState
 
 TIMEOUT_S = 3.0
+MAX_BYTES = 1 << 20
+"""Of an answer. Whoever may make pods in a namespace chooses what answers here."""
 T = TypeVar("T")
 
 
@@ -50,11 +52,23 @@ class RuntimePods:
         url = f"http://{host}:{self._port}{path}"
         headers = {"Content-Type": "application/json"} if body else {}
         try:
-            async with self._session.request(method, url, data=body, headers=headers) as response:
-                content = await response.read()
+            async with self._session.request(
+                method, url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                content = await _read(response)
                 if response.status != 200:
                     text = content.decode(errors="replace")[:200]
                     raise OSError(f"{url} answered {response.status}: {text}")
                 return msgspec.json.decode(content, type=answer)
         except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
             raise OSError(f"{url}: {type(error).__name__} {error}") from error
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body. Raises OSError when it is larger than any honest one."""
+    content = bytearray()
+    async for chunk in response.content.iter_any():
+        content += chunk
+        if len(content) > MAX_BYTES:
+            raise OSError(f"{response.url} answered more than {MAX_BYTES} bytes")
+    return bytes(content)

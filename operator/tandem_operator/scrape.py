@@ -32,6 +32,14 @@ def gateway_hosts(pods: Sequence[Body]) -> list[str]:
     )
 
 
+async def scrape_all(
+    source: GatewaySource, hosts: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, list[FleetLatency]]]:
+    """Every namespace's reports, asked at the same time: silent gateways do not add up."""
+    reports = await asyncio.gather(*(scrape(source, hosts[namespace]) for namespace in hosts))
+    return dict(zip(hosts, reports, strict=True))
+
+
 async def scrape(source: GatewaySource, hosts: Sequence[str]) -> dict[str, list[FleetLatency]]:
     """Every fleet's reports, one for each gateway that answered."""
 

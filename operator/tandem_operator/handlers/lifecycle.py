@@ -27,7 +27,7 @@ from tandem_operator.queue import KeyedQueue
 from tandem_operator.reconcile import Reconciler, work
 from tandem_operator.resources import FLEETS, MODELS, PODS
 from tandem_operator.runtime_pods import RuntimePods
-from tandem_operator.scrape import gateway_hosts, scrape
+from tandem_operator.scrape import gateway_hosts, scrape_all
 from tandem_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -118,9 +118,11 @@ class Leader:
             self._metrics.queue_failing.set(self._queue.failing)
             self._metrics.leader.set(self._lease.held)
             await asyncio.sleep(self._settings.scrape_interval_s)
-            for namespace in self._cache.namespaces(FLEETS):
-                hosts = gateway_hosts(self._cache.objects(PODS, namespace))
-                reports = await scrape(self._pods, hosts)
+            hosts = {
+                namespace: gateway_hosts(self._cache.objects(PODS, namespace))
+                for namespace in self._cache.namespaces(FLEETS)
+            }
+            for namespace, reports in (await scrape_all(self._pods, hosts)).items():
                 for key in self._fleets(namespace):
                     measured = merged(reports.get(key.name, []))
                     if self._facts.learn_latency(namespace, key.name, measured, time.time()):

@@ -84,10 +84,10 @@ def _register(
         return {body["metadata"]["namespace"]: trimmed(resource, body)}
 
     @kopf.on.event(*_selector(resource), id=f"{resource.plural}_events", registry=registry)
-    async def event(body: kopf.Body, **_: Any) -> None:
+    async def event(body: kopf.Body, type: str | None = None, **_: Any) -> None:
         namespace = body["metadata"]["namespace"]
         fleets = [fleet["metadata"]["name"] for fleet in cache.objects(FLEETS, namespace)]
-        for key in keys_of(resource, body, fleets):
+        for key in keys_of(resource, body, fleets, gone=type == "DELETED"):
             add(key, SETTLE_S)
 
 

@@ -16,6 +16,8 @@ from tandem_operator.api.fleet import Latency, Percentiles
 
 WRITE_S = 30.0
 CHANGE = 0.10
+MOST_REQUESTS = 10**12
+LONGEST_S = 86_400.0
 DROP_S = 300.0
 """Without requests for that long, the numbers say nothing about now."""
 
@@ -36,12 +38,13 @@ def two_digits(value: float) -> int:
 
 def merged(reports: Sequence[FleetLatency]) -> Latency | None:
     """One fleet's latency over its gateways; None when nothing was asked."""
-    total = sum(report.requests for report in reports)
+    credible = [report for report in reports if _credible(report)]
+    total = sum(report.requests for report in credible)
     if total == 0:
         return None
 
     def mean(field: str) -> int:
-        seconds = sum(getattr(r, field) * r.requests for r in reports) / total
+        seconds = sum(getattr(r, field) * r.requests for r in credible) / total
         return two_digits(seconds * 1e6)
 
     return Latency(
@@ -52,6 +55,13 @@ def merged(reports: Sequence[FleetLatency]) -> Latency | None:
             p50_microseconds=mean("tpot_p50_s"), p95_microseconds=mean("tpot_p95_s")
         ),
     )
+
+
+def _credible(report: FleetLatency) -> bool:
+    """Whether a pod that says it is a gateway reports what a gateway could have measured: numbers
+    that are no number would end the loop that asks all of them."""
+    seconds = (report.ttft_p50_s, report.ttft_p95_s, report.tpot_p50_s, report.tpot_p95_s)
+    return 0 < report.requests <= MOST_REQUESTS and all(0.0 <= s <= LONGEST_S for s in seconds)
 
 
 def publish(before: Published, measured: Latency | None, now_s: float) -> Published:

@@ -62,7 +62,9 @@ class ResolverView:
 def resolver_view(body: Body) -> ResolverView:
     """Parse a resolver pod."""
     meta, status = body["metadata"], body.get("status") or {}
-    states = [c.get("state") or {} for c in status.get("containerStatuses", ())]
+    # A template may have added others, which end when they like.
+    statuses = [c for c in status.get("containerStatuses", ()) if c.get("name") == CONTAINER]
+    states = [c.get("state") or {} for c in statuses]
     ended = next((s["terminated"] for s in states if "terminated" in s), None)
     conditions = {c["type"]: c for c in status.get("conditions", ())}
     scheduled: dict[str, Any] = conditions.get("PodScheduled", {})

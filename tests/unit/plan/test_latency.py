@@ -30,6 +30,23 @@ def test_nothing_asked_is_no_number() -> None:
     assert merged([report(0)]) is None
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        report(10, ttft_s=1.7e308),
+        report(10, ttft_s=float("nan")),
+        report(10, tpot_s=-1.0),
+        report(10**400),
+        report(-5),
+    ],
+    ids=["overflow", "no number", "negative", "too many", "fewer than none"],
+)
+def test_a_gateway_that_reports_nonsense_is_not_heard(nonsense: FleetLatency) -> None:
+    honest = report(10, ttft_s=0.1)
+    assert merged([nonsense]) is None
+    assert merged([honest, nonsense]) == merged([honest])
+
+
 def test_the_first_number_is_published_at_once() -> None:
     latency = merged([report(1)])
     assert publish(Published(), latency, 100.0) == Published(latency, 100.0, 100.0)

@@ -50,6 +50,17 @@ GOOD = {"ok": True, **{k: v for k, v in RESOLVED.items() if k not in ("uri", "dt
 BAD = {"ok": False, "reason": "UnsupportedArchitecture", "message": "qwen is not supported"}
 
 
+async def test_a_sidecar_that_ends_first_is_no_answer(world: World) -> None:
+    sidecar = {"name": "a-sidecar", "state": {"terminated": {"exitCode": 0}}}
+    runtime = {"name": "runtime", "state": {"running": {}}}
+    world.body(PODS, resolver(world))["status"] = {
+        "phase": "Running",
+        "containerStatuses": [sidecar, runtime],
+    }
+    await world.reconcile()
+    assert condition(world, "ModelResolved")["reason"] == "Resolving"  # type: ignore[index]
+
+
 async def test_the_resolver_is_asked_what_the_spec_says(world: World) -> None:
     container = world.body(PODS, resolver(world))["spec"]["containers"][0]
     assert container["command"] == ["python", "-m", "tandem_runtime.resolve"]

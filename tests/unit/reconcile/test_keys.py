@@ -39,6 +39,7 @@ def labelled(**labels: str) -> dict[str, str]:
         (REVISIONS, labelled(fleet="a"), {fleet("a")}),
         (BUDGETS, labelled(fleet="b"), {fleet("b")}),
         (BUDGETS, {}, set()),
+        (BUDGETS, labelled(component="gateway"), {GATEWAY}),
         (PODS, labelled(fleet="gone", component="runtime"), {fleet("gone")}),
         (PODS, labelled(model="m", component="resolver"), {Key("Model", "ns", "m")}),
         (PODS, labelled(component="gateway"), set()),
@@ -49,6 +50,13 @@ def labelled(**labels: str) -> dict[str, str]:
 def test_keys_of(resource: Resource, labels: dict[str, str], keys: set[Key]) -> None:
     body = {"metadata": {"namespace": "ns", "name": "x", "labels": labels}}
     assert keys_of(resource, body, ["a", "b"]) == keys
+
+
+def test_a_deleted_fleet_passes_its_names_on() -> None:
+    """Without a finalizer the last body of a deleted object does not say that it is one."""
+    meta = {"namespace": "ns", "name": "a", "generation": 1}
+    body = {"metadata": meta, "status": {"observedGeneration": 1}}
+    assert fleet("b") in keys_of(FLEETS, body, ["a", "b"], gone=True)
 
 
 @pytest.mark.parametrize(

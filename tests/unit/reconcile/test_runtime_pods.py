@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 from aiohttp import web
-from tandem_operator.runtime_pods import RuntimePods
+from tandem_operator.runtime_pods import MAX_BYTES, RuntimePods
 from tandem_runtime.contract import PATH_DRAIN, PATH_STATE
 from tandem_runtime.protocol import DrainRequest, PodState
 
@@ -61,3 +61,21 @@ async def test_nobody_there_is_an_os_error() -> None:
     async with RuntimePods(PORT) as pods:
         with pytest.raises(OSError, match=r"127\.0\.0\.1"):
             await pods.state("127.0.0.1")
+
+
+async def test_an_answer_without_end_is_not_read(asked: list[bytes]) -> None:
+    runner = await serve(asked, web.Response(body=b"x" * (2 * MAX_BYTES)))
+    async with RuntimePods(PORT) as pods:
+        with pytest.raises(OSError, match="more than"):
+            await pods.state("127.0.0.1")
+    await runner.cleanup()
+
+
+async def test_no_redirect_is_followed(asked: list[bytes]) -> None:
+    """A pod of a user's must not choose whom the operator talks to."""
+    elsewhere = web.Response(status=307, headers={"Location": PATH_DRAIN})
+    runner = await serve(asked, elsewhere)
+    async with RuntimePods(PORT) as pods:
+        with pytest.raises(OSError, match="answered 307"):
+            await pods.state("127.0.0.1")
+    await runner.cleanup()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from tandem_operator.scrape import gateway_hosts, scrape
+from tandem_operator.scrape import gateway_hosts, scrape, scrape_all
 from tandem_runtime.protocol import FleetLatency, GatewayState
 
 
@@ -40,3 +41,17 @@ class Gateways:
 async def test_reports_are_collected_by_fleet() -> None:
     reports = await scrape(Gateways(), ["a", "silent", "b"])
     assert {fleet: len(found) for fleet, found in reports.items()} == {"chat": 2, "a": 1, "b": 1}
+
+
+async def test_silent_gateways_of_many_namespaces_do_not_add_up() -> None:
+    """Else a few dozen of them make the loop look dead, and the operator is restarted."""
+
+    class Slow(Gateways):
+        async def gateway(self, host: str) -> GatewayState:
+            await asyncio.sleep(0.05)
+            return await super().gateway(host)
+
+    hosts = {f"team-{i}": ["silent"] for i in range(100)} | {"good": ["a"]}
+    reports = await asyncio.wait_for(scrape_all(Slow(), hosts), 2.0)
+    assert reports["team-7"] == {}
+    assert set(reports["good"]) == {"chat", "a"}
