@@ -23,7 +23,13 @@ from tandem_operator.plan.actions import Notify, Plan
 from tandem_operator.reconcile import ReconcileFailed, Reconciler
 from tandem_operator.resources import DEPLOYMENTS, FLEETS, MODELS, PODS, Ref, Resource
 from tandem_operator.settings import Settings
-from tandem_runtime.contract import COMPONENT_RUNTIME, LABEL_COMPONENT, LABEL_POOL, LABEL_REVISION
+from tandem_runtime.contract import (
+    COMPONENT_RUNTIME,
+    LABEL_COMPONENT,
+    LABEL_FLEET,
+    LABEL_POOL,
+    LABEL_REVISION,
+)
 from tandem_runtime.protocol import DrainRequest, PodState
 
 
@@ -131,8 +137,8 @@ class World:
         names = {b["metadata"]["name"] for b in self.objects(FLEETS, NAMESPACE)}
         for pod in self.objects(PODS, NAMESPACE):
             labels = pod["metadata"].get("labels") or {}
-            if labels.get(LABEL_COMPONENT) == COMPONENT_RUNTIME:
-                names.add(labels["tandem.dev/fleet"])
+            if labels.get(LABEL_COMPONENT) == COMPONENT_RUNTIME and LABEL_FLEET in labels:
+                names.add(labels[LABEL_FLEET])
         models = [b["metadata"]["name"] for b in self.objects(MODELS, NAMESPACE)]
         return [
             *(Key("Model", NAMESPACE, name) for name in models),

@@ -105,7 +105,7 @@ class Executor:
             if error.namespace_terminating:
                 return None
             if isinstance(action, Create) and error.status == 409:
-                return Outcome(action, await self._refuse_foreign(action))
+                return await self._taken(action)
             if not _done_already(action, error):
                 return Outcome(action, str(error))
         except (OSError, TimeoutError) as error:
@@ -152,6 +152,12 @@ class Executor:
             return TemplateCheck(False, reason, str(error))
         return TemplateCheck(True, Reason.TEMPLATE_ACCEPTED, "")
 
+    async def _taken(self, action: Create) -> Outcome:
+        try:
+            return Outcome(action, await self._refuse_foreign(action))
+        except (ApiError, OSError, TimeoutError) as error:
+            return Outcome(action, str(error))
+
     async def _refuse_foreign(self, action: Create) -> str | None:
         """None if the object that is there already is the one that was meant."""
         wanted = ref_of(action.manifest)
@@ -159,8 +165,19 @@ class Executor:
         if live is None or "deletionTimestamp" in live["metadata"]:
             return f"{wanted.resource.kind} {wanted.name} is being deleted; trying again"
         if controller_uid(live) == action.owner_uid:
+            await self._relabel(action.manifest, live)
             return None
         return f"{wanted.resource.kind} {wanted.name} exists and belongs to somebody else"
+
+    async def _relabel(self, manifest: dict[str, Any], live: dict[str, Any]) -> None:
+        """Give an object of ours the labels back that somebody took: without them nobody sees it,
+        and its name keeps another from being made."""
+        present = live["metadata"].get("labels") or {}
+        wanted = manifest["metadata"].get("labels") or {}
+        missing = {key: value for key, value in wanted.items() if present.get(key) != value}
+        if missing:
+            change = {"metadata": {"labels": missing}}
+            await self._kube.patch(ref_of(live), change, manager=MANAGER)
 
 
 def _done_already(action: Action, error: ApiError) -> bool:

@@ -51,8 +51,11 @@ def start(pod: PodView, reason: Reason, now_s: float) -> Leaving:
 
 def proceed(pod: PodView, state: PodState | None, timeout_s: float, now_s: float) -> Leaving:
     """The next step of a pod that carries the draining annotation."""
-    since_s = pod.draining_since_s if pod.draining_since_s is not None else pod.created_s
-    if now_s - since_s >= timeout_s:
+    if pod.draining_since_s is None:
+        # Somebody else's annotation, or an unreadable time: its patience begins now.
+        mark = {ANNOTATION_DRAINING_SINCE: to_text(now_s)}
+        return Leaving((Annotate(pod.ref, mark, Reason.SCALE_IN),), poll=True)
+    if now_s - pod.draining_since_s >= timeout_s:
         return Leaving((Delete(pod.ref, Reason.DRAIN_TIMED_OUT),))
     if state is None or pod.ip is None:
         gone = pod.problem is not None or pod.ip is None

@@ -82,7 +82,7 @@ def _pool_state(
             continue
         age_s = snapshot.now_s - pod.created_s
         state = snapshot.states.get(pod.uid)
-        late = age_s >= deadline_s and not pod.starved
+        late = snapshot.now_s - pod.waiting_since_s >= deadline_s and not pod.starved
         members.append(
             Member(
                 name=pod.name,
@@ -198,11 +198,11 @@ def _requeue(snapshot: FleetSnapshot, fleet: FleetView, pools: Pools, poll: bool
     for pod in snapshot.pods:
         if pod.terminating or pod.ready or pod.pool_uid not in uids:
             continue
-        age_s = snapshot.now_s - pod.created_s
-        limits = [float(fleet.spec.rollout.progress_deadline_seconds)]
-        limits += [FAILED_HOLD_S] if pod.finished else []
-        limits += [STARVED_AFTER_S] if pod.starved else []
-        waits += [limit - age_s for limit in limits if limit > age_s]
+        deadline_s = fleet.spec.rollout.progress_deadline_seconds
+        times = [pod.waiting_since_s + deadline_s]
+        times += [pod.created_s + deadline_s, pod.created_s + STARVED_AFTER_S] * pod.starved
+        times += [pod.created_s + FAILED_HOLD_S] * pod.finished
+        waits += [time_s - snapshot.now_s for time_s in times if time_s > snapshot.now_s]
     return min(waits) + 0.05 if waits else None
 
 
@@ -212,6 +212,6 @@ def end_orphans(snapshot: FleetSnapshot, pools: Sequence[PoolView]) -> tuple[Act
     return tuple(
         action
         for pod in snapshot.pods
-        if pod.pool_uid not in live
+        if pod.pool_uid is not None and pod.pool_uid not in live
         for action in drain.end(pod, snapshot.now_s).actions
     )

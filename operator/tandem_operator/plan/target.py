@@ -153,7 +153,9 @@ def _hold(
 
 def _recorded_models(snapshot: FleetSnapshot, revision: str) -> set[str]:
     """The Models that pods of a revision serve."""
-    templates = (r.template for r in snapshot.revisions if r.revision == revision)
+    pools = {pool.uid for pool in snapshot.pools}
+    own = (r for r in snapshot.revisions if r.revision == revision and r.pool_uid in pools)
+    templates = (r.template for r in own)
     return {str(t["metadata"]["labels"].get(LABEL_MODEL)) for t in templates}
 
 

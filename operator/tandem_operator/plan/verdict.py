@@ -111,7 +111,7 @@ def _blame(snapshot: FleetSnapshot, target: Target) -> str | None:
             continue
         if pod.problem:
             return f"pod {pod.name}: {pod.problem.reason}: {pod.problem.sentence}"
-        late = snapshot.now_s - pod.created_s >= _deadline_s(snapshot)
+        late = snapshot.now_s - pod.waiting_since_s >= _deadline_s(snapshot)
         if late and not pod.starved:
             told = pod.unschedulable or "no container reported why"
             return (

@@ -34,10 +34,10 @@ from tandem_operator.resources import FLEETS, MODELS, PODS, POOLS, REVISIONS, Re
 Body = Mapping[str, Any]
 
 
-def controller_uid(body: Body) -> str | None:
-    """The uid of the object's controller."""
+def controller_uid(body: Body, kind: str | None = None) -> str | None:
+    """The uid of the object's controller, where it is of that kind."""
     for owner in body["metadata"].get("ownerReferences", ()):
-        if owner.get("controller"):
+        if owner.get("controller") and kind in (None, owner.get("kind")):
             return str(owner["uid"])
     return None
 
@@ -153,6 +153,7 @@ class PodView:
     fleet: str
     pool: str
     pool_uid: str | None
+    """None: no Pool controls it, whatever its labels say."""
     role: str
     revision: str
     created_s: float
@@ -169,10 +170,17 @@ class PodView:
     served_names: str | None
     model: str = ""
     """The Model whose weights it has."""
+    unready_s: float | None = None
+    """Since when it is not Ready, where the kubelet says so."""
 
     @property
     def ref(self) -> Ref:
         return Ref(PODS, self.namespace, self.name, self.uid)
+
+    @property
+    def waiting_since_s(self) -> float:
+        """When a pod that is not Ready began not to be."""
+        return self.created_s if self.unready_s is None else self.unready_s
 
     @property
     def slot(self) -> int:
@@ -186,6 +194,14 @@ class PodView:
         return self.unschedulable is not None and "Insufficient" in self.unschedulable
 
 
+def _time(text: str | None) -> float | None:
+    """A timestamp that people can edit; None for one that is none."""
+    try:
+        return to_unix_s(text) if text else None
+    except ValueError:
+        return None
+
+
 def pod_view(body: Body) -> PodView:
     """Parse a runtime pod."""
     meta, status = body["metadata"], body.get("status") or {}
@@ -193,28 +209,31 @@ def pod_view(body: Body) -> PodView:
     conditions = {c["type"]: c for c in status.get("conditions", ())}
     scheduled = conditions.get("PodScheduled", {})
     unschedulable = scheduled.get("status") == "False" and scheduled.get("reason")
-    since = annotations.get(ANNOTATION_DRAINING_SINCE)
-    ready = conditions.get("Ready", {}).get("status") == "True"
+    ready_condition = conditions.get("Ready", {})
+    finished = status.get("phase") in ("Failed", "Succeeded")
+    # A node that was lost leaves the condition behind.
+    ready = ready_condition.get("status") == "True" and not finished
     return PodView(
         namespace=meta["namespace"],
         name=meta["name"],
         uid=meta["uid"],
         fleet=labels.get(LABEL_FLEET, ""),
         pool=labels.get(LABEL_POOL, ""),
-        pool_uid=controller_uid(body),
+        pool_uid=controller_uid(body, POOLS.kind),
         role=labels.get(LABEL_ROLE, ""),
         revision=labels.get(LABEL_REVISION, ""),
         created_s=to_unix_s(meta["creationTimestamp"]),
         terminating="deletionTimestamp" in meta,
-        finished=status.get("phase") in ("Failed", "Succeeded"),
+        finished=finished,
         ready=ready,
         ip=status.get("podIP"),
         unschedulable=str(scheduled.get("message")) if unschedulable == "Unschedulable" else None,
         problem=None if ready else pod_problem(body),
         draining=annotations.get(ANNOTATION_DRAINING),
-        draining_since_s=to_unix_s(since) if since else None,
+        draining_since_s=_time(annotations.get(ANNOTATION_DRAINING_SINCE)),
         served_names=annotations.get(ANNOTATION_SERVED_NAMES),
         model=labels.get(LABEL_MODEL, ""),
+        unready_s=None if ready else _time(ready_condition.get("lastTransitionTime")),
     )
 
 
