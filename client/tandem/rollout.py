@@ -89,8 +89,14 @@ def revisions(items: Sequence[dict[str, Any]]) -> list[Revision]:
 
 def undo_target(fleet: dict[str, Any], known: Sequence[Revision], wanted: str | None) -> str:
     """The revision to go back to. Raises RolloutError with what could be chosen instead."""
-    now = (fleet.get("status") or {}).get("revision") or {}
+    status = fleet.get("status") or {}
+    now = status.get("revision") or {}
     spec = now.get("spec")
+    if status.get("observedGeneration") != (fleet.get("metadata") or {}).get("generation"):
+        raise RolloutError(
+            "the operator has not seen the newest change yet, so there is nothing to undo: "
+            "try again in a moment"
+        )
     if spec is None:
         raise RolloutError("the fleet has no revision yet: there is nothing to undo")
     names = [revision.name for revision in known]
@@ -112,10 +118,43 @@ def undo_target(fleet: dict[str, Any], known: Sequence[Revision], wanted: str | 
     return older[0]
 
 
+def refuse_restart(fleet: dict[str, Any]) -> None:
+    """Raises RolloutError where a restart would roll out again what was undone."""
+    now = (fleet.get("status") or {}).get("revision") or {}
+    spec, target = now.get("spec"), now.get("target")
+    if spec and target != spec and ROLLBACK in (fleet["metadata"].get("annotations") or {}):
+        raise RolloutError(
+            f"revision {spec} is undone and {target} is served: a restart would roll {spec} out "
+            "again; correct the spec instead, or take the undo back first: kubectl annotate "
+            f"inferencefleet {fleet['metadata']['name']} {ROLLBACK}-"
+        )
+
+
+def _is_seen(fleet: dict[str, Any]) -> bool:
+    """Whether the status is about the fleet as it is now.
+
+    Undo and restart are annotations, which no generation counts.
+    """
+    status, meta = fleet.get("status") or {}, fleet["metadata"]
+    if status.get("observedGeneration") != meta["generation"]:
+        return False
+    now, annotations = status.get("revision") or {}, meta.get("annotations") or {}
+    if now and annotations.get(RESTARTED_AT) != now.get("restartedAt"):
+        return False
+    try:
+        undo = json.loads(annotations.get(ROLLBACK, "{}"))
+        undone, to = undo.get("from"), undo.get("to")
+    except (ValueError, AttributeError):
+        return True  # The operator cannot read it either.
+    said = {c["type"]: c["status"] for c in status.get("conditions", ())}
+    gone = said.get("RolledBack") == "False"
+    return undone is None or undone != now.get("spec") or to == now.get("target") or gone
+
+
 def progress(fleet: dict[str, Any]) -> Progress:
     """How the newest revision's rollout stands, from the fleet's conditions."""
     status = fleet.get("status") or {}
-    if status.get("observedGeneration") != fleet["metadata"]["generation"]:
+    if not _is_seen(fleet):
         return Progress(False, False, "waiting for the operator to see the change")
     conditions = {c["type"]: c for c in status.get("conditions", ())}
     ready, stalled = conditions.get("Ready"), conditions.get("Stalled")
@@ -190,8 +229,13 @@ def undo_command(
 @app.command("restart")
 def restart_command(fleet: Fleet, namespace: Namespace = None) -> None:
     """Replace every pod of the fleet by a new one, like any other rollout."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    _attempt(lambda: _annotate(fleet, namespace, RESTARTED_AT, now))
+
+    def restart() -> None:
+        refuse_restart(_fleet(fleet, namespace))
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        _annotate(fleet, namespace, RESTARTED_AT, now)
+
+    _attempt(restart)
     console.print(f"{fleet_name(fleet)} restarts")
 
 

@@ -259,6 +259,8 @@ class FleetRevision(ApiModel):
     """The last revision that was rolled out completely."""
     spec: str | None = None
     """What the spec asks for; differs from target after `tandem rollout undo`."""
+    restarted_at: str | None = None
+    """The restart that this status takes into account: annotations have no generation."""
 
 
 class FleetStatus(ApiModel):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tandem_runtime.contract import ANNOTATION_RESTARTED_AT
+
 from tandem_operator.api.fleet import (
     FleetRevision,
     FleetStatus,
@@ -133,7 +135,12 @@ def fleet_status(
     }
     serving = next((s for role, s in states.items() if role != "prefill"), None)
     revision = (
-        FleetRevision(target=target.revision, serving=serving, spec=target.spec_revision)
+        FleetRevision(
+            target=target.revision,
+            serving=serving,
+            spec=target.spec_revision,
+            restarted_at=fleet.annotations.get(ANNOTATION_RESTARTED_AT),
+        )
         if target.revision
         else None
     )

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tandem.rollout import Revision, RolloutError, fleet_name, progress, revisions, undo_target
+from tandem.rollout import (
+    Revision,
+    RolloutError,
+    fleet_name,
+    progress,
+    refuse_restart,
+    revisions,
+    undo_target,
+)
 
 
 @pytest.mark.parametrize("argument", ["chat", "fleet/chat", "inferencefleet/chat"])
@@ -112,3 +120,59 @@ def test_progress(
     now = progress(body)
     assert (now.done, now.stuck) == (done, stuck)
     assert sentence in now.sentence
+
+
+UNDO = {"tandem.dev/rollback": '{"from": "b", "to": "a"}'}
+RESTART = {"tandem.dev/restartedAt": "t2"}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "revision", "conditions", "seen"),
+    [
+        (RESTART, {"spec": "a", "target": "a", "restartedAt": "t1"}, {}, False),
+        (RESTART, {"spec": "a", "target": "a"}, {}, False),
+        (RESTART, {"spec": "b", "target": "b", "restartedAt": "t2"}, {}, True),
+        (UNDO, {"spec": "b", "target": "b"}, {"Stalled": "True"}, False),
+        (UNDO, {"spec": "b", "target": "a"}, {"RolledBack": "True"}, True),
+        (UNDO, {"spec": "b", "target": "b"}, {"RolledBack": "False"}, True),
+        (UNDO, {"spec": "c", "target": "c"}, {}, True),
+        ({"tandem.dev/rollback": "oops"}, {"spec": "b", "target": "b"}, {}, True),
+        ({}, {"spec": "a", "target": "a", "restartedAt": "t1"}, {}, False),
+    ],
+    ids=[
+        "another restart",
+        "the first restart",
+        "restarted",
+        "undo of a halted rollout",
+        "undone",
+        "undo to what is gone",
+        "undo that the spec ended",
+        "unreadable undo",
+        "restart taken back",
+    ],
+)
+def test_an_annotation_is_seen_before_its_rollout_is_judged(
+    annotations: dict[str, str], revision: dict[str, str], conditions: dict[str, str], seen: bool
+) -> None:
+    """`restart && status` must not say of the old pods that they are the new ones."""
+    found = [condition("Ready", "True"), *(condition(t, s) for t, s in conditions.items())]
+    body = {
+        "metadata": {"generation": 2, "annotations": annotations},
+        "status": {"observedGeneration": 2, "conditions": found, "revision": revision},
+    }
+    assert (progress(body).sentence != "waiting for the operator to see the change") is seen
+
+
+def test_an_edit_that_the_operator_has_not_seen_cannot_be_undone() -> None:
+    body = {"metadata": {"generation": 3}, **fleet(spec="c", target="c", serving="b")}
+    body["status"]["observedGeneration"] = 2
+    with pytest.raises(RolloutError, match="try again in a moment"):
+        undo_target(body, KNOWN, None)
+
+
+def test_a_restart_does_not_roll_out_what_was_undone() -> None:
+    body = {"metadata": {"name": "chat", "annotations": UNDO}, **fleet(spec="b", target="a")}
+    with pytest.raises(RolloutError, match="b is undone and a is served"):
+        refuse_restart(body)
+    refuse_restart({"metadata": {"name": "chat"}, **fleet(spec="b", target="b")})
+    refuse_restart({"metadata": {"name": "chat"}})

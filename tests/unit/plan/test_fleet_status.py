@@ -132,3 +132,13 @@ async def test_without_a_gateway_nothing_is_ready() -> None:
             world.make_ready(pod)
     assert world.condition("GatewayAvailable").status == "False"
     assert world.condition("Ready").reason == "GatewayNotReady"
+
+
+async def test_a_restart_is_in_the_status_that_takes_it_into_account(world: World) -> None:
+    """Annotations have no generation: nobody could tell else whether Ready is of before."""
+    mark = {"tandem.dev/restartedAt": "2026-01-01T00:00:00Z"}
+    world.edit(FLEETS, "chat", lambda b: b["metadata"].update(annotations=mark))
+    await world.reconcile()
+    status = world.body(FLEETS, "chat")["status"]
+    assert status["revision"]["restartedAt"] == "2026-01-01T00:00:00Z"
+    assert world.condition("Ready").status == "False"
