@@ -21,6 +21,11 @@ from tandem_operator.plan.revision import Refused, Rendered, recorded, render, r
 from tandem_operator.plan.views import FleetSnapshot, FleetView, check_key
 from tandem_operator.settings import Settings
 
+IN_PLACE = (
+    "to replace pods within the quota, set rollout.maxSurge: 0 and rollout.maxUnavailable to 1 or "
+    "more"
+)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -97,9 +102,12 @@ def _checked(
             manifest = check_manifest(fleet, pool, revision, template)
             checks.append(CheckTemplate(check_key(pool, revision), manifest, Reason.CONFIGURED))
         elif not answer.accepted:
-            refused = Judgement(
-                Condition.TEMPLATE_VALID, False, answer.reason, f"{pool}: {answer.sentence}"
-            )
+            # The quota is the API server's last question: the pod itself is in order.
+            full = answer.reason == Reason.QUOTA_EXCEEDED and _has_pods(snapshot, pool)
+            if full and fleet.spec.rollout.max_surge == 0:
+                continue
+            told = f"{pool}: {answer.sentence}" + (f"; {IN_PLACE}" if full else "")
+            refused = Judgement(Condition.TEMPLATE_VALID, False, answer.reason, told)
             return _hold(snapshot, revision, (model, refused), refused)
     if checks:
         waiting = _template(None, Reason.TEMPLATE_NOT_CHECKED, "the pods are being checked")
@@ -108,6 +116,10 @@ def _checked(
     accepted = _template(True, Reason.TEMPLATE_ACCEPTED, "the API server accepts the pods")
     roles = {pool_name(fleet.name, role): role for role in rendered.templates}
     return Target(revision, revision, roles, templates, (), (model, accepted))
+
+
+def _has_pods(snapshot: FleetSnapshot, pool: str) -> bool:
+    return any(pod.pool == pool and pod.pool_uid is not None for pod in snapshot.pods)
 
 
 def _rolled_back(snapshot: FleetSnapshot, rendered: Rendered, to: str, model: Judgement) -> Target:
