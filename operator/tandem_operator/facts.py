@@ -6,6 +6,7 @@ Losing all of it costs a few repeated questions, never a wrong decision.
 from __future__ import annotations
 
 from tandem_operator.api.fleet import Latency
+from tandem_operator.keys import Key
 from tandem_operator.plan.latency import Published, publish
 from tandem_operator.plan.views import TemplateCheck
 
@@ -20,6 +21,7 @@ class Facts:
         self._checks: dict[tuple[str, str], tuple[TemplateCheck, float]] = {}
         self._secrets: dict[str, float] = {}
         self._latencies: dict[tuple[str, str], Published] = {}
+        self._refusals: dict[Key, str] = {}
 
     def learn_check(self, namespace: str, key: str, check: TemplateCheck, now_s: float) -> None:
         """The API server's answer to a dry run."""
@@ -33,6 +35,16 @@ class Facts:
             if 0.0 <= now_s - at_s < REFUSAL_LIFETIME_S  # Less: the clock was set back.
         }
         return {key: check for (ns, key), (check, _) in self._checks.items() if ns == namespace}
+
+    def learn_refusal(self, key: Key, sentence: str | None) -> None:
+        """Why the key's last plan could not make an object; None when nothing was refused."""
+        self._refusals.pop(key, None)
+        if sentence:
+            self._refusals[key] = sentence
+
+    def refusal(self, key: Key) -> str | None:
+        """What `learn_refusal` was last told."""
+        return self._refusals.get(key)
 
     def learn_secret(self, namespace: str, now_s: float) -> None:
         """The namespace's handoff secret was created, or was there."""

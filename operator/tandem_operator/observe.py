@@ -206,6 +206,7 @@ class Observer:
             states=await self._states(asked),
             checks=self._facts.checks(key.namespace, now_s),
             latency=self._facts.latency(key.namespace, key.name),
+            refused=self._facts.refusal(key),
         )
 
     async def _states(self, pods: list[PodView]) -> dict[str, PodState]:
@@ -230,6 +231,7 @@ class Observer:
             now_s=self._now_s(),
             model=next((m for m in models if m.name == key.name), None),
             resolvers=_parsed(resolver_view, found[PODS]),
+            refused=self._facts.refusal(key),
         )
 
     async def gateway(self, key: Key, *, live: bool) -> GatewaySnapshot:

@@ -16,6 +16,7 @@ K = TypeVar("K", bound=Hashable)
 
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 300.0
+SLACK = 64
 
 
 class KeyedQueue(Generic[K]):
@@ -48,6 +49,10 @@ class KeyedQueue(Generic[K]):
         if key in self._due and self._due[key] <= when_s:
             return
         self._due[key] = when_s
+        if len(self._heap) > 2 * len(self._due) + SLACK:
+            # Appointments that were brought forward stay in the heap until their old time comes.
+            self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)
         heapq.heappush(self._heap, (when_s, next(self._serial), key))
         self._changed.set()
 

@@ -79,6 +79,7 @@ class Reconciler:
         if plan.destructive:
             plan = await self._plan(key, live=True)
         if not plan.actions:
+            self._facts.learn_refusal(key, None)
             return plan.requeue_after_s
         if not self._leadership.held:
             raise LeaseLost("the lease ran out before the plan was carried out")
@@ -112,6 +113,8 @@ class Reconciler:
 
     def _learn(self, key: Key, outcomes: Sequence[Outcome]) -> None:
         now_s = self._now_s()
+        refused = (o.error for o in outcomes if o.error and isinstance(o.action, Create))
+        self._facts.learn_refusal(key, next(refused, None))
         for outcome in outcomes:
             if isinstance(outcome.action, CheckTemplate) and outcome.check:
                 check_key = outcome.action.revision

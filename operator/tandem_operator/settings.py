@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tandem_operator import __version__
 
+SHORTEST_S = 0.1
 SERVICE_TYPES = ("ClusterIP", "NodePort", "LoadBalancer")
 
 
@@ -43,8 +44,14 @@ class Settings:
                 f"TANDEM_GATEWAY_SERVICE_TYPE is {self.gateway_service_type!r}; "
                 f"use one of {', '.join(SERVICE_TYPES)}"
             )
-        if self.gateway_replicas < 1:
-            raise ValueError("TANDEM_GATEWAY_REPLICAS must be at least 1")
+        for name in ("gateway_replicas", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TANDEM_{name.upper()} must be at least 1")
+        for name in ("resync_s", "scrape_interval_s", "lease_renew_s"):
+            if not SHORTEST_S <= getattr(self, name) < float("inf"):
+                raise ValueError(f"TANDEM_{name.upper()} must be at least {SHORTEST_S:g} seconds")
+        if self.gateway_grace_s < 0:
+            raise ValueError("TANDEM_GATEWAY_GRACE_S must not be negative")
         if self.lease_duration_s < 2 * self.lease_renew_s:
             raise ValueError(
                 f"TANDEM_LEASE_DURATION_S ({self.lease_duration_s:g}) must be at least twice "

@@ -84,6 +84,10 @@ def end(pod: PodView, now_s: float) -> Leaving:
     comes last and says that the pod was told."""
     if pod.draining == Reason.POOL_DELETED or pod.ip is None or pod.finished:
         return Leaving(())
+    if pod.terminating and not pod.ready:
+        # It has no streams (with any it stays Ready), or its node is lost and nobody answers:
+        # asking again and again would hold up a fleet of the same name.
+        return Leaving(())
     request = DrainRequest("end", deadline_s=END_DEADLINE_S)
     since = to_text(now_s)
     marks = {ANNOTATION_DRAINING: Reason.POOL_DELETED.value, ANNOTATION_DRAINING_SINCE: since}

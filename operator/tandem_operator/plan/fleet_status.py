@@ -64,9 +64,10 @@ def _availability(health: PoolHealth) -> Judgement:
     sentence = f"{health.text} pods are Ready"
     if health.size == 0:
         return Judgement(type_, False, Reason.SCALED_TO_ZERO, sentence)
+    if health.ready < health.size and health.worry:
+        sentence = f"{sentence}: {health.worry}"
     if health.ready == 0:
-        told = f": {health.worry}" if health.worry else ""
-        return Judgement(type_, False, Reason.PODS_NOT_READY, sentence + told)
+        return Judgement(type_, False, Reason.PODS_NOT_READY, sentence)
     return Judgement(type_, True, Reason.PODS_READY, sentence)
 
 

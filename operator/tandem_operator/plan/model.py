@@ -41,6 +41,8 @@ class ModelSnapshot:
     now_s: float
     model: ModelView | None
     resolvers: tuple[ResolverView, ...] = ()
+    refused: str | None = None
+    """Why the last plan could not make the resolver pod."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,27 @@ def _ask(
     """Start the resolver, or wait for the next attempt."""
     next_s = to_unix_s(past.next_time) if past.next_time else 0.0
     if next_s > snapshot.now_s:
-        return Plan(requeue_after_s=next_s - snapshot.now_s + 0.05)
+        return Plan(_unchanged(snapshot, model, past), next_s - snapshot.now_s + 0.05)
     refused = refusal(model.spec.template or {}, "template")
     if refused:
         return Plan(_failed(snapshot, model, past, Reason.TEMPLATE_REFUSED, refused))
     manifest = resolver_manifest(model, name, settings)
     create = Create(manifest, Reason.RESOLVING, model.uid)
-    return Plan((create, *_resolving(snapshot, model, past, "the weights are being read")))
+    told = f": the resolver pod cannot be made: {snapshot.refused}" if snapshot.refused else ""
+    sentence = f"the weights are being read{told}"
+    return Plan((create, *_resolving(snapshot, model, past, sentence)))
+
+
+def _unchanged(snapshot: ModelSnapshot, model: ModelView, past: Resolution) -> tuple[Action, ...]:
+    """What is known holds for the newest generation too: nothing that was asked has changed."""
+    values = {"True": True, "False": False}
+    found = [
+        Judgement(c.type, values.get(c.status), c.reason, c.message)
+        for c in model.status.conditions
+    ]
+    # Its first is the one that Events tell of.
+    found.sort(key=lambda j: j.type != Condition.MODEL_RESOLVED)
+    return _status(snapshot, model, past, model.status.resolved, found) if found else ()
 
 
 def _waiting(
@@ -145,7 +161,7 @@ def _resolving(
     """The status while an attempt runs; after a failure it goes on saying what failed."""
     failed = find_condition(model.status.conditions, Condition.MODEL_RESOLVED)
     if past.failures and failed and failed.status == "False":
-        return ()
+        return _unchanged(snapshot, model, past)
     found = [
         Judgement(Condition.MODEL_RESOLVED, None, Reason.RESOLVING, sentence),
         Judgement(Condition.READY, False, Reason.RESOLVING, sentence),

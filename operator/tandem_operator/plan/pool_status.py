@@ -59,7 +59,7 @@ def worry(snapshot: FleetSnapshot, pool: PoolView) -> str | None:
             return f"pod {pod.name}: {pod.problem.sentence}"
         if pod.unschedulable:
             return f"pod {pod.name}: {pod.unschedulable}"
-    return None
+    return snapshot.refused
 
 
 def _decided(pool: PoolView, size: Size) -> int | None:

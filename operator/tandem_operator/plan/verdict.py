@@ -92,6 +92,9 @@ def _rollout(
         late_s = _deadline_s(snapshot)
         stuck = snapshot.now_s - starved.created_s >= late_s
         return Verdict(False, Reason.INSUFFICIENT_CAPACITY, sentence, not stuck, stuck)
+    if snapshot.refused:
+        sentence = f"a pod cannot be made: {snapshot.refused}"
+        return Verdict(False, Reason.WRITE_REFUSED, sentence, moving=True)
     if first:
         return Verdict(False, Reason.PODS_STARTING, f"starting: {counts}", moving=True)
     to = target.spec_revision if target.checks else target.revision

@@ -320,6 +320,8 @@ class FleetSnapshot:
     checks: Mapping[str, TemplateCheck] = field(default_factory=dict)
     """By pool name and revision, see `check_key`."""
     latency: Latency | None = None
+    refused: str | None = None
+    """Why the last plan could not make an object: a quota, an admission policy."""
 
 
 def check_key(pool: str, revision: str) -> str:

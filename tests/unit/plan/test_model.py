@@ -9,6 +9,7 @@ import pytest
 from builders import NAMESPACE, RESOLVED, model_body
 from operator_world import World
 from tandem_operator.api.model import ModelSpec
+from tandem_operator.kube.client import ApiError
 from tandem_operator.plan.model import inputs, retry_after_s
 from tandem_operator.resources import MODELS, PODS
 
@@ -200,3 +201,29 @@ def test_inputs_change_with_what_decides_the_answer_alone() -> None:
     assert inputs(spec) == inputs(spec.model_copy(update={"served_names": ("x",)}))
     assert inputs(spec) != inputs(spec.model_copy(update={"dtype": "float32"}))
     assert inputs(spec) != inputs(spec.model_copy(update={"max_context_tokens": 5}))
+
+
+async def test_a_resolver_that_cannot_be_made_says_why() -> None:
+    world = World()
+    world.kube.refuse = {"smollm2-": ApiError(403, "Forbidden", "exceeded quota: pods=3")}
+    world.kube.user_write(model_body(resolved=False))
+    for _ in range(3):
+        await world.reconcile()
+    found = condition(world, "ModelResolved")
+    assert found is not None
+    assert "the resolver pod cannot be made: exceeded quota: pods=3" in found["message"]
+
+
+async def test_an_edit_that_changes_nothing_asked_is_observed_while_a_retry_waits(
+    world: World,
+) -> None:
+    answer(world, BAD, 1)
+    await world.reconcile()
+    before = condition(world, "ModelResolved")
+    world.edit(MODELS, "smollm2", lambda b: b["spec"].update(servedNames=["x"]))
+    await world.reconcile()
+    assert status(world)["observedGeneration"] == 2
+    assert status(world)["servedNames"] == ["x"]
+    after = condition(world, "ModelResolved")
+    assert before is not None
+    assert after == before | {"observedGeneration": 2}

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from builders import NAMESPACE, fleet_body, model_body
 from operator_world import World
+from tandem_operator.keys import Key
 from tandem_operator.plan.times import to_text
-from tandem_operator.resources import FLEETS, PODS, REVISIONS
+from tandem_operator.resources import FLEETS, PODS, REVISIONS, Ref
 
 Body = dict[str, Any]
 OURS = "app.kubernetes.io/managed-by"
@@ -64,6 +65,32 @@ async def test_a_pod_with_our_labels_that_is_not_ours_is_left_alone(world: World
         await world.reconciler.reconcile(world.keys()[-1])
         assert world.ended == []
         assert "annotations" not in world.body(PODS, name)["metadata"]
+
+
+async def test_a_predecessors_pod_on_a_lost_node_does_not_hold_a_fleet_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays Terminating until somebody removes the node, and answers nobody."""
+    lost = sorted(world.pods("chat-decode"))[0]
+    world.running[lost] = 1
+    host = world.body(PODS, lost)["status"]["podIP"]
+    world.body(PODS, lost)["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
+    original = world.drain
+
+    async def drain(to: str, request: Any) -> Any:
+        if to == host:
+            raise OSError("no route to host")
+        return await original(to, request)
+
+    monkeypatch.setattr(world, "drain", drain)
+    world.kube.vanish(Ref(FLEETS, NAMESPACE, "chat"))
+    world.kube.user_write(fleet_body())
+    for _ in range(20):
+        await world.reconcile()
+        world.kubelet()
+    assert lost in world.pods("chat-decode", terminating=True)
+    await world.reconciler.reconcile(Key("InferenceFleet", NAMESPACE, "chat"))
+    assert world.condition("Ready").status == "True"
 
 
 async def test_a_recorded_template_that_is_not_ours_changes_nothing(world: World) -> None:

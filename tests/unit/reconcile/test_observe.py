@@ -156,6 +156,34 @@ async def test_a_refused_pod_is_told_to_the_user_and_tried_again(world: World) -
     assert len(told) == 1
     assert sentence in told[0].note
     assert told[0].regarding == Ref(FLEETS, NAMESPACE, "chat", told[0].regarding.uid)
+    await world.reconcile()
+    available = world.condition("DecodeAvailable")
+    assert available == ("True", "PodsReady", f"1/2 pods are Ready: {sentence}")
+    assert sentence in world.condition("Ready").sentence
+    await world.reconcile()
+    assert await world.reconcile() == 0, "it says the same again and again"
     world.kube.refuse = {}
     await world.settle()
     assert len(world.pods("chat-decode")) == 2
+    assert world.condition("DecodeAvailable").sentence == "2/2 pods are Ready"
+
+
+async def test_first_pods_that_are_refused_are_told() -> None:
+    world = World()
+    world.kube.user_write(model_body())
+    world.kube.user_write(fleet_body())
+    sentence = "pods is forbidden: no"
+    await world.reconcile()
+    await world.reconcile()
+    pools = [pod["metadata"]["name"] for pod in world.kube.pods(NAMESPACE)]
+    assert not pools
+    world.kube.refuse = dict.fromkeys(
+        ("chat-decode-", "chat-prefill-"), ApiError(403, "Forbidden", sentence)
+    )
+    for _ in range(4):
+        await world.reconcile()
+    assert world.condition("Ready")[:2] == ("False", "WriteRefused")
+    assert sentence in world.condition("Reconciling").sentence
+    world.kube.refuse = {}
+    await world.settle()
+    assert world.condition("Ready").status == "True"

@@ -114,6 +114,18 @@ async def test_a_waiting_worker_is_woken(queue: KeyedQueue[str]) -> None:
     assert await asyncio.wait_for(waiting, 1.0) == "a"
 
 
+async def test_appointments_that_were_brought_forward_do_not_pile_up(
+    queue: KeyedQueue[str],
+) -> None:
+    """A pod that starts asks for its deadline, and every event for now."""
+    for _ in range(1000):
+        queue.add("a", 1800.0)
+        queue.add("a")
+        assert await queue.get() == "a"
+        queue.done("a", 1800.0)
+    assert len(queue._heap) < 200
+
+
 async def test_depth_counts_what_is_due_or_at_work(queue: KeyedQueue[str]) -> None:
     queue.add("a")
     queue.add("b", 10.0)

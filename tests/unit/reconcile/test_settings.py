@@ -31,6 +31,10 @@ def test_every_type_is_read() -> None:
         ({"TANDEM_GATEWAY_SERVICE_TYPE": "Ingress"}, "use one of ClusterIP, NodePort"),
         ({"TANDEM_GATEWAY_REPLICAS": "0"}, "TANDEM_GATEWAY_REPLICAS must be at least 1"),
         ({"TANDEM_LEASE_RENEW_S": "10"}, "must be at least twice"),
+        ({"TANDEM_WORKERS": "0"}, "TANDEM_WORKERS must be at least 1"),
+        ({"TANDEM_RESYNC_S": "0"}, "TANDEM_RESYNC_S must be at least 0.1 seconds"),
+        ({"TANDEM_SCRAPE_INTERVAL_S": "nan"}, "TANDEM_SCRAPE_INTERVAL_S must be at least 0.1"),
+        ({"TANDEM_GATEWAY_GRACE_S": "-1"}, "must not be negative"),
     ],
 )
 def test_what_cannot_work_is_refused(environment: dict[str, str], sentence: str) -> None:
