@@ -74,7 +74,9 @@ def _availability(health: PoolHealth) -> Judgement:
 def _gateway(snapshot: FleetSnapshot) -> Judgement:
     available = snapshot.gateway.available_replicas if snapshot.gateway else 0
     if not available:
-        sentence = "no pod of Deployment tandem-gateway is available"
+        worry = snapshot.gateway.worry if snapshot.gateway else None
+        told = f": {worry}" if worry else ""
+        sentence = f"no pod of Deployment tandem-gateway is available{told}"
         return Judgement(Condition.GATEWAY_AVAILABLE, False, Reason.GATEWAY_NOT_READY, sentence)
     sentence = "Deployment tandem-gateway is available"
     return Judgement(Condition.GATEWAY_AVAILABLE, True, Reason.GATEWAY_READY, sentence)

@@ -31,7 +31,13 @@ from tandem_operator.names import Reason
 from tandem_operator.plan.actions import Action, CreateSecret, Manifest, Plan
 from tandem_operator.plan.apply import apply_if_needed
 from tandem_operator.plan.build import COMMON_LABELS, owner_reference
-from tandem_operator.plan.pod import RESTRICTED_CONTAINER, RESTRICTED_POD, field_env, probe
+from tandem_operator.plan.pod import (
+    MODEST_REQUESTS,
+    RESTRICTED_CONTAINER,
+    RESTRICTED_POD,
+    field_env,
+    probe,
+)
 from tandem_operator.plan.views import Body, FleetView
 from tandem_operator.resources import (
     BUDGETS,
@@ -194,6 +200,7 @@ def _container(namespace: str, settings: Settings) -> Manifest:
             {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
             {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
         ],
+        "resources": {"requests": MODEST_REQUESTS},
         "startupProbe": probe(PATH_HEALTH, 1, 120, timeout_s=2),
         "readinessProbe": probe(PATH_READY, 1, 2, timeout_s=2),
         "livenessProbe": probe(PATH_HEALTH, 10, 6, timeout_s=5),

@@ -58,6 +58,8 @@ STARTUP_FAILURES = 900
 SPREAD_OVER = ("kubernetes.io/hostname", "tandem.dev/rack", "topology.kubernetes.io/zone")
 GRACE_AFTER_DRAIN_S = 30
 
+MODEST_REQUESTS: Manifest = {"cpu": "100m", "memory": "256Mi"}
+"""Of pods that hold no weights: a quota on requests refuses pods that have none."""
 RESTRICTED_POD: Manifest = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 RESTRICTED_CONTAINER: Manifest = {
     "allowPrivilegeEscalation": False,

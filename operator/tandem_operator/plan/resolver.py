@@ -24,6 +24,7 @@ from tandem_operator.plan.build import COMMON_LABELS, owner_reference
 from tandem_operator.plan.health import Problem, pod_problem
 from tandem_operator.plan.merge import merge
 from tandem_operator.plan.pod import (
+    MODEST_REQUESTS,
     RESTRICTED_CONTAINER,
     RESTRICTED_POD,
     field_env,
@@ -116,6 +117,7 @@ def resolver_manifest(model: ModelView, name: str, settings: Settings) -> Manife
                         field_env(ENV_POD_NAME, "metadata.name"),
                         field_env(ENV_NAMESPACE, "metadata.namespace"),
                     ],
+                    "resources": {"requests": MODEST_REQUESTS},
                     "securityContext": RESTRICTED_CONTAINER,
                     "volumeMounts": weights_mounts(spec.source.uri),
                 }

@@ -52,7 +52,9 @@ def judge(
     if names.taken and not names.granted:
         return Verdict(False, Reason.NAME_CONFLICT, conflict(fleet, names), stuck=True)
     if snapshot.gateway is None or snapshot.gateway.available_replicas == 0:
-        return Verdict(False, Reason.GATEWAY_NOT_READY, "no gateway pod is available yet")
+        worry = snapshot.gateway.worry if snapshot.gateway else None
+        sentence = "no gateway pod is available yet" + (f": {worry}" if worry else "")
+        return Verdict(False, Reason.GATEWAY_NOT_READY, sentence)
     if any(health.size == 0 for health in healths):
         idle = ", ".join(h.name for h in healths if h.size == 0)
         return Verdict(True, Reason.SCALED_TO_ZERO, f"scaled to zero on purpose: {idle}")

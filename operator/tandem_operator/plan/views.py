@@ -274,15 +274,20 @@ class GatewayView:
 
     available_replicas: int
     url: str
+    worry: str | None = None
+    """Why its pods cannot be made, in the API server's words."""
 
 
 def gateway_view(namespace: str, deployment: Body | None, service: Body | None) -> GatewayView:
     """The gateway's state; the URL is the external one where the Service has it."""
-    available = ((deployment or {}).get("status") or {}).get("availableReplicas", 0)
+    status = (deployment or {}).get("status") or {}
+    available = status.get("availableReplicas", 0)
+    failures = (c for c in status.get("conditions", ()) if c["type"] == "ReplicaFailure")
+    worry = next((str(c.get("message")) for c in failures if c["status"] == "True"), None)
     meta = service["metadata"] if service else {}
     external = (meta.get("annotations") or {}).get(ANNOTATION_EXTERNAL_URL)
     host = external or f"{meta.get('name', 'tandem-gateway')}.{namespace}.svc"
-    return GatewayView(available, f"http://{host}")
+    return GatewayView(available, f"http://{host}", worry)
 
 
 @dataclass(frozen=True)

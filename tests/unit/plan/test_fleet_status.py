@@ -7,7 +7,7 @@ from builders import fleet_body, model_body
 from operator_world import ABSENT, World
 from tandem_operator.api.fleet import Latency, Percentiles
 from tandem_operator.plan.latency import Published
-from tandem_operator.resources import FLEETS, PODS
+from tandem_operator.resources import DEPLOYMENTS, FLEETS, PODS
 
 
 @pytest.fixture
@@ -142,3 +142,13 @@ async def test_a_restart_is_in_the_status_that_takes_it_into_account(world: Worl
     status = world.body(FLEETS, "chat")["status"]
     assert status["revision"]["restartedAt"] == "2026-01-01T00:00:00Z"
     assert world.condition("Ready").status == "False"
+
+
+async def test_a_gateway_that_cannot_be_made_says_why(world: World) -> None:
+    told = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: cpu"}
+    world.body(DEPLOYMENTS, "tandem-gateway")["status"] = {"conditions": [told]}
+    await world.reconcile()
+    assert world.condition("Ready").sentence == (
+        "no gateway pod is available yet: exceeded quota: cpu"
+    )
+    assert world.condition("GatewayAvailable").sentence.endswith(": exceeded quota: cpu")
