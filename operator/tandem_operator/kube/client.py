@@ -185,11 +185,11 @@ class ApiKube:
                 payload,
                 _request_timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
             )
-            content = await response.read()
+            answer = await response.read()
         except aiohttp.ClientError as error:
             # Not all of them are OSErrors: not that of a server that closes the connection.
             raise OSError(f"{method} {path}: {type(error).__name__} {error}") from error
-        return _decode(response.status, content)
+        return _decode(response.status, answer)
 
 
 def _path(target: Ref) -> str:
