@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -78,8 +79,11 @@ class PlayedApi:
         self.watches.append(dict(request.query))
         reply = web.StreamResponse()
         await reply.prepare(request)
-        while (event := await self.events.get()) is not None:
-            await reply.write(json.dumps(event).encode() + b"\n")
+        # As the real one: a watch ends when its time is over, whatever has happened.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(float(request.query["timeoutSeconds"])):
+                while (event := await self.events.get()) is not None:
+                    await reply.write(json.dumps(event).encode() + b"\n")
         return reply
 
 

@@ -89,7 +89,11 @@ def _cases(clock: Clock, dtype: torch.dtype) -> Iterator[Case]:
         lambda: gather_blocks_triton(pool, taken, 0, 256),
         None,
     )
-    streams = 4 if clock.dry else 64
+    yield from _sampling(clock, 4 if clock.dry else 64, vocabulary)
+
+
+def _sampling(clock: Clock, streams: int, vocabulary: int) -> Iterator[Case]:
+    device = clock.device
     logits = torch.randn(streams, vocabulary, device=device)
     keys = torch.tensor([noise_keys(s, 1) for s in range(streams)], device=device)
     for name, share in (("sampling", 1.0), ("sampling, top-p 0.9", 0.9)):
