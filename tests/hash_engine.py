@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 import numpy as np
-from tandem_runtime.engine.batch import Batch
+from tandem_runtime.engine.batch import Batch, SampleRow
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine, Payload
 from tandem_runtime.engine.scheduler import Scheduler
@@ -30,8 +30,9 @@ class HashRunner:
         self.cache = np.zeros((blocks * BLOCK_TOKENS, 2, HALF_BYTES), dtype=np.uint8)
         self.step_s = step_s
         self.before_step: Callable[[Batch], None] = lambda batch: None
+        self.not_finite: Callable[[SampleRow], bool] = lambda sample: False
 
-    def run(self, batch: Batch) -> list[SampledToken]:
+    def run(self, batch: Batch) -> list[SampledToken | None]:
         self.before_step(batch)
         if self.step_s:
             time.sleep(self.step_s)
@@ -46,8 +47,11 @@ class HashRunner:
         ):
             row += count
             rows[row - 1] = (context, table)
-        sampled = []
+        sampled: list[SampledToken | None] = []
         for sample in batch.samples:
+            if self.not_finite(sample):
+                sampled.append(None)
+                continue
             context, table = rows[sample.row]
             context_kv = self.cache[_slots(table, 0, context)].tobytes()
             sampled.append(_token(context_kv, sample.seed, sample.logprobs))

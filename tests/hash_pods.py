@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import httpx
+import msgspec
 from hash_engine import HashRunner, hash_engine
 from small_vocabulary import byte_bundle
 from tandem_runtime import contract
@@ -17,13 +18,20 @@ from tandem_runtime.config import EngineConfig
 from tandem_runtime.contract import Role
 from tandem_runtime.frontend.server import HttpServer
 from tandem_runtime.gateway.pods import PodView
-from tandem_runtime.protocol import PodState, PrefillTarget
+from tandem_runtime.protocol import (
+    GenerateEvent,
+    GenerateRequest,
+    PodState,
+    PrefillTarget,
+    Sampling,
+)
 from tandem_runtime.serve.api import create_pod_app, inference_service
 from tandem_runtime.serve.options import ServeOptions
 from tandem_runtime.serve.pod import Pod
 from tandem_runtime.serve.worker import EngineWorker
 
 SECRET = b"a secret of thirty-two bytes...."
+PROMPT = list(range(50))
 OPTIONS = ServeOptions(
     role=Role.BOTH,
     model_name="hash",
@@ -127,3 +135,34 @@ async def serving_pods() -> AsyncIterator[MakePod]:
     finally:
         for pod in served:
             await pod.end()
+
+
+def ask(
+    prompt_ids: list[int] = PROMPT,
+    *,
+    stream: str = "s",
+    epoch: int = 0,
+    max_tokens: int = 5,
+    logprobs: int | None = None,
+    **fields: Any,
+) -> GenerateRequest:
+    sampling = Sampling(max_tokens=max_tokens, logprobs=logprobs)
+    return GenerateRequest(stream, epoch, prompt_ids, sampling, **fields)
+
+
+async def events(served: Served, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+    body = msgspec.json.encode(request)
+    async with served.http.stream(
+        "POST", contract.PATH_GENERATE, content=body, timeout=10
+    ) as reply:
+        assert reply.status_code == 200
+        async for line in reply.aiter_lines():
+            yield msgspec.json.decode(line, type=GenerateEvent)
+
+
+async def collect(served: Served, request: GenerateRequest) -> list[GenerateEvent]:
+    return [event async for event in events(served, request)]
+
+
+def ids(received: list[GenerateEvent]) -> list[int]:
+    return [token for event in received for token in event.token_ids]

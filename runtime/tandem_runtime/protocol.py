@@ -82,6 +82,7 @@ class GenerateEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """One for each token of `token_ids`, when asked for."""
     top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
     finish_reason: Literal["stop", "length", "abort"] | None = None
+    """The engine's `abort` is an error here: `not_finite`."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     """Prompt tokens whose KV came from a prefix cache (on the prefill pod when there is one)."""
@@ -90,7 +91,8 @@ class GenerateEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     """A sentence for the user."""
     error_code: str | None = None
-    """`draining`, `prefill_lost`, `overloaded`, `lease_expired`, `bad_request`, `internal`."""
+    """Retryable: `draining`, `prefill_lost`, `overloaded`, `lease_expired`, `internal`. Not:
+    `bad_request` (the client's fault), `not_finite` (the model's output is not a number)."""
     retryable: bool = False
     failed_pod: str | None = None
     """Name of the pod at fault, where it is not the one that answers."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Final, Literal
 
 from tandem_runtime.protocol import Sampling, TokenLogprob
 
@@ -20,6 +20,17 @@ FinishReason = Literal["stop", "length", "abort"]
 
 class RequestRefused(ValueError):
     """The engine can never serve this request; the message says why, with numbers."""
+
+
+class NotFinite(Exception):
+    """A stream ended with `abort`. The same tokens give the same on every pod of these weights, so
+    whoever hears of it does not try elsewhere."""
+
+    code: Final = "not_finite"
+    """Of `protocol.GenerateEvent`."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's output for this stream is not a number")
 
 
 @dataclass(frozen=True)
@@ -63,9 +74,9 @@ class StreamOutput:
     request_id: str
     token: SampledToken | None = None
     finish_reason: FinishReason | None = None
-    """Set with the stream's last token (`abort` comes without one). The stream is then gone from
-    the engine, unless it is an export: that one ends with its first token, whatever the reason, and
-    is held until released (not after `abort`)."""
+    """Set with the stream's last token; `abort`, and nothing else, comes without one. The stream is
+    then gone from the engine, unless it is an export: that one ends with its first token, whatever
+    the reason, and is held until released (not after `abort`)."""
     computed: Span | None = None
     """For exports: the spans of successive steps cover the known tokens once, without a gap. The
     first starts at 0 and includes what came from the prefix cache."""

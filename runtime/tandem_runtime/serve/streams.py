@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tandem_runtime.engine.sequence import Request, RequestRefused, StreamOutput
+from tandem_runtime.engine.sequence import NotFinite, Request, RequestRefused, StreamOutput
 from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.kv.handoff.exporter import Refusal
 from tandem_runtime.kv.handoff.importer import Imported, Importer
@@ -212,10 +212,15 @@ class _Stream:
         if not self._computing:
             self._computing = True
             self.queue_s = max(0.0, began_s - self._arrived_s)
+        if self._ended.done():
+            return  # else a fast engine would put the end off
         if output.token is not None:
             self.started = True
             self._outputs.append(output)
             self._changed.set()
+        elif output.finish_reason is not None:
+            reason = NotFinite()
+            self.end(StreamEnded(reason.code, str(reason), retryable=False))
 
     def end(self, ended: StreamEnded) -> None:
         if not self._ended.done():
@@ -224,13 +229,13 @@ class _Stream:
             self._changed.set()
 
     async def next(self) -> list[StreamOutput]:
-        """All outputs that are there, at least one. Raises `StreamEnded`."""
+        """All outputs that are there, at least one. Raises `StreamEnded` after the last one."""
         while not self._outputs and not self._ended.done():
             self._changed.clear()
             await self._changed.wait()
-        if self._ended.done():
-            self._ended.result()
         outputs, self._outputs = self._outputs, []
+        if not outputs:
+            self._ended.result()
         return outputs
 
     async def unless_ended(self, work: Awaitable[T]) -> T:

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 from handoff_ends import PAGE_TOKENS, Peer, PrefillPod, ask, eventually
-from hash_engine import LAYOUT, continuation
+from hash_engine import LAYOUT, continuation, hash_engine
+from tandem_runtime.engine.sequence import Request
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.connection import ConnectionLost
 from tandem_runtime.kv.handoff.pages import checksum
+from tandem_runtime.kv.handoff.reader import PageReader
+from tandem_runtime.protocol import Sampling
 
 Make = Callable[..., Any]
 Play = Callable[[PrefillPod], Awaitable[Peer]]
@@ -235,3 +238,40 @@ async def test_frames_that_a_decode_pod_does_not_send(
     await peer.send(frame)
     await closed(peer)
     await pod.empty()
+
+
+@pytest.mark.parametrize("tokens", [20, 300], ids=["in the first chunk", "in the last one"])
+async def test_a_model_that_gives_no_number(
+    make_prefill: Make, play_decode: Play, tokens: int
+) -> None:
+    """The stream is aborted at once, whatever the decode pod owes, and for good."""
+    pod = await make_prefill(step_s=0.01)
+    pod.runner.not_finite = lambda sample: sample.position == tokens
+    peer = await play_decode(pod)
+    await begin(peer, tokens=tokens)
+    if tokens > 64:
+        await peer.expect(wire.Offer)
+    abort = await peer.expect(wire.Abort)
+    assert (abort.code, abort.retryable) == ("not_finite", False)
+    assert abort.reason == "the model's output for this stream is not a number"
+    await pod.empty()
+    await peer.send(wire.Grant("s", 0, 0, tokens))
+    await peer.send(wire.Aborted("s", 0))
+    await begin(peer, tokens=40, epoch=1)
+    await peer.expect(wire.Offer)
+    await peer.send(wire.Abort("s", 1, "ended", "the test is over"))
+    await peer.expect(wire.Aborted)
+
+
+async def test_no_page_is_read_of_a_stream_that_the_engine_ended() -> None:
+    """A grant may come between the engine's end of a stream and the event loop's."""
+    reader = PageReader(asyncio.get_running_loop(), PAGE_TOKENS)
+    engine = hash_engine(max_batch_tokens=64)
+    engine._runner.not_finite = lambda sample: True
+    engine.add(Request("s", list(range(100)), Sampling(max_tokens=2), export=True))
+    reader.begin("s", 100, 0, lambda pages: None)
+    for _ in range(2):
+        reader.after_step(engine, engine.step())
+    assert engine.stats().held_blocks == 0
+    reader.allow(engine, "s", 100)
+    reader.restart(engine, "s", 16)

@@ -4,56 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 from hash_engine import continuation
+from hash_pods import PROMPT, ask, collect, events, ids
 from tandem_runtime import contract
 from tandem_runtime.contract import Role
-from tandem_runtime.protocol import (
-    GenerateEvent,
-    GenerateRequest,
-    PrefillTarget,
-    Sampling,
-    TokenizerBundle,
-)
+from tandem_runtime.protocol import GenerateRequest, PrefillTarget, TokenizerBundle
 
 Make = Callable[..., Any]
-PROMPT = list(range(50))
-
-
-def ask(
-    prompt_ids: list[int] = PROMPT,
-    *,
-    stream: str = "s",
-    epoch: int = 0,
-    max_tokens: int = 5,
-    logprobs: int | None = None,
-    **fields: Any,
-) -> GenerateRequest:
-    sampling = Sampling(max_tokens=max_tokens, logprobs=logprobs)
-    return GenerateRequest(stream, epoch, prompt_ids, sampling, **fields)
-
-
-async def events(served: Any, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
-    body = msgspec.json.encode(request)
-    async with served.http.stream(
-        "POST", contract.PATH_GENERATE, content=body, timeout=10
-    ) as reply:
-        assert reply.status_code == 200
-        async for line in reply.aiter_lines():
-            yield msgspec.json.decode(line, type=GenerateEvent)
-
-
-async def collect(served: Any, request: GenerateRequest) -> list[GenerateEvent]:
-    return [event async for event in events(served, request)]
-
-
-def ids(received: list[GenerateEvent]) -> list[int]:
-    return [token for event in received for token in event.token_ids]
 
 
 class TestGenerate:

@@ -11,7 +11,13 @@ from typing import TypeVar
 import msgspec
 
 from tandem_runtime.engine.engine import Engine
-from tandem_runtime.engine.sequence import Request, RequestRefused, SampledToken, StreamOutput
+from tandem_runtime.engine.sequence import (
+    NotFinite,
+    Request,
+    RequestRefused,
+    SampledToken,
+    StreamOutput,
+)
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.connection import Connection
 from tandem_runtime.kv.handoff.engine_thread import EngineThread
@@ -65,6 +71,8 @@ class Export:
         self._changed = asyncio.Event()
         self._first_output: tuple[StreamOutput, float] | None = None
         self._token: SampledToken | None = None
+        self._aborted = False
+        """The engine has ended the stream without a token, and taken its blocks back."""
         self._pages: deque[Page] = deque()
         self._next_token = 0
         """Where the next page read must begin; others are of a reading given up."""
@@ -80,7 +88,13 @@ class Export:
         return self._token is not None
 
     async def transfer(self) -> None:
-        """The protocol, from admission to acknowledgement."""
+        """The protocol, from admission to acknowledgement.
+
+        Raises:
+            RequestRefused: the engine can never serve it.
+            NotFinite: the model gives no token.
+            ConnectionLost: nobody is left to send to.
+        """
         send = self._connection.send
         engine = self._source.engine
         engine.route(str(self.key), self._take_output)
@@ -151,8 +165,8 @@ class Export:
     def _take_output(self, output: StreamOutput, began_s: float) -> None:
         if self._first_output is None:
             self._first_output = output, began_s
-        if output.token is not None:
-            self._token = output.token
+        self._token = output.token
+        self._aborted = output.token is None and output.finish_reason is not None
         self._changed.set()
 
     def _take_pages(self, pages: list[Page]) -> None:
@@ -179,7 +193,11 @@ class Export:
         self._source.engine.call(lambda engine: reader.restart(engine, request_id, token))
 
     async def _until(self, value: Callable[[], T | None]) -> T:
-        while (result := value()) is None:
+        """The first value that is not None. Raises `NotFinite` as soon as none can follow."""
+        while not self._aborted:
+            result = value()
+            if result is not None:
+                return result
             self._changed.clear()
             await self._changed.wait()
-        return result
+        raise NotFinite

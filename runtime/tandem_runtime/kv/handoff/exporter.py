@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from tandem_runtime.engine.sequence import RequestRefused
+from tandem_runtime.engine.sequence import NotFinite, RequestRefused
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.connection import Connection, ConnectionLost
 from tandem_runtime.kv.handoff.engine_thread import EngineThread
@@ -207,6 +207,8 @@ class _Session:
             counters.streams += 1
         except RequestRefused as error:
             abort = wire.Abort(*export.key, "bad_request", str(error), False)
+        except NotFinite as error:
+            abort = wire.Abort(*export.key, error.code, str(error), False)
         except ConnectionLost:
             counters.failures["connection_lost"] += 1
         except asyncio.CancelledError:

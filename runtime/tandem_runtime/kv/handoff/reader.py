@@ -55,7 +55,9 @@ class PageReader:
     def after_step(self, engine: Engine, output: StepOutput) -> None:
         for stream in output.streams:
             reading = self._readings.get(stream.request_id)
-            if reading is not None and stream.computed is not None:
+            if stream.finish_reason == "abort":
+                self.end(stream.request_id)  # its blocks are gone
+            elif reading is not None and stream.computed is not None:
                 reading.computed_tokens = stream.computed.end
                 self._read(engine, stream.request_id, reading)
 
