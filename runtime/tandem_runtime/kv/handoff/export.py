@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -20,6 +20,7 @@ from tandem_runtime.engine.sequence import (
 )
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.connection import Connection
+from tandem_runtime.kv.handoff.counters import Counters
 from tandem_runtime.kv.handoff.engine_thread import EngineThread
 from tandem_runtime.kv.handoff.pages import checksum
 from tandem_runtime.kv.handoff.reader import Page, PageReader
@@ -27,15 +28,6 @@ from tandem_runtime.kv.wire import StreamKey
 from tandem_runtime.protocol import GenerateRequest
 
 T = TypeVar("T")
-
-
-@dataclass
-class ExportCounters:
-    """Since the start, for the metrics."""
-
-    bytes: int = 0
-    streams: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,7 @@ class PageSource:
     reader: PageReader
     ahead_tokens: int
     """How far pages of a stream are read out ahead of what was sent."""
-    counters: ExportCounters
+    counters: Counters
 
 
 class Export:
@@ -63,6 +55,8 @@ class Export:
         arrived_s: float,
     ) -> None:
         self.key = key
+        self.given_up = "ended_early"
+        """What it counts as when its task is cancelled."""
         self._connection = connection
         self._source = source
         self._request = request

@@ -18,8 +18,9 @@ from typing import Any, Final, NamedTuple
 from tandem_runtime.engine.sequence import NotFinite, RequestRefused
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.connection import Connection, ConnectionLost
+from tandem_runtime.kv.handoff.counters import Counters
 from tandem_runtime.kv.handoff.engine_thread import EngineThread
-from tandem_runtime.kv.handoff.export import Export, ExportCounters, PageSource
+from tandem_runtime.kv.handoff.export import Export, PageSource
 from tandem_runtime.kv.handoff.handshake import HandshakeFailed, Identity, welcome
 from tandem_runtime.kv.handoff.lease import Leases, Timing
 from tandem_runtime.kv.handoff.reader import PageReader
@@ -68,7 +69,7 @@ class Exporter:
         self.admit = admit
         self.timing = timing or Timing()
         self.clock = clock
-        self.counters = ExportCounters()
+        self.counters = Counters()
         page_tokens = identity.layout.page_tokens
         reader = PageReader(asyncio.get_running_loop(), page_tokens)
         engine.after_step(reader.after_step)
@@ -139,15 +140,22 @@ class _Session:
                 self._take((await self.connection.receive()).frame)
         except HandshakeFailed as failure:
             log.warning("no handoff with %s: %s", peer, failure)
+            self.exporter.counters.fail("refused")
         except ConnectionLost as lost:
             log.info("decode pod %s is gone: %s", peer, lost)
+            self._lost_its_peer()
         except wire.WireError as error:
             log.warning("decode pod %s broke the protocol: %s", peer, error)
+            self._lost_its_peer()
         finally:
             self.connection.close()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _lost_its_peer(self) -> None:
+        for export in self.exports.values():
+            export.given_up = "connection_lost"
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -182,6 +190,7 @@ class _Session:
         if other is not None and other.key.epoch >= key.epoch:
             refusal = Refusal("bad_request", f"a newer attempt than {key} runs here")
         if refusal is not None:
+            self.exporter.counters.fail(refusal.code)
             retryable = refusal.code != "bad_request"
             self.spawn(self._tell(wire.Abort(*key, refusal.code, refusal.reason, retryable)))
             return
@@ -196,7 +205,9 @@ class _Session:
 
     def end(self, key: StreamKey, code: str, reason: str) -> None:
         """Gives a stream up and tells the decode pod."""
-        self.exports[key].task.cancel()
+        export = self.exports[key]
+        export.given_up = code
+        export.task.cancel()
         self.spawn(self._tell(wire.Abort(*key, code, reason)))
 
     async def _run(self, export: Export) -> None:
@@ -210,9 +221,9 @@ class _Session:
         except NotFinite as error:
             abort = wire.Abort(*export.key, error.code, str(error), False)
         except ConnectionLost:
-            counters.failures["connection_lost"] += 1
+            counters.fail("connection_lost")
         except asyncio.CancelledError:
-            counters.failures["ended_early"] += 1
+            counters.fail(export.given_up)
             raise
         except Exception:
             log.exception("export of %s failed", export.key)
@@ -224,7 +235,7 @@ class _Session:
             self._leases.end(export.key)
             export.release()
         if abort is not None:
-            counters.failures[abort.code] += 1
+            counters.fail(abort.code)
             await self._tell(abort)
 
     async def _abort_for_peer(self, export: Export | None, abort: wire.Abort) -> None:

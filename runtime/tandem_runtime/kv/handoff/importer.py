@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -22,10 +21,12 @@ from tandem_runtime.engine.sequence import (
     FinishReason,
     Grant,
     Request,
+    RequestRefused,
     SampledToken,
     StreamOutput,
 )
 from tandem_runtime.kv import wire
+from tandem_runtime.kv.handoff.counters import Counters
 from tandem_runtime.kv.handoff.engine_thread import EngineThread
 from tandem_runtime.kv.handoff.handshake import Identity
 from tandem_runtime.kv.handoff.lease import Timing
@@ -60,16 +61,6 @@ class Imported:
     handoff: Handoff
 
 
-@dataclass
-class ImportCounters:
-    """Since the start, for the metrics."""
-
-    bytes: int = 0
-    tokens: int = 0
-    streams: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-
-
 class Importer:
     def __init__(
         self,
@@ -85,7 +76,7 @@ class Importer:
         self._page_bytes = identity.page_bytes
         self._links = Links(identity, self._timing, clock)
         self._on_handoff = on_handoff
-        self.counters = ImportCounters()
+        self.counters = Counters()
 
     @property
     def late_pages(self) -> int:
@@ -106,6 +97,16 @@ class Importer:
             RequestRefused: the engine can never serve it.
             In either case, and when cancelled, nothing of the stream is left here.
         """
+        try:
+            imported = await self._receive(request, ask)
+        except BaseException as failure:
+            self.counters.fail(_reason(failure))
+            raise
+        if isinstance(imported, Imported):
+            self._count(imported.handoff)
+        return imported
+
+    async def _receive(self, request: Request, ask: GenerateRequest) -> Imported | FinishReason:
         assert ask.prefill is not None
         key = StreamKey(ask.stream_id, ask.epoch)
         link = await self._links.to(ask.prefill)
@@ -120,13 +121,10 @@ class Importer:
             self._engine.call(lambda engine: engine.abort(request.request_id))
             if not isinstance(failure, PeerAborted):
                 link.post(wire.Abort(*key, "ended", "the decode pod ended the stream"))
-            code = failure.code if isinstance(failure, HandoffFailed) else "ended_early"
-            self.counters.failures[code] += 1
             raise
         finally:
             link.end(key)
         link.post(wire.Ack(*key))
-        self._count(imported.handoff)
         return imported
 
     async def _import(
@@ -194,9 +192,21 @@ class Importer:
 
     def _count(self, handoff: Handoff) -> None:
         self.counters.streams += 1
-        self.counters.tokens += handoff.tokens
         self.counters.bytes += handoff.bytes
         self._on_handoff(handoff)
+
+
+def _reason(failure: BaseException) -> str:
+    """What a failure counts as."""
+    match failure:
+        case HandoffFailed():
+            return failure.counted
+        case RequestRefused():
+            return "bad_request"
+        case asyncio.CancelledError():
+            return "ended_early"
+        case _:
+            return "internal"
 
 
 def _write(request_id: str, pages: list[Arrived], upto_tokens: int, engine: Engine) -> None:

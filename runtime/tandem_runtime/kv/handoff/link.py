@@ -25,13 +25,19 @@ _UNSENT_FRAMES: Final = 10_000
 
 
 class HandoffFailed(Exception):
-    """This attempt gets no KV; `code` is an error code of `protocol.GenerateEvent`."""
+    """This attempt gets no KV; `code` is an error code of `protocol.GenerateEvent`.
 
-    def __init__(self, code: str, reason: str, *, retryable: bool = True) -> None:
+    `counted`: the reason in the metrics, where it says more than the code.
+    """
+
+    def __init__(
+        self, code: str, reason: str, *, retryable: bool = True, counted: str | None = None
+    ) -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
         self.retryable = retryable
+        self.counted = counted or code
 
 
 class PeerAborted(HandoffFailed):
@@ -137,7 +143,9 @@ class Link:
             self.closed = True
             if self._connection is not None:
                 self._connection.close()
-            raise HandoffFailed("prefill_lost", f"no KV from prefill pod {pod}: {error}") from None
+            reason = f"no KV from prefill pod {pod}: {error}"
+            counted = "refused" if isinstance(error, HandshakeFailed) else "unreachable"
+            raise HandoffFailed("prefill_lost", reason, counted=counted) from None
         self._heard_s = self._clock()
 
     async def run(self) -> None:
