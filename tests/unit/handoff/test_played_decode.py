@@ -275,3 +275,20 @@ async def test_no_page_is_read_of_a_stream_that_the_engine_ended() -> None:
     assert engine.stats().held_blocks == 0
     reader.allow(engine, "s", 100)
     reader.restart(engine, "s", 16)
+
+
+async def test_a_stream_that_is_ended_before_its_task_ran(
+    make_prefill: Make, play_decode: Play
+) -> None:
+    pod = await make_prefill()
+
+    def end_at_once() -> None:
+        asyncio.get_running_loop().call_soon(pod.exporter.end_all, "draining", "so soon")
+
+    pod.exporter.admit = end_at_once
+    peer = await play_decode(pod)
+    await begin(peer)
+    assert (await peer.expect(wire.Abort)).code == "draining"
+    await pod.empty()
+    assert pod.exporter.streams.total == 0
+    assert pod.exporter.counters.failures["draining"] == 1

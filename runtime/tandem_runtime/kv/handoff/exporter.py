@@ -202,6 +202,7 @@ class _Session:
         self.exporter.newest[key.stream] = self, export
         self._leases.begin(key, now_s)
         export.task = self.spawn(self._run(export))
+        export.task.add_done_callback(lambda _: self._forget(export))
 
     def end(self, key: StreamKey, code: str, reason: str) -> None:
         """Gives a stream up and tells the decode pod."""
@@ -222,21 +223,22 @@ class _Session:
             abort = wire.Abort(*export.key, error.code, str(error), False)
         except ConnectionLost:
             counters.fail("connection_lost")
-        except asyncio.CancelledError:
-            counters.fail(export.given_up)
-            raise
         except Exception:
             log.exception("export of %s failed", export.key)
             abort = wire.Abort(*export.key, "internal", "the prefill pod failed")
-        finally:
-            del self.exports[export.key]
-            if self.exporter.newest.get(export.key.stream) == (self, export):
-                del self.exporter.newest[export.key.stream]
-            self._leases.end(export.key)
-            export.release()
         if abort is not None:
             counters.fail(abort.code)
-            await self._tell(abort)
+            self.spawn(self._tell(abort))
+
+    def _forget(self, export: Export) -> None:
+        """After the task: one that is cancelled before it began runs no line of its own."""
+        if export.task.cancelled():
+            self.exporter.counters.fail(export.given_up)
+        del self.exports[export.key]
+        if self.exporter.newest.get(export.key.stream) == (self, export):
+            del self.exporter.newest[export.key.stream]
+        self._leases.end(export.key)
+        export.release()
 
     async def _abort_for_peer(self, export: Export | None, abort: wire.Abort) -> None:
         if export is not None:
