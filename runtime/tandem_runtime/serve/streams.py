@@ -106,6 +106,11 @@ class StreamService:
                 if event.finish_reason is not None:
                     return
                 event = _event(ask, await stream.next())
+        except (GeneratorExit, asyncio.CancelledError):
+            # Nothing failed: whoever asked has the finish, or wants no more (a stop string, a
+            # client that left), which vLLM calls `abort`.
+            record.finish_reason = record.finish_reason or "abort"
+            raise
         except StreamEnded as ended:
             yield _error(ask, ended.code, ended.reason, ended.retryable)
         except HandoffFailed as failed:
@@ -121,7 +126,7 @@ class StreamService:
             log.exception("stream %s failed", stream.request_id)
             yield _error(ask, "internal", "the pod failed; its log has the details", True)
         finally:
-            self._finish(stream, finished=record.finish_reason is not None)
+            self._finish(stream, finished=record.finish_reason not in (None, "abort"))
             record.ended_s = time.monotonic()
             self._observe(record)
 

@@ -19,6 +19,18 @@ from tandem_runtime.protocol import GenerateRequest, PrefillTarget, TokenizerBun
 Make = Callable[..., Any]
 
 
+async def counts(pod: Any, *, finished: int = 0, ended: int = 0, failed: int = 0) -> None:
+    """Streams by how they ended: by themselves, by whoever asked for them, by a failure."""
+    text = (await pod.http.get(contract.PATH_METRICS)).text
+    for series, count in (
+        ('vllm:request_success_total{engine="0",finished_reason="length",', finished),
+        ('vllm:request_success_total{engine="0",finished_reason="abort",', ended),
+        ('request_failure_total{engine="0",', failed),
+    ):
+        values = [line for line in text.splitlines() if series in line]
+        assert [float(line.split()[-1]) for line in values] == [count] * bool(count), series
+
+
 class TestGenerate:
     async def test_events_of_a_stream(self, make_pod: Make) -> None:
         pod = await make_pod()
@@ -124,8 +136,25 @@ class TestGenerate:
             assert event.token_ids
             break
         await pod.empty()
-        metrics = (await pod.http.get("/metrics")).text
-        assert 'tandem:request_failure_total{engine="0",model_name="hash"} 1.0' in metrics
+        await counts(pod, ended=1)
+
+    async def test_a_stop_string_is_no_failure(self, make_pod: Make) -> None:
+        pod = await make_pod(step_s=0.01)
+        body = {"model": "hash", "prompt": "x" * 50, "max_tokens": 100, "seed": 0}
+        whole = (await pod.http.post("/v1/completions", json=body, timeout=20)).json()
+        body["stop"] = whole["choices"][0]["text"][10:14]
+        cut = (await pod.http.post("/v1/completions", json=body, timeout=20)).json()
+        assert cut["choices"][0]["finish_reason"] == "stop"
+        await pod.empty()
+        await counts(pod, finished=1, ended=1)
+
+    async def test_a_stream_that_the_pod_ends_is_a_failure(self, make_pod: Make) -> None:
+        pod = await make_pod(step_s=0.02)
+        running = asyncio.create_task(collect(pod, ask(max_tokens=500)))
+        await asyncio.sleep(0.1)
+        await pod.http.post(contract.PATH_DRAIN, json={"mode": "end", "deadline_s": 0})
+        assert (await running)[-1].error_code == "draining"
+        await counts(pod, failed=1)
 
     async def test_an_engine_that_fails(self, make_pod: Make) -> None:
         pod = await make_pod(step_s=0.01)
