@@ -45,6 +45,7 @@ OPTIONS = ServeOptions(
     max_waiting=4,
     watchdog_s=1.5,
     pod="pod-0",
+    uid="uid-0",
     fleet="fleet-1",
     revision="r1",
 )

@@ -96,8 +96,10 @@ class World:
     async def state(self, host: str) -> PodState:
         return self._state(self._at(host))
 
-    async def drain(self, host: str, request: DrainRequest) -> PodState:
+    async def drain(self, host: str, uid: str, request: DrainRequest) -> PodState:
         pod = self._at(host)
+        if self.kube.objects[PODS, NAMESPACE, pod]["metadata"]["uid"] != uid:
+            raise OSError(f"{host} answered 403")
         if request.mode == "cancel":
             self.draining.discard(pod)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -34,9 +34,14 @@ class RuntimePods:
     ) -> None:
         await self._session.close()
 
-    async def drain(self, host: str, request: DrainRequest) -> PodState:
-        """POST to the drain hook. Raises OSError with a sentence when the pod does not answer."""
-        return await self._call("POST", host, PATH_DRAIN, PodState, msgspec.json.encode(request))
+    async def drain(self, host: str, uid: str, request: DrainRequest) -> PodState:
+        """POST to the drain hook of the pod that has this uid.
+
+        Raises OSError with a sentence when it does not answer, or another pod does.
+        """
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {uid}"}
+        body = msgspec.json.encode(request)
+        return await self._call("POST", host, PATH_DRAIN, PodState, data=body, headers=headers)
 
     async def state(self, host: str) -> PodState:
         """What a runtime pod says of itself. Raises OSError."""
@@ -46,14 +51,11 @@ class RuntimePods:
         """What a gateway says of itself. Raises OSError."""
         return await self._call("GET", host, PATH_STATE, GatewayState)
 
-    async def _call(
-        self, method: str, host: str, path: str, answer: type[T], body: bytes | None = None
-    ) -> T:
+    async def _call(self, method: str, host: str, path: str, answer: type[T], **request: Any) -> T:
         url = f"http://{host}:{self._port}{path}"
-        headers = {"Content-Type": "application/json"} if body else {}
         try:
             async with self._session.request(
-                method, url, data=body, headers=headers, allow_redirects=False
+                method, url, allow_redirects=False, **request
             ) as response:
                 content = await _read(response)
                 if response.status != 200:

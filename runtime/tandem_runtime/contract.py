@@ -61,7 +61,12 @@ PATH_METRICS: Final = "/metrics"
 PATH_STATE: Final = "/tandem/v1/state"
 """GET: one JSON object, `protocol.PodState` (pods) or `protocol.GatewayState` (gateways)."""
 PATH_DRAIN: Final = "/tandem/v1/drain"
-"""POST `protocol.DrainRequest`; idempotent; answers `protocol.PodState`."""
+"""POST `protocol.DrainRequest`; idempotent; answers `protocol.PodState`.
+
+The bearer token is the pod's uid. Whoever may read pods knows it, as the operator does without
+reading Secrets, and whoever only reaches the address does not; and it is not another pod's, should
+the address be.
+"""
 PATH_GENERATE: Final = "/tandem/v1/generate"
 """POST `protocol.GenerateRequest`; streams JSON lines of `protocol.GenerateEvent`."""
 PATH_TOKENIZER: Final = "/tandem/v1/tokenizer"

@@ -29,7 +29,7 @@ def root_key(layout_hash: bytes, secret: bytes, tenant: str, salt: str) -> bytes
 
     Args:
         layout_hash: `KvLayout.hash` of the model's cache.
-        secret: the fleet's handoff secret; empty where a pod serves alone.
+        secret: the namespace's handoff secret; empty where a pod serves alone.
         tenant: who asks; streams of two tenants never share a block.
         salt: the client's own, from the request; empty when he gave none.
     """

@@ -55,6 +55,8 @@ class Standin:
         return web.Response(body=msgspec.json.encode(state), content_type="application/json")
 
     async def drain(self, request: web.Request) -> web.Response:
+        if request.headers.get("authorization") != f"Bearer {os.environ[contract.ENV_POD_UID]}":
+            raise web.HTTPForbidden
         asked = msgspec.json.decode(await request.read(), type=DrainRequest)
         self.draining = asked.mode != "cancel"
         if asked.mode == "end" and self.running:

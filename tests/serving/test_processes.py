@@ -101,11 +101,11 @@ def test_sigterm_drains_without_a_failed_stream(gateway: Any, start_pod: Any) ->
     assert one.process.wait(timeout=10) == 0
 
 
-def test_a_pod_of_another_fleet_gets_no_kv(
+def test_a_pod_of_another_namespace_gets_no_kv(
     gateway: Any, start_pod: Any, split_pods: Any, tmp_path: Path, traced_chat: Any
 ) -> None:
     """The prefill pod has another secret: it is refused, and the decode pod computes the prompt."""
-    (tmp_path / "other").write_bytes(b"another secret, of another fleet")
+    (tmp_path / "other").write_bytes(b"another secret, of another place")
     stranger = start_pod(
         "prefill-0", Role.PREFILL, "--handoff-secret-file", str(tmp_path / "other")
     )
@@ -114,7 +114,7 @@ def test_a_pod_of_another_fleet_gets_no_kv(
     answer = traced_chat(gateway.url, "What is the capital of France?")
     assert "Paris" in answer["choices"][0]["message"]["content"]
     assert (answer["tandem"]["prefill_pod"], answer["tandem"]["attempts"]) == ("", 2)
-    assert "the handoff secret is not this fleet's" in stranger.log.read_text()
+    assert "the handoff secrets of the two pods differ" in stranger.log.read_text()
 
 
 def start_with(uri: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -39,8 +39,8 @@ SECRET_BYTES = 32
 class Drainer(Protocol):
     """Talks to runtime pods."""
 
-    async def drain(self, host: str, request: DrainRequest) -> PodState:
-        """POST to the pod's drain hook. Raises OSError when it does not answer."""
+    async def drain(self, host: str, uid: str, request: DrainRequest) -> PodState:
+        """POST to the drain hook of the pod of this uid. Raises OSError when it does not answer."""
 
 
 class Recorder(Protocol):
@@ -129,8 +129,8 @@ class Executor:
                 await self._kube.patch(target, {"revision": number}, manager=MANAGER)
             case Scale(target, replicas):
                 await self._kube.scale(target, replicas, manager=MANAGER_SCALER)
-            case PostDrain(_, host, request):
-                await self._drainer.drain(host, request)
+            case PostDrain(target, host, request):
+                await self._drainer.drain(host, target.uid or "", request)
             case WriteStatus(target, status):
                 await self._kube.apply_status(target, status, manager=MANAGER_STATUS)
             case Notify():

@@ -27,7 +27,7 @@ def build_engine(config: EngineConfig, *, prefix_secret: bytes = b"") -> Engine:
 
     Args:
         config: what to load and how much memory to take.
-        prefix_secret: the fleet's handoff secret, from which prefix keys are derived.
+        prefix_secret: the namespace's handoff secret, from which prefix keys are derived.
 
     Raises:
         ModelError: the weights cannot be served; the sentence says why.

@@ -53,14 +53,14 @@ def stop_signal() -> asyncio.Event:
 
 
 def read_secret(path: Path, *, required: bool) -> bytes:
-    """The fleet's handoff secret. Raises `BadConfig` where it is missing or too short to be one."""
+    """The namespace's handoff secret. Raises `BadConfig` where it is missing or too short."""
     try:
         secret = path.read_bytes().strip()
     except FileNotFoundError:
         if not required:
             return b""
         raise BadConfig(
-            f"the handoff secret {path} is missing: a fleet's gateways and pods prove it to "
+            f"the handoff secret {path} is missing: a namespace's gateways and pods prove it to "
             f"each other. Mount the Secret {contract.HANDOFF_SECRET_NAME} there, or name the "
             "file with --handoff-secret-file"
         ) from None

@@ -2,7 +2,7 @@
 
 A frame is a prefix (magic, header bytes, payload bytes), a msgpack header and a raw payload. Only
 `Pages` has a payload. A receiver checks the prefix's lengths before it reserves memory: before the
-peer has proved the fleet's secret, `STRANGER` allows one small header and no payload.
+peer has proved the handoff secret, `STRANGER` allows one small header and no payload.
 """
 
 from __future__ import annotations

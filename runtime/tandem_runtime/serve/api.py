@@ -34,15 +34,19 @@ def inference_service(pod: Pod) -> InferenceService:
 
 def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
     app = create_app(inference)
-    token = contract.pod_token(pod.options.secret) if pod.options.secret else None
+    token = contract.pod_token(pod.options.secret) if pod.options.secret else ""
 
     def authorize(request: Request) -> None:
-        """Raises `Forbidden` unless the request comes from the fleet's own gateway."""
-        if token is None:
+        """Raises `Forbidden` unless whoever asks, a gateway, knows the handoff secret."""
+        if not token:
             raise Forbidden("This pod has no handoff secret; it serves its own front end only.")
-        given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise Forbidden("The bearer token is not this fleet's.")
+        if not _bears(request, token):
+            raise Forbidden("The bearer token does not fit this pod's handoff secret.")
+
+    def authorize_drain(request: Request) -> None:
+        """Raises `Forbidden` unless whoever asks, the operator, means this very pod."""
+        if not _bears(request, pod.options.uid) and not _bears(request, token):
+            raise Forbidden("The bearer token is not this pod's uid.")
 
     @app.get(contract.PATH_HEALTH)
     async def health() -> Response:
@@ -62,6 +66,7 @@ def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
 
     @app.post(contract.PATH_DRAIN)
     async def drain(request: Request) -> Response:
+        authorize_drain(request)
         pod.drain(await _read(request, DrainRequest))
         return _json(pod.state())
 
@@ -77,6 +82,11 @@ def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
         return Streamed(pod.streams.generate(ask), ApiError.openai, "application/x-ndjson")
 
     return app
+
+
+def _bears(request: Request, token: str) -> bool:
+    given = request.headers.get("authorization", "")
+    return bool(token) and hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
 
 
 def _json(content: object) -> Response:

@@ -29,6 +29,8 @@ class ServeOptions:
     max_waiting: int
     watchdog_s: float
     pod: str
+    uid: str
+    """The pod's in the Kubernetes API, where it has one."""
     fleet: str
     revision: str
 
@@ -75,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         "--handoff-secret-file",
         type=Path,
         default=Path(contract.HANDOFF_SECRET_DIR) / contract.HANDOFF_SECRET_KEY,
-        help="shared by the fleet's gateways and pods",
+        help="shared by the namespace's gateways and pods",
     )
     return cli
 
@@ -97,6 +99,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> ServeOpti
         max_waiting=args.max_waiting,
         watchdog_s=args.watchdog_seconds,
         pod=environment.get(contract.ENV_POD_NAME, "local"),
+        uid=environment.get(contract.ENV_POD_UID, ""),
         fleet=environment.get(contract.ENV_FLEET, ""),
         revision=environment.get(contract.ENV_REVISION, ""),
     )

@@ -148,7 +148,7 @@ class TestPairs:
     async def test_a_wrong_secret_never_serves(self, front: Any, make_pod: MakePod) -> None:
         pod = await make_pod(secret=b"quite another secret than that")
         front.discovery.show(pod.view())
-        with pytest.raises(openai.InternalServerError, match="bearer token is not this fleet's"):
+        with pytest.raises(openai.InternalServerError, match="bearer token does not fit"):
             await front.client.completions.create(**body())
 
 

@@ -262,7 +262,7 @@ class TestHandshake:
             await shake(listener, identity("decode-0"), identity("prefill-0", wrong)),
         ):
             assert all(isinstance(outcome, HandshakeFailed) for outcome in outcomes)
-            assert all("not this fleet's" in str(outcome) for outcome in outcomes)
+            assert all("secrets of the two pods differ" in str(outcome) for outcome in outcomes)
 
     async def test_a_prefill_pod_tells_a_stranger_nothing(self, listener: Listener) -> None:
         """One who cannot prove the secret sees a nonce, a proof and a refusal; no layout."""

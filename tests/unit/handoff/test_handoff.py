@@ -152,8 +152,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "sentence"),
         [
-            ({"secret": b"another"}, "the handoff secret is not this fleet's"),
-            ({"secret": b""}, "the handoff secret is not this fleet's"),
+            ({"secret": b"another"}, "the handoff secrets of the two pods differ"),
+            ({"secret": b""}, "the handoff secrets of the two pods differ"),
             ({"layout": {"revision": "r2"}}, "KV caches differ in revision"),
             ({"layout": {"dtype": "bfloat16"}}, "KV caches differ in dtype"),
             ({"name": "prefill-7"}, "this is pod prefill-7, not prefill-0"),

@@ -28,7 +28,7 @@ from tandem_runtime.protocol import DrainRequest, PodState
 class Pods:
     """Drain hooks that do not answer."""
 
-    async def drain(self, host: str, request: DrainRequest) -> PodState:
+    async def drain(self, host: str, uid: str, request: DrainRequest) -> PodState:
         raise OSError(f"{host} refused")
 
 

@@ -77,10 +77,10 @@ async def test_a_predecessors_pod_on_a_lost_node_does_not_hold_a_fleet_up(
     world.body(PODS, lost)["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
     original = world.drain
 
-    async def drain(to: str, request: Any) -> Any:
+    async def drain(to: str, uid: str, request: Any) -> Any:
         if to == host:
             raise OSError("no route to host")
-        return await original(to, request)
+        return await original(to, uid, request)
 
     monkeypatch.setattr(world, "drain", drain)
     world.kube.vanish(Ref(FLEETS, NAMESPACE, "chat"))

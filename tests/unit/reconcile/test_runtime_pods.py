@@ -21,6 +21,7 @@ async def asked() -> list[bytes]:
 async def serve(asked: list[bytes], state: web.Response) -> web.AppRunner:
     async def drain(request: web.Request) -> web.Response:
         asked.append(await request.read())
+        asked.append(request.headers["authorization"].encode())
         return web.Response(body=msgspec.json.encode(STATE))
 
     async def get(_: web.Request) -> web.Response:
@@ -37,9 +38,10 @@ async def serve(asked: list[bytes], state: web.Response) -> web.AppRunner:
 async def test_drain_and_state(asked: list[bytes]) -> None:
     runner = await serve(asked, web.Response(body=msgspec.json.encode(STATE)))
     async with RuntimePods(PORT) as pods:
-        assert await pods.drain("127.0.0.1", DrainRequest("end", deadline_s=30.0)) == STATE
+        assert await pods.drain("127.0.0.1", "8a7d", DrainRequest("end", deadline_s=30.0)) == STATE
         assert await pods.state("127.0.0.1") == STATE
     assert msgspec.json.decode(asked[0]) == {"mode": "end", "deadline_s": 30.0}
+    assert asked[1] == b"Bearer 8a7d"
     await runner.cleanup()
 
 

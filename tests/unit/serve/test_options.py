@@ -42,6 +42,7 @@ def test_the_pods_environment(secret: Path) -> None:
         {
             contract.ENV_POD_IP: "127.9.8.7",
             contract.ENV_POD_NAME: "pod-1",
+            contract.ENV_POD_UID: "8a7d",
             contract.ENV_REVISION: "r7",
             contract.ENV_FLEET: "chat",
             contract.ENV_MEMORY_LIMIT_BYTES: "2000000000",
@@ -50,6 +51,7 @@ def test_the_pods_environment(secret: Path) -> None:
         },
     )
     assert (options.host, options.pod, options.revision) == ("127.9.8.7", "pod-1", "r7")
+    assert options.uid == "8a7d"
     assert (options.fleet, options.served_names) == ("chat", ("a", "b"))
     assert options.engine.memory_limit_bytes == 2_000_000_000
     assert options.engine.threads == 3

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 import pytest
 from hash_engine import continuation
-from hash_pods import PROMPT, ask, collect, events, ids
+from hash_pods import PROMPT, SECRET, ask, collect, events, ids
 from tandem_runtime import contract
 from tandem_runtime.contract import Role
 from tandem_runtime.protocol import GenerateRequest, PrefillTarget, TokenizerBundle
@@ -180,7 +180,7 @@ class TestAuthorization:
             await pod.http.get(contract.PATH_TOKENIZER, headers=headers),
         ):
             assert reply.status_code == 403
-            assert "bearer token is not this fleet's" in reply.json()["error"]["message"]
+            assert "does not fit this pod's handoff secret" in reply.json()["error"]["message"]
 
     async def test_a_pod_without_a_secret_lets_nobody_in(self, make_pod: Make) -> None:
         pod = await make_pod(secret=b"")
@@ -298,6 +298,27 @@ class TestDrain:
         [event] = await asyncio.wait_for(running, 2)
         assert (event.error_code, event.retryable) == ("draining", True)
         await prefill.empty()
+
+    @pytest.mark.parametrize("secret", [SECRET, b""])
+    async def test_strangers_drain_nothing(self, make_pod: Make, secret: bytes) -> None:
+        pod = await make_pod(secret=secret, uid="uid-0")
+        body = {"mode": "end"}
+        for token in ("", "Bearer", "Bearer uid-1", "uid-0"):
+            headers = {"authorization": token}
+            reply = await pod.http.post(contract.PATH_DRAIN, json=body, headers=headers)
+            assert reply.status_code == 403
+            assert reply.json()["error"]["message"] == "The bearer token is not this pod's uid."
+        assert not (await pod.state()).draining
+        headers = {"authorization": "Bearer uid-0"}
+        reply = await pod.http.post(contract.PATH_DRAIN, json=body, headers=headers)
+        assert reply.json()["draining"]
+
+    async def test_a_pod_without_a_uid_is_drained_by_nobody(self, make_pod: Make) -> None:
+        pod = await make_pod(secret=b"", uid="")
+        for token in ("Bearer", ""):
+            headers = {"authorization": token}
+            reply = await pod.http.post(contract.PATH_DRAIN, json={"mode": "end"}, headers=headers)
+            assert reply.status_code == 403
 
     async def test_nonsense(self, make_pod: Make) -> None:
         pod = await make_pod()

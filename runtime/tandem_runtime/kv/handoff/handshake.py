@@ -1,4 +1,4 @@
-"""Who may exchange KV: version, then proof of the fleet's secret, then equal layouts.
+"""Who may exchange KV: version, then proof of the handoff secret, then equal layouts.
 
     D -> P  Hello(version, nonce D)
     P -> D  Welcome(version, nonce P, HMAC(secret, "prefill" | nonce D | nonce P))
@@ -7,7 +7,8 @@
     D -> P  Layout
 
 Each side's proof covers both nonces and its own role, so neither can be replayed or reflected.
-Whoever fails gets `Refused` with a sentence, and learns nothing else.
+Whoever fails gets `Refused` with a sentence, and learns nothing else. The secret is a namespace's;
+its fleets are kept apart by what a `Layout` says, revision and weights, and by the pod's name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.connection import Connection, ConnectionLost
 
 TIMEOUT_S: Final = 5.0
-_WRONG_SECRET: Final = "the handoff secret is not this fleet's"
+_WRONG_SECRET: Final = "the handoff secrets of the two pods differ"
 
 F = TypeVar("F", bound=wire.AnyFrame)
 
