@@ -55,18 +55,25 @@ def parser() -> argparse.ArgumentParser:
         "--served-name", action="append", help="for clients; may be repeated (default: model name)"
     )
     model.add_argument("--model-uri", required=True, help="package://, file:// or pvc://")
-    model.add_argument("--dtype", default="bfloat16", choices=sorted(ITEM_BYTES), help="of the KV")
+    model.add_argument(
+        "--dtype", default="bfloat16", choices=sorted(ITEM_BYTES), help="of activations and KV"
+    )
     model.add_argument("--max-context-tokens", type=int, help="default: the model's own")
     engine = cli.add_argument_group("engine")
     engine.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the model")
-    engine.add_argument("--kv-cache-percent", type=int, default=90, help="of the memory left")
+    engine.add_argument(
+        "--kv-cache-percent",
+        type=int,
+        default=90,
+        help="of the memory left beside the weights; of 1 GiB on a CPU without a memory limit",
+    )
     engine.add_argument("--kv-cache-bytes", type=int, help="instead of a percentage")
     engine.add_argument(
         "--max-batch-tokens", type=int, help="rows of one step (default: 128 on CPUs, else 2048)"
     )
     engine.add_argument("--max-running", type=int, default=64, help="streams of one step")
     engine.add_argument("--max-waiting", type=int, default=256, help="streams that may queue")
-    engine.add_argument("--threads", type=int, help="default: the CPU limit, else 1")
+    engine.add_argument("--threads", type=int, help="default: the CPU limit's whole cores, else 1")
     engine.add_argument("--watchdog-seconds", type=float, default=120.0, help="longest step")
     network = cli.add_argument_group("network")
     network.add_argument("--host", help=f"default: ${contract.ENV_POD_IP}, else 127.0.0.1")
