@@ -279,9 +279,10 @@ class TestDrain:
         decode = await make_pod(role=Role.DECODE, pod="decode-0")
         long_prompt = [n % 256 for n in range(600)]
         running = asyncio.create_task(collect(decode, ask(long_prompt, prefill=prefill.target)))
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(5):
+            while (await prefill.state()).running == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
         assert (await decode.state()).waiting == 1
-        assert (await prefill.state()).running == 1
         await decode.http.post(contract.PATH_DRAIN, json={"mode": "end", "deadline_s": 0})
         [event] = await asyncio.wait_for(running, 2)
         assert event.error_code == "draining"
