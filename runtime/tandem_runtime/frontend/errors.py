@@ -79,3 +79,12 @@ class Unavailable(ApiError):
 
 class Internal(ApiError):
     """A fault of ours."""
+
+
+class Poisonous(Internal):
+    """Several pods failed of this one request: whoever repeats it spreads the damage."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        # OpenAI's clients repeat what ended with a 500, unless they are told not to.
+        return {**super().headers, "x-should-retry": "false"}
