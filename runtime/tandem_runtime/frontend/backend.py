@@ -51,7 +51,10 @@ class Route:
 class Backend(Protocol):
     @property
     def ready(self) -> bool:
-        """Whether requests are admitted."""
+        """Whether clients should come: requests are admitted, and will be for a while.
+
+        What is not admitted any more is refused by `generate`.
+        """
 
     def cards(self) -> Sequence[ModelCard]:
         """All served names; those without a ready pod too."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem_runtime import contract
 
@@ -26,6 +26,8 @@ class HttpServer:
 
     def __init__(self, host: str, port: int) -> None:
         self.app: ASGIApp | None = None
+        self.closing = False
+        """Whether each connection ends with its next answer, so that clients go elsewhere."""
         self._host = host
         self._port = port
         config = uvicorn.Config(
@@ -56,8 +58,13 @@ class HttpServer:
             await self._serving
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.closing:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
         app = self.app or _loading
-        await app(scope, receive, send)
+        await app(scope, receive, send_last)
 
 
 async def _loading(scope: Scope, receive: Receive, send: Send) -> None:

@@ -65,11 +65,14 @@ class GatewayBackend:
         self._memory = PrefixMemory()
         self.streams = 0
         """Streams that run now."""
-        self.stopping = False
+        self.leaving = False
+        """Set by SIGTERM: requests are still served, new clients had better go elsewhere."""
+        self.closed = False
+        """Set once clients had time to notice: nothing new is admitted."""
 
     @property
     def ready(self) -> bool:
-        return self._discovery.synced and not self.stopping
+        return self._discovery.synced and not self.leaving
 
     def cards(self) -> Sequence[ModelCard]:
         return self._fleets.cards()
@@ -80,6 +83,8 @@ class GatewayBackend:
     async def generate(
         self, model: ServedModel, request: GenerateRequest, route: Route
     ) -> AsyncGenerator[GenerateEvent, None]:
+        if self.closed:
+            raise Unavailable("This gateway is ending; ask again.")
         self.streams += 1
         try:
             keys = await self._keys(model, request)

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 _LINGER_S: Final = 2.0
 """After SIGTERM new requests are still served for so long: load balancers take time to notice."""
+_FOREVER_S: Final = 1e6
+_IDLE_CALLS_S: Final = 2.0
+"""Open gRPC calls are ended so long after the last stream: a client may hold one for ever."""
 
 
 class Gateway:
@@ -70,12 +73,17 @@ class Gateway:
         return port, grpc_port
 
     async def stop(self) -> None:
-        """Not ready at once; ends when the last stream has."""
-        self.backend.stopping = True
+        """Not ready at once, admits nothing after the linger, ends when the last stream has."""
+        self.backend.leaving = True
+        self._http.closing = True
         await asyncio.sleep(_LINGER_S)
+        self.backend.closed = True
+        # gRPC's GOAWAY: calls that run go on, new ones go elsewhere.
+        ending_calls = asyncio.create_task(self._grpc.stop(_FOREVER_S))
         while self.backend.streams:  # noqa: ASYNC110 - streams end in many places
             await asyncio.sleep(0.05)
-        await self._grpc.stop(grace=5)
+        await self._grpc.stop(_IDLE_CALLS_S)
+        await ending_calls
         await self._http.stop()
         for task in self._tasks:
             task.cancel()
