@@ -27,16 +27,14 @@ class ServedModel:
     card: ModelCard
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    context_tokens: int
+    """The longest prompt and answer together that is served."""
 
     @classmethod
     def of(cls, card: ModelCard, bundle: TokenizerBundle) -> ServedModel:
         source = bundle.chat_template
         template = None if source is None else ChatTemplate(source, bundle.special_tokens)
-        return cls(card, Tokenizer(bundle), template)
-
-    @property
-    def context_tokens(self) -> int:
-        return self.tokenizer.bundle.context_tokens
+        return cls(card, Tokenizer(bundle), template, bundle.context_tokens)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from tandem_runtime.gateway.affinity import PrefixMemory
 from tandem_runtime.gateway.discovery import Discovery
 from tandem_runtime.gateway.fleets import RETRY_AFTER_S, Fleets
 from tandem_runtime.gateway.health import PodHealth
-from tandem_runtime.gateway.journal import Journal
+from tandem_runtime.gateway.journal import REFUSED, Journal
 from tandem_runtime.gateway.load import Loads
 from tandem_runtime.gateway.metrics import GatewayMetrics
 from tandem_runtime.gateway.pod_client import PodClient, PodUnreachable
@@ -103,7 +103,8 @@ class GatewayBackend:
     async def _pair(self, model: ServedModel, journal: Journal, keys: list[bytes]) -> Pair:
         """Where the next attempt goes. Raises `ApiError` when the stream is to be given up."""
         if journal.crashes_pods or journal.exhausted:
-            raise _given_up(journal)
+            last = f"{journal.attempts} attempts failed, the last one because {journal.reason}."
+            raise _given_up(journal, last)
         if journal.failures:
             await asyncio.sleep(journal.pause_s)
         while True:
@@ -111,9 +112,9 @@ class GatewayBackend:
             if isinstance(chosen, Pair):
                 return chosen
             if not journal.begun or journal.waited_s >= RESUME_S:
-                raise Unavailable(
-                    f"No pod of fleet '{model.card.fleet}' can serve now: {chosen.reason}.",
-                    retry_after_s=RETRY_AFTER_S,
+                fleet = model.card.fleet
+                raise _given_up(
+                    journal, f"No pod of fleet '{fleet}' can serve now: {chosen.reason}."
                 )
             # Better one that failed before than none; the client is waiting in mid-sentence.
             journal.avoid.clear()
@@ -173,11 +174,12 @@ class GatewayBackend:
                 self._loads.end(uid, tokens)
 
     def _fault(self, event: GenerateEvent, pair: Pair, journal: Journal) -> None:
-        """An error event. Raises `ApiError` for one that no other pod would spare the client."""
+        """An error event. Raises `ApiError` for one that no other pod would spare the client.
+
+        What one pod refuses another may take: their memory differs, and so does what they hold.
+        """
         reason = event.error or "it failed"
-        if event.error_code == "bad_request":
-            raise BadRequest(f"{reason[0].upper()}{reason[1:]}".rstrip(".") + ".")
-        if not event.retryable:
+        if not event.retryable and event.error_code != REFUSED:
             raise Internal(f"Pod {pair.decode.name} failed: {reason}.")
         culprit = pair.decode
         if pair.prefill is not None and event.failed_pod == pair.prefill.name:
@@ -211,14 +213,14 @@ class GatewayBackend:
         return block_keys(root, ids, bundle.block_tokens)
 
 
-def _given_up(journal: Journal) -> ApiError:
+def _given_up(journal: Journal, reason: str) -> ApiError:
+    """`reason`: a sentence, where it is nothing about the request itself."""
     if journal.crashes_pods:
         return Poisonous(
             "This request is given up: two pods failed at the same point of it, after "
             f"{len(journal.output_ids)} tokens, the last one because {journal.reason}. Report it "
             "with the logs of the pods; asking again may fail more of them."
         )
-    return Unavailable(
-        f"{journal.attempts} attempts failed, the last one because {journal.reason}.",
-        retry_after_s=RETRY_AFTER_S,
-    )
+    if journal.code == REFUSED:
+        return BadRequest(f"{journal.reason[0].upper()}{journal.reason[1:]}".rstrip(".") + ".")
+    return Unavailable(reason, retry_after_s=RETRY_AFTER_S)

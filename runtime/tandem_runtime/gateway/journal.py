@@ -17,6 +17,8 @@ ALL_ATTEMPTS: Final = 10
 """Of one stream, whatever progress they made."""
 CRASHES: Final = 2
 """Pods that fail inside at one point of a stream before the stream is taken for the cause."""
+REFUSED: Final = "bad_request"
+"""The code of an attempt that its pod can never serve."""
 _PAUSE_S: Final = 0.2
 
 
@@ -64,7 +66,7 @@ class Journal:
     @property
     def pause_s(self) -> float:
         """Between a failure and the next attempt: doubled with each failure in a row."""
-        return _PAUSE_S * 2 ** (self.failures - 1)
+        return _PAUSE_S * 2.0 ** (self.failures - 1)
 
     def attempt(self, prefill: PrefillTarget | None) -> GenerateRequest:
         """The next attempt's request: everything generated so far is part of it."""

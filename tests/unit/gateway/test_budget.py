@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from small_vocabulary import byte_bundle
 from tandem_runtime.contract import Role
 from tandem_runtime.frontend.backend import ModelCard, Route, ServedModel
-from tandem_runtime.frontend.errors import ApiError, Internal, Unavailable
+from tandem_runtime.frontend.errors import ApiError, BadRequest, Internal, Unavailable
 from tandem_runtime.gateway import backend as backend_module
 from tandem_runtime.gateway.backend import GatewayBackend
 from tandem_runtime.gateway.load import Loads
@@ -79,6 +79,11 @@ def first_then(first: Attempt, later: Attempt) -> Attempt:
 
 def broken(code: str) -> Attempt:
     return lambda ask: [GenerateEvent(ask.epoch, error="it broke", error_code=code, retryable=True)]
+
+
+def refused(ask: GenerateRequest) -> list[GenerateEvent]:
+    reason = "the prompt is too long for this pod."
+    return [GenerateEvent(ask.epoch, error=reason, error_code="bad_request")]
 
 
 @pytest.fixture
@@ -159,6 +164,25 @@ class TestBudget:
         tokens, error = await played.stream()
         assert (tokens, len(played.asked)) == (10, 10)
         assert isinstance(error, Unavailable)
+
+    async def test_what_every_pod_refuses_is_the_clients_fault(self) -> None:
+        played = Played(PODS[:2], refused)
+        _, error = await played.stream()
+        assert sorted(played.asked) == ["p0", "p1"]
+        assert isinstance(error, BadRequest)
+        assert error.message == "The prompt is too long for this pod."
+
+    async def test_a_stream_that_others_refuse_returns_to_the_pod_that_held_it(self) -> None:
+        def attempt(ask: GenerateRequest) -> list[GenerateEvent]:
+            held = played.asked[-1] == played.asked[0]
+            if not held:
+                return refused(ask)
+            finish: Any = "length" if ask.output_ids else None
+            return [GenerateEvent(ask.epoch, token_ids=(7,), finish_reason=finish)]
+
+        played = Played(PODS[:2], attempt)
+        assert await played.stream() == (2, None)
+        assert len(played.asked) == 3
 
 
 async def test_a_request_that_crashes_engines_takes_no_more_than_two(
