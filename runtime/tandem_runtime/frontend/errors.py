@@ -39,6 +39,9 @@ class ApiError(Exception):
             }
         }
 
+    def oip(self) -> dict[str, object]:
+        return {"error": self.message}
+
 
 class BadRequest(ApiError):
     """The request cannot be served as it is: the message says what to write instead."""

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem_runtime import contract
+from tandem_runtime.frontend.errors import Unavailable
+from tandem_runtime.frontend.respond import error_body, error_response
 
 
 class _Uvicorn(uvicorn.Server):
@@ -70,7 +72,9 @@ class HttpServer:
 async def _loading(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
-    alive = scope["path"] == contract.PATH_HEALTH
-    body = {"error": {"message": "Still loading.", "type": "service_unavailable"}}
-    response = JSONResponse({} if alive else body, 200 if alive else 503, {"retry-after": "5"})
+    path = scope["path"]
+    if path == contract.PATH_HEALTH:
+        response: Response = JSONResponse({})
+    else:
+        response = error_response(Unavailable("Still loading.", retry_after_s=5), error_body(path))
     await response(scope, receive, send)
