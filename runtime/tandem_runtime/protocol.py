@@ -141,8 +141,11 @@ class FleetLatency(msgspec.Struct, frozen=True):
     requests: int
     ttft_p50_s: float
     ttft_p95_s: float
-    tpot_p50_s: float
-    tpot_p95_s: float
+    tpot_p50_s: float | None = None
+    """None: no answer had two tokens."""
+    tpot_p95_s: float | None = None
+    tpot_requests: int = 0
+    """Of the requests, those whose answer had at least two tokens: TPOT is theirs."""
 
 
 class GatewayState(msgspec.Struct, frozen=True):
