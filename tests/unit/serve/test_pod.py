@@ -162,7 +162,7 @@ class TestGenerate:
             break
         await pod.empty()
         metrics = (await pod.http.get("/metrics")).text
-        assert 'tandem:request_failure_total{engine="0",model_name="hash"} 1.0' in metrics
+        assert 'tandem_request_failures_total{engine="0",model_name="hash"} 1.0' in metrics
 
     async def test_an_engine_that_fails(self, make_pod: Make) -> None:
         pod = await make_pod(step_s=0.01)
