@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -110,16 +111,27 @@ class Served:
 MakePod = Callable[..., Awaitable[Served]]
 
 
+async def eventually(condition: Callable[[], bool], within_s: float = 15) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 - what is awaited here has no event
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def serving_pods() -> AsyncIterator[MakePod]:
     """Yields a function that makes pods; they all end with the context."""
     served: list[Served] = []
 
-    async def make(step_s: float = 0.0, blocks: int = 64, **options: Any) -> Served:
+    async def make(
+        step_s: float = 0.0,
+        blocks: int = 64,
+        bundle: Mapping[str, object] = MappingProxyType({}),
+        **options: Any,
+    ) -> Served:
         runner = HashRunner(blocks + 1, step_s)
         worker = EngineWorker()
         engine = await worker.start(partial(hash_engine, blocks=blocks, runner=runner))
-        pod = Pod(replace(OPTIONS, **options), worker, engine, byte_bundle())
+        pod = Pod(replace(OPTIONS, **options), worker, engine, byte_bundle(**bundle))
         handoff_port = 0
         if pod.exporter is not None:
             handoff_port = await pod.exporter.listen("127.0.0.1", 0)

@@ -117,6 +117,8 @@ class PodState(msgspec.Struct, frozen=True, omit_defaults=False):
     """Share of KV blocks in use by live streams, 0..1."""
     kv_capacity_tokens: int
     started_unix_s: float
+    context_tokens: int = 0
+    """The longest prompt and answer together that the pod can hold; 0: it does not say."""
 
     @property
     def in_flight(self) -> int:
@@ -141,8 +143,11 @@ class FleetLatency(msgspec.Struct, frozen=True):
     requests: int
     ttft_p50_s: float
     ttft_p95_s: float
-    tpot_p50_s: float
-    tpot_p95_s: float
+    tpot_p50_s: float | None = None
+    """None: no answer had two tokens."""
+    tpot_p95_s: float | None = None
+    tpot_requests: int = 0
+    """Of the requests, those whose answer had at least two tokens: TPOT is theirs."""
 
 
 class GatewayState(msgspec.Struct, frozen=True):
@@ -160,7 +165,7 @@ class TokenizerBundle(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything that turns text into a model's token ids and back."""
 
     digest: str
-    """Of the weights: bundles with one digest are equal."""
+    """Of the weights: token ids of bundles with one digest mean the same."""
     tokenizer_json: str
     """The `tokenizers` library's serialised form."""
     context_tokens: int

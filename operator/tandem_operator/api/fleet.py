@@ -248,7 +248,8 @@ class Latency(ApiModel):
     """What the gateways measured."""
 
     time_to_first_token: Percentiles
-    time_per_output_token: Percentiles
+    time_per_output_token: Percentiles | None = None
+    """Of answers of at least two tokens; left out where there was none."""
 
 
 class FleetRevision(ApiModel):

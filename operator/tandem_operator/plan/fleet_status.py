@@ -99,15 +99,22 @@ def _objectives(fleet: FleetView, latency: Latency | None) -> Judgement:
         return Judgement(
             Condition.SLO_MET, None, Reason.NO_MEASUREMENT, "no requests were measured lately"
         )
-    missed = []
+    missed, unmeasured = [], []
     for label, objective, measured in (
         ("TTFT", fleet.spec.objectives.time_to_first_token, latency.time_to_first_token),
         ("TPOT", fleet.spec.objectives.time_per_output_token, latency.time_per_output_token),
     ):
-        if objective and _microseconds(objective, measured) > 1000 * objective.target_milliseconds:
+        if objective is None:
+            continue
+        if measured is None:
+            unmeasured.append(label)
+        elif _microseconds(objective, measured) > 1000 * objective.target_milliseconds:
             missed.append(f"{label} p{objective.percentile} is over {_target(objective)}")
     if missed:
         return Judgement(Condition.SLO_MET, False, Reason.OBJECTIVES_MISSED, "; ".join(missed))
+    if unmeasured:
+        sentence = f"no {', '.join(unmeasured)} was measured lately"
+        return Judgement(Condition.SLO_MET, None, Reason.NO_MEASUREMENT, sentence)
     return Judgement(Condition.SLO_MET, True, Reason.OBJECTIVES_MET, "all objectives are kept")
 
 
@@ -159,13 +166,16 @@ def fleet_status(
         prefill=counts.get("prefill"),
         decode=counts.get("decode"),
         latency=latency,
-        ttft=_duration(latency.time_to_first_token.p95_microseconds) if latency else None,
-        tpot=_duration(latency.time_per_output_token.p95_microseconds) if latency else None,
+        ttft=_duration(latency.time_to_first_token) if latency else None,
+        tpot=_duration(latency.time_per_output_token) if latency else None,
     )
 
 
-def _duration(microseconds: int) -> str:
-    """Two digits for people: 8.5ms, 120ms, 1.5s."""
+def _duration(measured: Percentiles | None) -> str | None:
+    """The 95th percentile in two digits for people: 8.5ms, 120ms, 1.5s."""
+    if measured is None:
+        return None
+    microseconds = measured.p95_microseconds
     if microseconds < 1_000_000:
         return f"{microseconds / 1000:.3g}ms"
     return f"{microseconds / 1_000_000:.3g}s"

@@ -1,8 +1,8 @@
 """What the gateways measured, as it may go into a status.
 
-Percentiles of several gateways are averaged by their numbers of requests: exact merging would need
-their histograms, and the error is small while the same balancer feeds them all. A status changes at
-most every WRITE_S, and only for a change over CHANGE.
+Percentiles of several gateways are averaged by their numbers of requests, TPOT by the requests that
+had one: exact merging would need their histograms, and the error is small while the same balancer
+feeds them all. A status changes at most every WRITE_S, and only for a change over CHANGE.
 """
 
 from __future__ import annotations
@@ -39,29 +39,37 @@ def two_digits(value: float) -> int:
 def merged(reports: Sequence[FleetLatency]) -> Latency | None:
     """One fleet's latency over its gateways; None when nothing was asked."""
     credible = [report for report in reports if _credible(report)]
-    total = sum(report.requests for report in credible)
+    ttft = _mean([(r.requests, r.ttft_p50_s, r.ttft_p95_s) for r in credible])
+    if ttft is None:
+        return None
+    tpot = _mean([(r.tpot_requests, r.tpot_p50_s or 0.0, r.tpot_p95_s or 0.0) for r in credible])
+    return Latency(time_to_first_token=ttft, time_per_output_token=tpot)
+
+
+def _mean(parts: Sequence[tuple[int, float, float]]) -> Percentiles | None:
+    """Of requests, their 50th and their 95th percentile in seconds; None without requests."""
+    total = sum(requests for requests, _, _ in parts)
     if total == 0:
         return None
-
-    def mean(field: str) -> int:
-        seconds = sum(getattr(r, field) * r.requests for r in credible) / total
-        return two_digits(seconds * 1e6)
-
-    return Latency(
-        time_to_first_token=Percentiles(
-            p50_microseconds=mean("ttft_p50_s"), p95_microseconds=mean("ttft_p95_s")
-        ),
-        time_per_output_token=Percentiles(
-            p50_microseconds=mean("tpot_p50_s"), p95_microseconds=mean("tpot_p95_s")
-        ),
+    p50_s = sum(requests * p50_s for requests, p50_s, _ in parts) / total
+    p95_s = sum(requests * p95_s for requests, _, p95_s in parts) / total
+    return Percentiles(
+        p50_microseconds=two_digits(p50_s * 1e6), p95_microseconds=two_digits(p95_s * 1e6)
     )
 
 
 def _credible(report: FleetLatency) -> bool:
     """Whether a pod that says it is a gateway reports what a gateway could have measured: numbers
     that are no number would end the loop that asks all of them."""
-    seconds = (report.ttft_p50_s, report.ttft_p95_s, report.tpot_p50_s, report.tpot_p95_s)
-    return 0 < report.requests <= MOST_REQUESTS and all(0.0 <= s <= LONGEST_S for s in seconds)
+    tpot = (report.tpot_p50_s, report.tpot_p95_s)
+    if report.tpot_requests and None in tpot:
+        return False
+    seconds = [s for s in (report.ttft_p50_s, report.ttft_p95_s, *tpot) if s is not None]
+    return (
+        0 < report.requests <= MOST_REQUESTS
+        and 0 <= report.tpot_requests <= report.requests
+        and all(0.0 <= s <= LONGEST_S for s in seconds)
+    )
 
 
 def publish(before: Published, measured: Latency | None, now_s: float) -> Published:
@@ -79,9 +87,9 @@ def publish(before: Published, measured: Latency | None, now_s: float) -> Publis
 
 
 def _differs(before: Latency, now: Latency) -> bool:
-    return any(
-        abs(new - old) > CHANGE * max(old, 1)
-        for old, new in zip(_numbers(before), _numbers(now), strict=True)
+    old, new = _numbers(before), _numbers(now)
+    return len(old) != len(new) or any(
+        abs(after - first) > CHANGE * max(first, 1) for first, after in zip(old, new, strict=True)
     )
 
 
@@ -89,5 +97,6 @@ def _numbers(latency: Latency) -> tuple[int, ...]:
     return tuple(
         number
         for part in (latency.time_to_first_token, latency.time_per_output_token)
+        if part is not None
         for number in (part.p50_microseconds, part.p95_microseconds)
     )

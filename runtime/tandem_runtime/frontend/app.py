@@ -6,21 +6,29 @@ from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem_runtime.frontend.errors import ApiError, BadRequest, Internal
 from tandem_runtime.frontend.oip import http as oip_http
-from tandem_runtime.frontend.oip.service import InferenceService, oip_error
+from tandem_runtime.frontend.oip.service import InferenceService
 from tandem_runtime.frontend.openai import endpoints as openai_endpoints
 from tandem_runtime.frontend.parameters import MAX_BODY_BYTES, sentence_of
-from tandem_runtime.frontend.respond import CLIENT_CLOSED_REQUEST, ErrorBody, error_response
+from tandem_runtime.frontend.respond import (
+    CLIENT_CLOSED_REQUEST,
+    ErrorBody,
+    error_body,
+    error_response,
+)
 
 
 def create_app(inference: InferenceService) -> FastAPI:
     """Both protocols over HTTP; the service's observer is told of every stream of either."""
-    app = FastAPI(title="Tandem", docs_url=None, redoc_url=None, max_body_size=MAX_BODY_BYTES)
+    app = FastAPI(title="Tandem", docs_url=None, redoc_url=None)
+    app.add_middleware(_BodyLimit)
     app.include_router(openai_endpoints.router(inference.backend, inference.observer))
     app.include_router(oip_http.router(inference))
     app.add_exception_handler(ApiError, _api_error)
@@ -31,8 +39,35 @@ def create_app(inference: InferenceService) -> FastAPI:
     return app
 
 
+class _BodyLimit:
+    """Refuses larger bodies; FastAPI's own limit answers in plain text, whatever the protocol."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        known_bytes = int(announced) if announced.isdecimal() else 0
+        read_bytes = 0
+
+        async def limited() -> Message:
+            nonlocal read_bytes
+            if known_bytes <= MAX_BODY_BYTES:
+                message = await receive()
+                read_bytes += len(message.get("body", b""))
+                if read_bytes <= MAX_BODY_BYTES:
+                    return message
+            told = f"the body is larger than {MAX_BODY_BYTES} bytes; send less at a time"
+            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, told)
+
+        await self._app(scope, limited, send)
+
+
 def _shape(request: Request) -> ErrorBody:
-    return oip_error if request.url.path.startswith("/v2") else ApiError.openai
+    return error_body(request.url.path)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
@@ -49,7 +84,7 @@ async def _invalid_body(request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods."""
+    """Unknown paths and methods, bodies too large."""
     assert isinstance(error, HTTPException)
     known = ApiError(f"{request.method} {request.url.path}: {error.detail}.")
     known.status = HTTPStatus(error.status_code)

@@ -27,16 +27,14 @@ class ServedModel:
     card: ModelCard
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    context_tokens: int
+    """The longest prompt and answer together that is served."""
 
     @classmethod
     def of(cls, card: ModelCard, bundle: TokenizerBundle) -> ServedModel:
         source = bundle.chat_template
         template = None if source is None else ChatTemplate(source, bundle.special_tokens)
-        return cls(card, Tokenizer(bundle), template)
-
-    @property
-    def context_tokens(self) -> int:
-        return self.tokenizer.bundle.context_tokens
+        return cls(card, Tokenizer(bundle), template, bundle.context_tokens)
 
 
 @dataclass
@@ -51,7 +49,10 @@ class Route:
 class Backend(Protocol):
     @property
     def ready(self) -> bool:
-        """Whether requests are admitted."""
+        """Whether clients should come: requests are admitted, and will be for a while.
+
+        What is not admitted any more is refused by `generate`.
+        """
 
     def cards(self) -> Sequence[ModelCard]:
         """All served names; those without a ready pod too."""

@@ -39,6 +39,9 @@ class ApiError(Exception):
             }
         }
 
+    def oip(self) -> dict[str, object]:
+        return {"error": self.message}
+
 
 class BadRequest(ApiError):
     """The request cannot be served as it is: the message says what to write instead."""
@@ -79,3 +82,12 @@ class Unavailable(ApiError):
 
 class Internal(ApiError):
     """A fault of ours."""
+
+
+class Poisonous(Internal):
+    """Several pods failed of this one request: whoever repeats it spreads the damage."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        # OpenAI's clients repeat what ended with a 500, unless they are told not to.
+        return {**super().headers, "x-should-retry": "false"}

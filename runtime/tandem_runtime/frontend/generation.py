@@ -59,19 +59,21 @@ def tenant_of(header: str | None) -> str:
     return header
 
 
-def fit_prompt(model: ServedModel, prompt_ids: list[int], max_tokens: int | None) -> int:
+def fit_prompt(
+    model: ServedModel, prompt_ids: list[int], max_tokens: int | None, param: str = "prompt"
+) -> int:
     """Checks a prompt against the model; returns how many tokens may be generated.
 
-    `max_tokens` None: as many as the context has room for.
+    `max_tokens` None: as many as the context has room for. `param`: where the prompt came from.
     """
     if not prompt_ids:
-        raise BadRequest("The prompt has no tokens; send at least one.", param="prompt")
+        raise BadRequest("The prompt has no tokens; send at least one.", param=param)
     vocab_size = model.tokenizer.bundle.vocab_size
     outside = next((i for i in prompt_ids if not 0 <= i < vocab_size), None)
     if outside is not None:
         raise BadRequest(
             f"The prompt has the token id {outside}; this model's ids are 0 to {vocab_size - 1}.",
-            param="prompt",
+            param=param,
         )
     room = model.context_tokens - len(prompt_ids)
     wanted = max(room, 1) if max_tokens is None else max_tokens
@@ -81,7 +83,7 @@ def fit_prompt(model: ServedModel, prompt_ids: list[int], max_tokens: int | None
             f"The model is served with a context of {model.context_tokens} tokens; the prompt has "
             f"{len(prompt_ids)}{completion}, together {len(prompt_ids) + wanted}. "
             "Shorten the prompt" + ("." if max_tokens is None else " or lower max_tokens."),
-            param="prompt",
+            param=param,
         )
     return wanted
 

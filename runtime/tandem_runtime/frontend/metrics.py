@@ -29,7 +29,7 @@ class RequestMetrics:
             registry=registry,
         )
         self._failed = Counter(
-            "tandem:request_failure",
+            "tandem_request_failures",
             "Streams that ended without a finish: failed, or left by their client.",
             labels,
             registry=registry,

@@ -24,13 +24,16 @@ def _whole_characters(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole_characters)]
+"""Limits on its length stand before the validator, or pydantic counts items for characters."""
 MaxTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-StopString = Annotated[Text, Field(max_length=1024)]
+StopString = Annotated[str, Field(max_length=1024), AfterValidator(_whole_characters)]
+Salt = Annotated[str, Field(max_length=256), AfterValidator(_whole_characters)]
 
 UNION_SENTENCES = {
-    "prompt": "a string, a list of strings, a list of token ids, or a list of lists of token ids",
-    "stop": "a string or a list of at most 16 strings",
+    "prompt": "a string, a list of strings, a list of token ids, or a list of lists of token ids, "
+    "at most 256 strings or lists",
+    "stop": "a string or a list of at most 16 strings, each of at most 1024 characters",
     "content": "a string or a list of {type: text, text: ...} parts",
 }
 """For fields of several types pydantic complains once for each; one sentence says it all."""
@@ -44,12 +47,13 @@ class GenerationParameters(BaseModel):
     max_tokens: MaxTokens | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
-    ignore_eos: bool = Field(False, description="Extension: generate up to max_tokens.")
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] = Field(
-        default_factory=list, description="Extension: token ids that end the answer."
+    ignore_eos: bool | None = Field(None, description="Extension: generate up to max_tokens.")
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = Field(
+        None, description="Extension: token ids that end the answer."
     )
-    cache_salt: Annotated[Text, Field(max_length=256)] = Field(
-        "", description="Extension: share the prefix cache only with requests of the same salt."
+    cache_salt: Salt | None = Field(
+        None,
+        description="Extension: share the prefix cache only with requests of the same salt.",
     )
 
     def stops(self) -> tuple[str, ...]:
@@ -66,8 +70,8 @@ class GenerationParameters(BaseModel):
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=seed,
-            ignore_eos=self.ignore_eos,
-            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos or False,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs,
         )
 
@@ -75,9 +79,7 @@ class GenerationParameters(BaseModel):
 def sentence_of(errors: list[dict[str, object]]) -> BadRequest:
     """pydantic's first error as one sentence that names the parameter."""
     first = errors[0]
-    location = first["loc"]
-    assert isinstance(location, tuple)
-    path = [str(part) for part in location if part != "body"]
+    path = _path(first)
     kind, message = str(first["type"]), str(first["msg"])
     if kind == "json_invalid":
         context = first.get("ctx")
@@ -86,11 +88,30 @@ def sentence_of(errors: list[dict[str, object]]) -> BadRequest:
     for n, name in enumerate(path):
         if name in UNION_SENTENCES and (kind != "missing" or n + 1 < len(path)):
             param = ".".join(path[: n + 1])
-            return BadRequest(f"{param} must be {UNION_SENTENCES[name]}.", param=param)
+            broken = _broken_limit([e for e in errors if _path(e)[: n + 1] == path[: n + 1]])
+            return BadRequest(f"{param} must be {UNION_SENTENCES[name]}{broken}.", param=param)
     param = ".".join(path)
     what = param or "The body"
     if kind == "missing":
         return BadRequest(f"{what} is missing.", param=param or None)
     if kind == "extra_forbidden":
         return BadRequest(f"{what} is not a parameter of this endpoint.", param=param)
+    message = message.replace(" after validation", "")
     return BadRequest(f"{what}: {message[0].lower()}{message[1:]}.", param=param or None)
+
+
+def _path(error: dict[str, object]) -> list[str]:
+    location = error["loc"]
+    assert isinstance(location, tuple)
+    return [str(part) for part in location if part != "body"]
+
+
+def _broken_limit(errors: list[dict[str, object]]) -> str:
+    """By how much a value of several types is too long, if that is what is wrong with it."""
+    for error in errors:
+        value = error["input"]
+        if error["type"] == "too_long" and isinstance(value, list):
+            return f"; it has {len(value)} entries"
+        if error["type"] == "string_too_long" and isinstance(value, str):
+            return f"; one has {len(value)}"
+    return ""

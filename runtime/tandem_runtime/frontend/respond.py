@@ -25,6 +25,12 @@ ErrorBody = Callable[[ApiError], dict[str, object]]
 
 T = TypeVar("T")
 
+
+def error_body(path: str) -> ErrorBody:
+    """Of the protocol that a path belongs to."""
+    return ApiError.oip if path.startswith("/v2") else ApiError.openai
+
+
 _ENCODE = msgspec.json.Encoder().encode
 CLIENT_CLOSED_REQUEST: Final = 499
 """nginx's status for an answer that nobody waits for."""

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem_runtime import contract
+from tandem_runtime.frontend.errors import Unavailable
+from tandem_runtime.frontend.respond import error_body, error_response
 
 
 class _Uvicorn(uvicorn.Server):
@@ -26,6 +28,8 @@ class HttpServer:
 
     def __init__(self, host: str, port: int) -> None:
         self.app: ASGIApp | None = None
+        self.closing = False
+        """Whether each connection ends with its next answer, so that clients go elsewhere."""
         self._host = host
         self._port = port
         config = uvicorn.Config(
@@ -56,14 +60,21 @@ class HttpServer:
             await self._serving
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.closing:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
         app = self.app or _loading
-        await app(scope, receive, send)
+        await app(scope, receive, send_last)
 
 
 async def _loading(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
-    alive = scope["path"] == contract.PATH_HEALTH
-    body = {"error": {"message": "Still loading.", "type": "service_unavailable"}}
-    response = JSONResponse({} if alive else body, 200 if alive else 503, {"retry-after": "5"})
+    path = scope["path"]
+    if path == contract.PATH_HEALTH:
+        response: Response = JSONResponse({})
+    else:
+        response = error_response(Unavailable("Still loading.", retry_after_s=5), error_body(path))
     await response(scope, receive, send)

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Final
 
 from tandem_runtime.frontend.backend import ModelCard, Route, ServedModel
-from tandem_runtime.frontend.errors import BadRequest, Internal, Unavailable
+from tandem_runtime.frontend.errors import (
+    ApiError,
+    BadRequest,
+    Internal,
+    Poisonous,
+    Unavailable,
+)
 from tandem_runtime.gateway.affinity import PrefixMemory
 from tandem_runtime.gateway.discovery import Discovery
 from tandem_runtime.gateway.fleets import RETRY_AFTER_S, Fleets
 from tandem_runtime.gateway.health import PodHealth
-from tandem_runtime.gateway.journal import ATTEMPTS, Journal
+from tandem_runtime.gateway.journal import REFUSED, Journal
 from tandem_runtime.gateway.load import Loads
 from tandem_runtime.gateway.metrics import GatewayMetrics
 from tandem_runtime.gateway.pod_client import PodClient, PodUnreachable
@@ -31,8 +36,8 @@ from tandem_runtime.protocol import GenerateEvent, GenerateRequest, PrefillTarge
 log = logging.getLogger(__name__)
 
 RESUME_S: Final = 60.0
-"""How long a stream that has begun waits for pods that can continue it."""
-_PAUSE_S: Final = 0.2
+"""How long a stream that has begun waits for pods that can continue it, all in all."""
+_WAIT_S: Final = 0.2
 _OUTPUT_TOKENS: Final = 128
 """What a stream is taken to generate, for the load."""
 _LONG_TOKENS: Final = 50_000
@@ -60,11 +65,14 @@ class GatewayBackend:
         self._memory = PrefixMemory()
         self.streams = 0
         """Streams that run now."""
-        self.stopping = False
+        self.leaving = False
+        """Set by SIGTERM: requests are still served, new clients had better go elsewhere."""
+        self.closed = False
+        """Set once clients had time to notice: nothing new is admitted."""
 
     @property
     def ready(self) -> bool:
-        return self._discovery.synced and not self.stopping
+        return self._discovery.synced and not self.leaving
 
     def cards(self) -> Sequence[ModelCard]:
         return self._fleets.cards()
@@ -75,6 +83,8 @@ class GatewayBackend:
     async def generate(
         self, model: ServedModel, request: GenerateRequest, route: Route
     ) -> AsyncGenerator[GenerateEvent, None]:
+        if self.closed:
+            raise Unavailable("This gateway is ending; ask again.")
         self.streams += 1
         try:
             keys = await self._keys(model, request)
@@ -91,27 +101,25 @@ class GatewayBackend:
             self.streams -= 1
 
     async def _pair(self, model: ServedModel, journal: Journal, keys: list[bytes]) -> Pair:
-        """Where the next attempt goes. Raises `Unavailable` when the stream is to be given up."""
-        if journal.failures >= ATTEMPTS and not journal.begun:
-            raise Unavailable(
-                f"{journal.failures} attempts failed, the last one because {journal.reason}.",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        deadline_s = time.monotonic() + RESUME_S
+        """Where the next attempt goes. Raises `ApiError` when the stream is to be given up."""
+        if journal.crashes_pods or journal.exhausted:
+            last = f"{journal.attempts} attempts failed, the last one because {journal.reason}."
+            raise _given_up(journal, last)
+        if journal.failures:
+            await asyncio.sleep(journal.pause_s)
         while True:
-            if journal.failures:
-                await asyncio.sleep(_PAUSE_S)
             chosen = self._choose(model, journal, keys)
             if isinstance(chosen, Pair):
                 return chosen
-            if not journal.begun or time.monotonic() > deadline_s:
-                raise Unavailable(
-                    f"No pod of fleet '{model.card.fleet}' can serve now: {chosen.reason}.",
-                    retry_after_s=RETRY_AFTER_S,
+            if not journal.begun or journal.waited_s >= RESUME_S:
+                fleet = model.card.fleet
+                raise _given_up(
+                    journal, f"No pod of fleet '{fleet}' can serve now: {chosen.reason}."
                 )
             # Better one that failed before than none; the client is waiting in mid-sentence.
             journal.avoid.clear()
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_WAIT_S)
+            journal.waited_s += _WAIT_S
 
     def _choose(self, model: ServedModel, journal: Journal, keys: list[bytes]) -> Pair | NoRoute:
         request = journal.request
@@ -166,11 +174,12 @@ class GatewayBackend:
                 self._loads.end(uid, tokens)
 
     def _fault(self, event: GenerateEvent, pair: Pair, journal: Journal) -> None:
-        """An error event. Raises `ApiError` for one that no other pod would spare the client."""
+        """An error event. Raises `ApiError` for one that no other pod would spare the client.
+
+        What one pod refuses another may take: their memory differs, and so does what they hold.
+        """
         reason = event.error or "it failed"
-        if event.error_code == "bad_request":
-            raise BadRequest(f"{reason[0].upper()}{reason[1:]}".rstrip(".") + ".")
-        if not event.retryable:
+        if not event.retryable and event.error_code != REFUSED:
             raise Internal(f"Pod {pair.decode.name} failed: {reason}.")
         culprit = pair.decode
         if pair.prefill is not None and event.failed_pod == pair.prefill.name:
@@ -178,7 +187,7 @@ class GatewayBackend:
         self._failed(journal, culprit.uid, reason, event.error_code or "unknown")
 
     def _failed(self, journal: Journal, uid: str, reason: str, code: str) -> None:
-        journal.fail(uid, reason)
+        journal.fail(uid, reason, code)
         self._metrics.attempt_failed(code, begun=journal.begun)
         log.warning("attempt %d of stream %s: %s", journal.epoch, journal.request.stream_id, reason)
 
@@ -202,3 +211,16 @@ class GatewayBackend:
         layout_hash = bytes.fromhex(bundle.cache_root)
         root = root_key(layout_hash, self._secret, request.tenant, request.cache_salt)
         return block_keys(root, ids, bundle.block_tokens)
+
+
+def _given_up(journal: Journal, reason: str) -> ApiError:
+    """`reason`: a sentence, where it is nothing about the request itself."""
+    if journal.crashes_pods:
+        return Poisonous(
+            "This request is given up: two pods failed at the same point of it, after "
+            f"{len(journal.output_ids)} tokens, the last one because {journal.reason}. Report it "
+            "with the logs of the pods; asking again may fail more of them."
+        )
+    if journal.code == REFUSED:
+        return BadRequest(f"{journal.reason[0].upper()}{journal.reason[1:]}".rstrip(".") + ".")
+    return Unavailable(reason, retry_after_s=RETRY_AFTER_S)

@@ -87,10 +87,12 @@ class PodWatch:
             except WatchExpired:
                 version = ""
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError, ApiRefused) as error:
-                delay_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
-                failures += 1
                 log.warning("the Kubernetes API is away, keeping the last view: %s", error)
-                await asyncio.sleep(delay_s)
+                failures = await _back_off(failures)
+            except Exception:
+                log.exception("the watch of pods failed, keeping the last view; it lists again")
+                version = ""
+                failures = await _back_off(failures)
 
     async def _list(self) -> str:
         reply = await self._get(resourceVersion="0")
@@ -148,6 +150,12 @@ class PodWatch:
         if reply.status == 410:
             raise WatchExpired(text)
         raise ApiRefused(f"{reply.status}: {text}")
+
+
+async def _back_off(failures: int) -> int:
+    """Waits after one more failure in a row; returns how many that makes."""
+    await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+    return failures + 1
 
 
 async def _lines(reply: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Final
 
 from tandem_runtime.gateway.discovery import Discovery
-from tandem_runtime.gateway.fleets import Fleets
 from tandem_runtime.gateway.load import Loads
+from tandem_runtime.gateway.loops import repeat
 from tandem_runtime.gateway.pod_client import PodClient, PodUnreachable
 from tandem_runtime.gateway.pods import PodView
 
@@ -40,15 +40,17 @@ class PodHealth:
         self._heard_s: dict[str, float] = {}
         self._unanswered: set[str] = set()
         self._draining: set[str] = set()
+        self._context_tokens: dict[str, int] = {}
         self.unusable: frozenset[str] = frozenset()
         """Uids of pods that are silent, or that say they are draining."""
 
-    async def run(self, fleets: Fleets) -> None:
+    async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await self.round()
-            await fleets.refresh()
-            await asyncio.sleep(PERIOD_S)
+        await repeat("a round of health checks", self.round, PERIOD_S)
+
+    def context_tokens(self, uid: str) -> int | None:
+        """The longest prompt and answer together that the pod can hold, once it has said so."""
+        return self._context_tokens.get(uid) or None
 
     async def round(self) -> None:
         pods = self._discovery.pods
@@ -57,6 +59,7 @@ class PodHealth:
         uids = {pod.uid for pod in pods}
         for gone in self._heard_s.keys() - uids:
             del self._heard_s[gone]
+            self._context_tokens.pop(gone, None)
         self._unanswered &= uids
         silent = {uid for uid in self._unanswered if now_s - self._last_s(uid) > SILENCE_S}
         for uid in (silent | (self._client.live_uids - uids)) & self._client.live_uids:
@@ -81,6 +84,7 @@ class PodHealth:
         self._unanswered.discard(pod.uid)
         self._heard_s[pod.uid] = self._clock()
         self._loads.observe(pod.uid, state.in_flight, ours)
+        self._context_tokens[pod.uid] = state.context_tokens
         if state.draining:
             self._draining.add(pod.uid)
         else:

@@ -10,7 +10,16 @@ import msgspec
 from tandem_runtime.protocol import GenerateEvent, GenerateRequest, PrefillTarget
 
 ATTEMPTS: Final = 3
-"""In a row without a token, before the stream is given up."""
+"""That fail in a row before the client has seen a token: then it had better ask again."""
+RESUMES: Final = 5
+"""That fail in a row since the last token: a lost stream costs a client more than a pause."""
+ALL_ATTEMPTS: Final = 10
+"""Of one stream, whatever progress they made."""
+CRASHES: Final = 2
+"""Pods that fail inside at one point of a stream before the stream is taken for the cause."""
+REFUSED: Final = "bad_request"
+"""The code of an attempt that its pod can never serve."""
+_PAUSE_S: Final = 0.2
 
 
 @dataclass
@@ -21,17 +30,43 @@ class Journal:
     output_ids: list[int] = field(default_factory=list)
     epoch: int = -1
     failures: int = 0
-    """Attempts in a row that brought no token."""
+    """Attempts in a row that failed, since the last token."""
     reason: str = ""
     """Why the last attempt failed."""
+    code: str = ""
+    """The same as `GenerateEvent.error_code`, or `unreachable`."""
     avoid: set[str] = field(default_factory=set)
     """Uids of pods that failed this stream."""
+    waited_s: float = 0.0
+    """How long the stream has waited for pods, of all its attempts."""
     finished: bool = False
+    _crashed: dict[int, set[str]] = field(default_factory=dict)
+    """Uids of pods that failed inside, by the number of tokens that the stream had then."""
 
     @property
     def begun(self) -> bool:
         """Whether the client has seen a token: from then on a failure is a pause for it."""
         return bool(self.output_ids)
+
+    @property
+    def attempts(self) -> int:
+        return self.epoch + 1
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no further attempt is to be made."""
+        in_a_row = RESUMES if self.begun else ATTEMPTS
+        return self.failures >= in_a_row or self.attempts >= ALL_ATTEMPTS
+
+    @property
+    def crashes_pods(self) -> bool:
+        """Whether the stream itself seems to be what its pods fail of: another one would too."""
+        return len(self._crashed.get(len(self.output_ids), ())) >= CRASHES
+
+    @property
+    def pause_s(self) -> float:
+        """Between a failure and the next attempt: doubled with each failure in a row."""
+        return _PAUSE_S * 2.0 ** (self.failures - 1)
 
     def attempt(self, prefill: PrefillTarget | None) -> GenerateRequest:
         """The next attempt's request: everything generated so far is part of it."""
@@ -50,8 +85,11 @@ class Journal:
         self.finished = event.finish_reason is not None
         return True
 
-    def fail(self, pod_uid: str, reason: str) -> None:
+    def fail(self, pod_uid: str, reason: str, code: str = "unreachable") -> None:
         """The newest attempt failed, and this pod is to be avoided."""
         self.failures += 1
         self.reason = reason
+        self.code = code
         self.avoid.add(pod_uid)
+        if code == "internal":
+            self._crashed.setdefault(len(self.output_ids), set()).add(pod_uid)

@@ -48,8 +48,9 @@ def _latency(samples: deque[_Sample]) -> FleetLatency:
         requests=len(samples),
         ttft_p50_s=percentile(ttft, 50),
         ttft_p95_s=percentile(ttft, 95),
-        tpot_p50_s=percentile(tpot, 50),
-        tpot_p95_s=percentile(tpot, 95),
+        tpot_p50_s=percentile(tpot, 50) if tpot else None,
+        tpot_p95_s=percentile(tpot, 95) if tpot else None,
+        tpot_requests=len(tpot),
     )
 
 

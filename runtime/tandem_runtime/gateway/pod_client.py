@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import aiohttp
 import msgspec
@@ -13,6 +13,8 @@ import msgspec
 from tandem_runtime import contract
 from tandem_runtime.gateway.pods import PodView
 from tandem_runtime.protocol import GenerateEvent, GenerateRequest, PodState, TokenizerBundle
+
+T = TypeVar("T")
 
 _CONNECT_S: Final = 2.0
 _LINE_BYTES: Final = 4 << 20
@@ -92,20 +94,24 @@ class PodClient:
 
     async def tokenizer(self, pod: PodView) -> TokenizerBundle:
         """Raises `PodUnreachable`."""
-        body = await self._get(pod, contract.PATH_TOKENIZER, _TOKENIZER_CALL)
-        return msgspec.json.decode(body, type=TokenizerBundle)
+        return await self._get(pod, contract.PATH_TOKENIZER, _TOKENIZER_CALL, TokenizerBundle)
 
     async def state(self, pod: PodView) -> PodState:
         """Raises `PodUnreachable`."""
-        body = await self._get(pod, contract.PATH_STATE, _SMALL_CALL)
-        return msgspec.json.decode(body, type=PodState)
+        return await self._get(pod, contract.PATH_STATE, _SMALL_CALL, PodState)
 
-    async def _get(self, pod: PodView, path: str, limits: aiohttp.ClientTimeout) -> bytes:
+    async def _get(
+        self, pod: PodView, path: str, limits: aiohttp.ClientTimeout, kind: type[T]
+    ) -> T:
         try:
             async with self._session.get(_url(pod, path), timeout=limits) as reply:
                 if reply.status != 200:
                     raise PodUnreachable(f"pod {pod.name} answered {await _complaint(reply)}")
-                return await reply.read()
+                return msgspec.json.decode(await reply.read(), type=kind)
+        except ValueError as error:
+            # Somebody else has the address now, or a version that does not fit to ours.
+            told = f"pod {pod.name} answered what is no {kind.__name__}: {error}"
+            raise PodUnreachable(told) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise PodUnreachable(f"pod {pod.name} gave no answer: {error}") from error
 

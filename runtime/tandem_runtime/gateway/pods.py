@@ -16,6 +16,7 @@ class PodView:
     uid: str
     name: str
     ip: str
+    """Empty until it has one."""
     fleet: str
     role: Role
     revision: str
@@ -38,13 +39,16 @@ class PodView:
 
 
 def pod_view(pod: Mapping[str, Any]) -> PodView | None:
-    """None for a pod that is not (yet, or any more) one of a fleet's runtime pods."""
+    """None for a pod that is none of a fleet's runtime pods, or has ended.
+
+    One that is only coming counts: it tells the names that its fleet is about to serve.
+    """
     metadata, status = pod.get("metadata") or {}, pod.get("status") or {}
     labels = metadata.get("labels") or {}
     annotations = metadata.get("annotations") or {}
     role = labels.get(contract.LABEL_ROLE)
-    ip = status.get("podIP")
-    if role not in set(Role) or not ip or status.get("phase") in ("Succeeded", "Failed"):
+    ip = status.get("podIP") or ""
+    if role not in set(Role) or status.get("phase") in ("Succeeded", "Failed"):
         return None
     names = annotations.get(contract.ANNOTATION_SERVED_NAMES, "")
     return PodView(
@@ -56,7 +60,8 @@ def pod_view(pod: Mapping[str, Any]) -> PodView | None:
         revision=labels.get(contract.LABEL_REVISION, ""),
         served_names=tuple(name.strip() for name in names.split(",") if name.strip()),
         created_unix_s=_unix_s(metadata.get("creationTimestamp")),
-        ready=any(
+        ready=ip != ""
+        and any(
             condition.get("type") == "Ready" and condition.get("status") == "True"
             for condition in status.get("conditions") or []
         ),

@@ -11,7 +11,7 @@ queue is not longer than what the prefix saves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -42,12 +42,6 @@ class Pair:
 class NoRoute:
     reason: str
     """A sentence."""
-
-
-def fleet_of(pods: Iterable[PodView], served_name: str) -> str | None:
-    """The fleet that serves a name: of several, the one with the oldest pod."""
-    serving = [pod for pod in pods if served_name in pod.served_names]
-    return min(serving, key=lambda pod: (pod.created_unix_s, pod.fleet)).fleet if serving else None
 
 
 def choose(

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 _LINGER_S: Final = 2.0
 """After SIGTERM new requests are still served for so long: load balancers take time to notice."""
+_FOREVER_S: Final = 1e6
+_IDLE_CALLS_S: Final = 2.0
+"""Open gRPC calls are ended so long after the last stream: a client may hold one for ever."""
 
 
 class Gateway:
@@ -37,14 +40,15 @@ class Gateway:
     def __init__(self, options: GatewayOptions, discovery: Discovery) -> None:
         self._options = options
         self._discovery = discovery
-        self._tasks: list[asyncio.Task[None]] = []
+        self.loops: list[asyncio.Task[None]] = []
+        """Never to end by themselves."""
         registry = CollectorRegistry()
         metrics = GatewayMetrics(registry)
         statistics = Statistics()
         self._client = PodClient(options.secret)
         loads = Loads()
-        self._fleets = Fleets(discovery, self._client)
         self._health = PodHealth(discovery, self._client, loads)
+        self._fleets = Fleets(discovery, self._client, self._health)
         self.backend = GatewayBackend(
             discovery, self._fleets, self._client, self._health, loads, metrics, options.secret
         )
@@ -63,23 +67,31 @@ class Gateway:
 
     async def start(self) -> tuple[int, int]:
         """The HTTP and the gRPC port. Raises OSError."""
-        self._tasks.append(asyncio.create_task(self._health.run(self._fleets)))
+        self.loops += [
+            asyncio.create_task(self._health.run(), name="the health checks"),
+            asyncio.create_task(self._fleets.run(), name="the fetching of tokenizers"),
+        ]
         port = await self._http.start()
         grpc_port = bind(self._grpc, self._options.host, self._options.grpc_port)
         await self._grpc.start()
         return port, grpc_port
 
     async def stop(self) -> None:
-        """Not ready at once; ends when the last stream has."""
-        self.backend.stopping = True
+        """Not ready at once, admits nothing after the linger, ends when the last stream has."""
+        self.backend.leaving = True
+        self._http.closing = True
         await asyncio.sleep(_LINGER_S)
+        self.backend.closed = True
+        # gRPC's GOAWAY: calls that run go on, new ones go elsewhere.
+        ending_calls = asyncio.create_task(self._grpc.stop(_FOREVER_S))
         while self.backend.streams:  # noqa: ASYNC110 - streams end in many places
             await asyncio.sleep(0.05)
-        await self._grpc.stop(grace=5)
+        await self._grpc.stop(_IDLE_CALLS_S)
+        await ending_calls
         await self._http.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for loop in self.loops:
+            loop.cancel()
+        await asyncio.gather(*self.loops, return_exceptions=True)
         await self._client.close()
 
 
@@ -91,18 +103,19 @@ async def run(options: GatewayOptions) -> int:
     except ConfigException as error:
         raise BadConfig(f"no way to the Kubernetes API: {error}") from error
     watch = PodWatch(api, options.namespace)
-    watching = asyncio.create_task(watch.run())
+    watching = asyncio.create_task(watch.run(), name="the watch of pods")
     gateway = Gateway(options, watch)
     await gateway.start()
     log.info("namespace %s: listening on %s:%d", options.namespace, options.host, options.port)
     stopping = asyncio.ensure_future(asked_to_stop.wait())
-    await asyncio.wait({stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
+    loops = {watching, *gateway.loops}
+    await asyncio.wait({stopping, *loops}, return_when=asyncio.FIRST_COMPLETED)
+    ended = [loop for loop in loops if loop.done()]
+    for loop in ended:
+        log.error("%s ended, so the gateway ends too: %r", loop.get_name(), loop.exception())
     await gateway.stop()
-    failed = watching.done()
     stopping.cancel()
     watching.cancel()
-    outcome = (await asyncio.gather(watching, return_exceptions=True))[0]
-    if failed:
-        log.error("the watch ended: %s", outcome)
+    await asyncio.gather(watching, return_exceptions=True)
     await api.close()
-    return 1 if failed else 0
+    return 1 if ended else 0

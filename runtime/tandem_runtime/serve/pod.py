@@ -104,6 +104,7 @@ class Pod:
             kv_usage=0.0 if stats is None else stats.kv_usage,
             kv_capacity_tokens=self._capacity_tokens,
             started_unix_s=self._started_unix_s,
+            context_tokens=self.bundle.context_tokens,
         )
 
     def drain(self, request: DrainRequest) -> None:

@@ -134,7 +134,8 @@ class ScriptedBackend:
         cards = {card.name: card for card in self.cards()}
         if name not in cards:
             raise ModelNotFound(name, list(cards))
-        return ServedModel(cards[name], self.tokenizer, self.template)
+        context_tokens = self.tokenizer.bundle.context_tokens
+        return ServedModel(cards[name], self.tokenizer, self.template, context_tokens)
 
     async def generate(
         self, model: ServedModel, request: GenerateRequest, route: Route

@@ -131,3 +131,14 @@ async def test_pods_of_any_size(api: PlayedApi, watch: PodWatch) -> None:
 async def test_before_the_first_list_nothing_is_known(api: PlayedApi, watch: PodWatch) -> None:
     assert not watch.synced
     assert watch.pods == ()
+
+
+async def test_events_that_nobody_expects_are_survived(
+    api: PlayedApi, watch: PodWatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.pods = [pod("a")]
+    await eventually(lambda: len(api.watches) == 1)
+    api.pods = [pod("a"), pod("b")]
+    api.events.put_nowait({"kind": "no event at all"})
+    await eventually(lambda: names(watch) == ["a", "b"])
+    assert "KeyError" in caplog.text

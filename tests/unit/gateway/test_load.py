@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from tandem_runtime.gateway.latency import LatencyWindows, percentile
 from tandem_runtime.gateway.load import FOREIGN_STREAM_TOKENS, Loads
+from tandem_runtime.protocol import FleetLatency
 
 
 def test_own_streams_count_exactly_and_others_at_a_typical_size() -> None:
@@ -37,6 +38,15 @@ def test_the_last_minute() -> None:
     assert summary.ttft_p95_s == 0.96
     assert summary.tpot_p95_s == 0.01
     assert windows.summary(now_s=1000.0) == {}
+
+
+def test_answers_of_one_token_have_no_tpot() -> None:
+    windows = LatencyWindows()
+    windows.add("chat", 0.2, None, 0.0)
+    assert windows.summary(0.0)["chat"] == FleetLatency(1, 0.2, 0.2, None, None, 0)
+    windows.add("chat", 0.2, 0.04, 0.0)
+    windows.add("chat", 0.2, None, 0.0)
+    assert windows.summary(0.0)["chat"] == FleetLatency(3, 0.2, 0.2, 0.04, 0.04, 1)
 
 
 def test_percentiles_are_nearest_ranks() -> None:

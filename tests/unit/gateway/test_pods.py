@@ -55,7 +55,6 @@ def test_a_ready_pod() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"status": {"podIP": None}},
         {"status": {"phase": "Failed"}},
         {"status": {"phase": "Succeeded"}},
         {"metadata": {"labels": {contract.LABEL_FLEET: "chat"}}},
@@ -80,6 +79,14 @@ def test_pods_that_do_not_admit(change: dict[str, Any], ready: bool, leaving: bo
     view = pod_view(changed(**change))
     assert view is not None
     assert (view.ready, view.leaving, view.admits) == (ready, leaving, False)
+
+
+@pytest.mark.parametrize("ip", [None, ""])
+def test_a_pod_without_an_address_tells_its_names(ip: str | None) -> None:
+    view = pod_view(changed(status={"podIP": ip, "phase": "Pending"}))
+    assert view is not None
+    assert view.served_names == ("a", "org/b")
+    assert (view.ip, view.ready, view.admits) == ("", False, False)
 
 
 def test_an_empty_object() -> None:

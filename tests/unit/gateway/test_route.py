@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tandem_runtime.contract import Role
 from tandem_runtime.gateway.pods import PodView
-from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose, fleet_of
+from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose
 
 
 def pod(name: str, role: Role = Role.DECODE, revision: str = "r1", **changes: Any) -> PodView:
@@ -135,14 +135,3 @@ def test_whatever_is_chosen_may_serve(pods: list[PodView], data: st.DataObject) 
     elif chosen.decode.role is Role.DECODE:
         whole = [p for p in could if p.role is Role.DECODE and p.revision in partners]
         assert not whole, "a revision with both was there"
-
-
-def test_the_fleet_of_a_name_is_the_older_one() -> None:
-    pods = [
-        pod("a", fleet="new", created_unix_s=20.0),
-        pod("b", fleet="old", created_unix_s=10.0),
-        pod("c", fleet="other", created_unix_s=1.0, served_names=("x", "y")),
-    ]
-    assert fleet_of(pods, "m") == "old"
-    assert fleet_of(pods, "y") == "other"
-    assert fleet_of(pods, "z") is None

@@ -19,14 +19,18 @@ async def world() -> World:
     return world
 
 
-def latency(ttft_us: int, tpot_us: int) -> Latency:
+def percentiles(p95_us: int) -> Percentiles:
+    return Percentiles(p50_microseconds=p95_us // 2, p95_microseconds=p95_us)
+
+
+def latency(ttft_us: int, tpot_us: int | None) -> Latency:
     return Latency(
-        time_to_first_token=Percentiles(p50_microseconds=ttft_us // 2, p95_microseconds=ttft_us),
-        time_per_output_token=Percentiles(p50_microseconds=tpot_us // 2, p95_microseconds=tpot_us),
+        time_to_first_token=percentiles(ttft_us),
+        time_per_output_token=None if tpot_us is None else percentiles(tpot_us),
     )
 
 
-async def measure(world: World, ttft_us: int, tpot_us: int) -> None:
+async def measure(world: World, ttft_us: int, tpot_us: int | None) -> None:
     published = Published(latency(ttft_us, tpot_us), 0.0, 0.0)
     world.facts._latencies["team", "chat"] = published
     await world.settle()
@@ -60,6 +64,27 @@ async def test_objectives_are_judged_by_what_was_measured(world: World) -> None:
         "ObjectivesMissed",
         "TTFT p95 is over its target of 100 ms; TPOT p50 is over its target of 10 ms",
     )
+
+
+async def test_an_objective_that_nobody_measured_is_not_kept(world: World) -> None:
+    """Answers of one token have no time per output token."""
+    objectives = {
+        "timeToFirstToken": {"targetMilliseconds": 100, "percentile": 95},
+        "timePerOutputToken": {"targetMilliseconds": 10, "percentile": 50},
+    }
+    world.edit(FLEETS, "chat", lambda b: b["spec"].update(objectives=objectives))
+    await measure(world, 90_000, 15_000)
+    assert world.condition("SLOMet").status == "True"
+    await measure(world, 90_000, None)
+    assert world.condition("SLOMet") == ("Unknown", "NoMeasurement", "no TPOT was measured lately")
+    status = world.body(FLEETS, "chat")["status"]
+    assert "tpot" not in status
+    assert "timePerOutputToken" not in status["latency"]
+    await measure(world, 110_000, None)
+    assert world.condition("SLOMet").reason == "ObjectivesMissed"
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["objectives"].pop("timePerOutputToken"))
+    await measure(world, 90_000, None)
+    assert world.condition("SLOMet").status == "True"
 
 
 async def test_the_first_start_is_told_in_order_and_once() -> None:

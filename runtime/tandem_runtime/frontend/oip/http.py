@@ -10,14 +10,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from tandem_runtime import contract
-from tandem_runtime.frontend.errors import BadRequest
+from tandem_runtime.frontend.errors import ApiError, BadRequest
 from tandem_runtime.frontend.oip import body as wire
 from tandem_runtime.frontend.oip.service import (
     OUTPUT,
     VERSION,
     Inference,
     InferenceService,
-    oip_error,
     read_inference,
 )
 from tandem_runtime.frontend.respond import EventStream, unary
@@ -117,7 +116,7 @@ def _model_routes(routes: APIRouter, service: InferenceService) -> None:
     async def generate_stream(model: str, version: str, request: Request) -> Response:
         service.check(model, version)
         inference = await _read_generate(model, request)
-        return EventStream(_generated_pieces(service, inference), oip_error)
+        return EventStream(_generated_pieces(service, inference), ApiError.oip)
 
     _both(routes, "GET", "/ready", ready)
     _both(routes, "GET", "/config", config)
@@ -185,6 +184,10 @@ async def _read_generate(model: str, request: Request) -> Inference:
 
 async def _generate(service: InferenceService, model: str, request: Request) -> Response:
     inference = await _read_generate(model, request)
+    if inference.stream:
+        raise BadRequest(
+            "generate answers once; for stream: true use generate_stream.", param="stream"
+        )
 
     async def answer() -> Response:
         return JSONResponse(_generated(model, await service.text(inference)))
@@ -195,6 +198,9 @@ async def _generate(service: InferenceService, model: str, request: Request) -> 
 async def _generated_pieces(
     service: InferenceService, inference: Inference
 ) -> AsyncGenerator[object, None]:
+    if inference.stream is False:
+        yield _generated(inference.model, await service.text(inference))
+        return
     async with aclosing(service.run(inference)) as pieces:
         async for piece in pieces:
             yield _generated(inference.model, piece.text)

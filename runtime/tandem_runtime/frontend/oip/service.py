@@ -52,10 +52,6 @@ _TRANSPORT_PARAMETERS: Final = frozenset(
 )
 
 
-def oip_error(error: ApiError) -> Json:
-    return {"error": error.message}
-
-
 @dataclass(frozen=True)
 class Inference:
     """One request, read from either transport."""
@@ -63,7 +59,8 @@ class Inference:
     model: str
     text: str
     parameters: GenerationParameters
-    stream: bool
+    stream: bool | None
+    """None: the request leaves it open."""
     tenant: str
 
 
@@ -102,7 +99,12 @@ def read_inference(
     merged = {n: v for n, v in parameters.items() if n not in _TRANSPORT_PARAMETERS}
     if "sampling_parameters" in by_name:
         merged |= _json_object(by_name["sampling_parameters"])
-    stream = by_name["stream"].values[0] is True if "stream" in by_name else False
+    # Triton takes what a model has as an input as a parameter, too.
+    stream = merged.pop("stream", None)
+    if "stream" in by_name:
+        stream = by_name["stream"].values[0]
+    if stream is not None and not isinstance(stream, bool):
+        raise BadRequest("stream must be true or false.", param="stream")
     return Inference(
         model, _text(by_name["text_input"]), read_parameters(merged), stream, tenant_of(tenant)
     )
@@ -155,7 +157,7 @@ class InferenceService:
             sampling=parameters.sampling(max_tokens, None),
             stop=parameters.stops(),
             tenant=inference.tenant,
-            cache_salt=parameters.cache_salt,
+            cache_salt=parameters.cache_salt or "",
         )
         record = StreamRecord(model.card.name, model.card.fleet, arrived_s)
         pieces = run(self.backend, generation, record, self.observer)

@@ -97,7 +97,7 @@ class _Call:
             sampling=sampling,
             stop=self._body.stops(),
             tenant=tenant_of(self._request.headers.get(contract.HEADER_TENANT)),
-            cache_salt=self._body.cache_salt,
+            cache_salt=self._body.cache_salt or "",
         )
         record = StreamRecord(model.card.name, model.card.fleet, self._arrived_s)
         pieces = run(self._backend, generation, record, self._observer)
@@ -138,7 +138,8 @@ async def _chat(call: _Call, body: ChatCompletionRequest) -> Choice:
         raise BadRequest("Send max_completion_tokens or max_tokens, not both.", param="max_tokens")
     model = await call.model()
     ids = await encode(model.tokenizer, _rendered(model, body), add_special_tokens=False)
-    max_tokens = fit_prompt(model, ids, body.max_completion_tokens or body.max_tokens)
+    wanted = body.max_completion_tokens or body.max_tokens
+    max_tokens = fit_prompt(model, ids, wanted, param="messages")
     sampling = body.sampling(max_tokens, logprobs)
     return call.choice(0, model, ids, sampling, ChatShape(model.tokenizer))
 
