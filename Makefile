@@ -3,8 +3,8 @@ PY  := .venv/bin/python
 UV  := .venv/bin/uv
 UV_VERSION := 0.13.9
 
-# Progress is seen when it is made, in a log too.
-export PYTHONUNBUFFERED := 1
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 
 .DEFAULT_GOAL := venv
 .PHONY: venv demo down test lint type unit kernels serving control e2e generate verify
@@ -36,24 +36,27 @@ type: venv
 
 # Everything. The control plane's tests mostly wait, so they share the time with those that compute.
 test: verify
-	$(MAKE) -j2 --output-sync=line control unit kernels serving
+	$(MAKE) -j2 SIDE_BY_SIDE=1 control unit kernels serving
 	$(MAKE) e2e
 
+# Where several suites share the terminal, each line says whose it is.
+TAGGED = $(if $(SIDE_BY_SIDE),2>&1 | sed -u 's/^/$@: /')
+
 unit: venv
-	$(PY) -m pytest tests/unit
+	$(PY) -m pytest tests/unit $(TAGGED)
 
 # Interpreted, in a process that the tests start, and compiled for a GPU that need not be there.
 # On a GPU: `.venv/bin/python -m pytest tests/kernels -m gpu`.
 kernels: venv
-	$(PY) -m pytest tests/kernels
+	$(PY) -m pytest tests/kernels $(TAGGED)
 
 # The runtime's and the gateway's processes, with their clients.
 serving: venv
-	$(PY) -m pytest tests/serving
+	$(PY) -m pytest tests/serving $(TAGGED)
 
 # Operator, cluster and nodes on a real control plane, which the first run builds.
 control: venv
-	$(PY) -m pytest tests/control
+	$(PY) -m pytest tests/control $(TAGGED)
 
 # Fleets of the real runtime on a real control plane.
 e2e: venv
