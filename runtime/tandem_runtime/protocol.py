@@ -146,8 +146,8 @@ class FleetLatency(msgspec.Struct, frozen=True):
     tpot_p50_s: float | None = None
     """None: no answer had two tokens."""
     tpot_p95_s: float | None = None
-    tpot_requests: int = 0
-    """Of the requests, those whose answer had at least two tokens: TPOT is theirs."""
+    tpot_requests: int | None = None
+    """Of the requests, those whose answer had at least two tokens: TPOT is theirs. None: all."""
 
 
 class GatewayState(msgspec.Struct, frozen=True):

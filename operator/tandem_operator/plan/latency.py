@@ -42,7 +42,13 @@ def merged(reports: Sequence[FleetLatency]) -> Latency | None:
     ttft = _mean([(r.requests, r.ttft_p50_s, r.ttft_p95_s) for r in credible])
     if ttft is None:
         return None
-    tpot = _mean([(r.tpot_requests, r.tpot_p50_s or 0.0, r.tpot_p95_s or 0.0) for r in credible])
+    tpot = _mean(
+        [
+            (r.requests if r.tpot_requests is None else r.tpot_requests, r.tpot_p50_s, r.tpot_p95_s)
+            for r in credible
+            if r.tpot_p50_s is not None and r.tpot_p95_s is not None
+        ]
+    )
     return Latency(time_to_first_token=ttft, time_per_output_token=tpot)
 
 
@@ -67,7 +73,7 @@ def _credible(report: FleetLatency) -> bool:
     seconds = [s for s in (report.ttft_p50_s, report.ttft_p95_s, *tpot) if s is not None]
     return (
         0 < report.requests <= MOST_REQUESTS
-        and 0 <= report.tpot_requests <= report.requests
+        and 0 <= (report.tpot_requests or 0) <= report.requests
         and all(0.0 <= s <= LONGEST_S for s in seconds)
     )
 

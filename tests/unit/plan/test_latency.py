@@ -44,6 +44,16 @@ def test_answers_of_one_token_say_nothing_of_the_time_for_more() -> None:
     assert latency.time_per_output_token.p95_microseconds == 20_000
 
 
+def test_a_gateway_that_does_not_say_of_how_many_counts_with_all() -> None:
+    """An older one: what a field means when it is absent is what it meant before."""
+    older = msgspec.structs.replace(report(300, tpot_s=0.01), tpot_requests=None)
+    latency = merged([older, report(100, tpot_s=0.05)])
+    assert latency is not None
+    assert latency.time_per_output_token is not None
+    assert latency.time_per_output_token.p95_microseconds == 20_000
+    assert FleetLatency(300, 0.1, 0.2, 0.01, 0.02).tpot_requests is None
+
+
 def test_without_any_longer_answer_there_is_no_time_per_token() -> None:
     latency = merged([single_tokens(3)])
     assert latency is not None

@@ -25,7 +25,7 @@ async def counts(pod: Any, *, finished: int = 0, ended: int = 0, failed: int = 0
     for series, count in (
         ('vllm:request_success_total{engine="0",finished_reason="length",', finished),
         ('vllm:request_success_total{engine="0",finished_reason="abort",', ended),
-        ('request_failures_total{engine="0",', failed),
+        ('tandem_request_failures_total{engine="0",', failed),
     ):
         values = [line for line in text.splitlines() if series in line]
         assert [float(line.split()[-1]) for line in values] == [count] * bool(count), series
