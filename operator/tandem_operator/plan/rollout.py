@@ -22,6 +22,7 @@ Invariants, each tested:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -131,6 +132,7 @@ def complete(pools: Sequence[PoolState]) -> bool:
 
 def next_step(pools: Sequence[PoolState]) -> Step:
     """The next step of a fleet whose pools are given in any order."""
+    pools = _with_serving(pools)
     rolling, proven = _rolling(pools), _proven(pools)
     halted = rolling and any(m.broken for p in pools for m in p.new)
     states = list(pools)
@@ -142,6 +144,20 @@ def next_step(pools: Sequence[PoolState]) -> Step:
         stay, create = _refill(states[i], rolling, halted, proven)
         steps[i] = PoolStep(create, tuple(leave), stay)
     return Step(tuple(steps), rolling, halted, proven)
+
+
+def _with_serving(pools: Sequence[PoolState]) -> list[PoolState]:
+    """Where nothing was ever rolled out completely, what serves most is kept serving.
+
+    Else several unfinished revisions could hold each other: each with pods that the others' floors
+    need, and together all the room there is.
+    """
+    served = routable(pools) - {p.target for p in pools}
+    if not served or any(p.serving is not None for p in pools):
+        return list(pools)
+    pods = Counter(m.revision for p in pools for m in p.active if m.ready)
+    most = max(served, key=lambda revision: (pods[revision], revision))
+    return [replace(p, serving=most) for p in pools]
 
 
 def _with_leaving(pool: PoolState, names: Sequence[str]) -> PoolState:
@@ -198,6 +214,9 @@ def _may_leave(
     in_place = _replaces_in_place(pool, others)
     if not (proven or abandoned or in_place) or halted:
         # Nothing of the target serves: the serving revision only shrinks to the pool's size.
+        kept = sum(m.revision == pool.serving for m in after_pool.active)
+        if member.revision == pool.serving and kept < pool.size:
+            return False  # Not Ready yet, it may be a pod that was made to take another's place.
         return _available(after_pool, after) >= pool.size and _covered(pool, others, after)
     if not in_place and not _partner_stays(pool, member, others):
         return False
@@ -275,21 +294,23 @@ def _refill(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names that stay after all, and the revisions of pods to make."""
     guarded = rolling and not proven and pool.serving not in (None, pool.target)
+    kept_back = halted and pool.serving not in (None, pool.target)
     wanted = max(0, pool.size - len(pool.new))
-    if halted and pool.serving != pool.target and pool.serving is not None:
+    if kept_back:
         wanted = 0
     elif guarded:
         wanted = min(wanted, max(1, pool.max_surge + pool.max_unavailable) - len(pool.new))
     room = _room(pool) if rolling else wanted
-    count = max(0, min(wanted, room))
-    stay = _returning(pool, pool.target, count)
-    create = [pool.target] * (count - len(stay))
-    if pool.serving is not None and (guarded or (halted and pool.serving != pool.target)):
-        back = max(0, min(_missing(pool, halted), room - count))
-        returning = _returning(pool, pool.serving, back)
+    # What serves comes first: without it, the pods of other revisions may not leave either.
+    back = max(0, min(_missing(pool, halted), room)) if guarded or kept_back else 0
+    count = max(0, min(wanted, room - back))
+    stay: tuple[str, ...] = ()
+    create: tuple[str, ...] = ()
+    for revision, number in ((pool.target, count), (pool.serving or "", back)):
+        returning = _returning(pool, revision, number)
         stay += returning
-        create += [pool.serving] * (back - len(returning))
-    return stay, tuple(create)
+        create += (revision,) * (number - len(returning))
+    return stay, create
 
 
 def _room(pool: PoolState) -> int:

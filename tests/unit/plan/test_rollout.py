@@ -199,6 +199,21 @@ def test_removing_the_prefill_pool_ends_it_after_its_decode_pods() -> None:
     assert departures[-1] == "prefill-a-0"
 
 
+def test_two_unfinished_revisions_do_not_hold_each_other() -> None:
+    """Found by the machine below: a fleet that was edited twice before its first rollout ended.
+
+    Each old revision has a decode pod, without which the other's prefill pods fall short.
+    """
+    prefill = [Member(f"p-{r}", r, ready=True) for r in "ab"]
+    decode = [Member(f"d-{r}", r, ready=True) for r in "ab"]
+    states = [
+        PoolState("prefill", 2, "c", None, 1, 0, tuple(prefill)),
+        PoolState("decode", 1, "c", None, 1, 0, tuple(decode)),
+    ]
+    ends = [name for s in all_steps(states) for p in s.pools for name in p.leave]
+    assert {"d-a", "d-b", "p-a", "p-b"} <= set(ends)
+
+
 def test_routable_needs_a_pair_or_falls_back_to_decode() -> None:
     prefill = replace(pool("prefill", 1), members=())
     decode = pool("decode", 1)
@@ -273,12 +288,17 @@ class Rollouts(RuleBasedStateMachine):
             floor = old.size - max(old.max_unavailable, int(starved))
             available = sum(m.ready and m.revision in was for m in old.active)
             left = sum(m.ready and m.revision in now for m in new.active)
+            if old.role == "prefill" and not now and self._may_stop_decoding(before):
+                continue  # Nothing decodes for a while, as the user allows: prefill serves nobody.
             assert left >= min(available, floor), "a step took capacity below the floor"
             if len(new.members) > len(old.members) and rolling:
                 away = sum(m.leaving and m.revision != new.target for m in new.members)
                 assert len(new.active) + away <= new.size + new.max_surge
             if old.role == "prefill" and old.max_surge and old.size:
                 self._check_partners(before, old, new)
+
+    def _may_stop_decoding(self, before: list[PoolState]) -> bool:
+        return all(p.size <= p.max_unavailable for p in before if p.role != "prefill")
 
     def _check_partners(self, before: list[PoolState], old: PoolState, new: PoolState) -> None:
         decode = [m for p in before if p.role != "prefill" for m in p.members if m.ready]
