@@ -35,7 +35,13 @@ class Detokenizer:
         visible = self._visible(token_ids)
         if not visible:  # The window stays: what comes next must still see what it follows.
             return ""
-        self._window.extend(visible)
+        if len(self._window) - self._known + len(visible) <= _HELD_TOKENS:
+            return self._extend(visible)
+        # Many at once: one by one, or what is whole among them would count as held.
+        return "".join(self._extend([token_id]) for token_id in visible)
+
+    def _extend(self, token_ids: Sequence[int]) -> str:
+        self._window.extend(token_ids)
         text = self._tokenizer.decode(self._window)
         held = len(self._window) - self._known
         if text.endswith(_HALF) and held <= _HELD_TOKENS:

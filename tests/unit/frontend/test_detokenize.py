@@ -67,6 +67,12 @@ def test_half_a_character_is_held_back(byte_level: Tokenizer) -> None:
     assert detokenizer.flush() == ""
 
 
+def test_many_tokens_at_once_may_end_inside_a_character(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode("x" * 100 + "𝄞", add_special_tokens=False)
+    assert len(ids) > 64
+    assert text_of(byte_level, [], [ids[:-1], ids[-1:]]) == "x" * 100 + "𝄞"
+
+
 def test_half_a_character_at_the_end_is_shown_as_such(byte_level: Tokenizer) -> None:
     ids = byte_level.encode("a𝄞", add_special_tokens=False)
     assert text_of(byte_level, [], [[i] for i in ids[:3]]) == "a�"

@@ -274,9 +274,12 @@ class TestResume:
         one.runner.before_step = lambda batch: stuck.wait()
         one.server.app = forever
         front.discovery.show(one.view(), two.view())
-        assert await asyncio.wait_for(running, 20) == expected_text(two, 500)
-        stuck.set()
-        silent.set()
+        try:
+            # Ten seconds of silence, then the other pod; on a busy machine longer.
+            assert await asyncio.wait_for(running, 60) == expected_text(two, 500)
+        finally:
+            stuck.set()
+            silent.set()
 
     async def test_a_pod_that_the_api_no_longer_knows(self, front: Any, make_pod: MakePod) -> None:
         one, two = await make_pod(pod="a", step_s=0.05), await make_pod(pod="b")

@@ -347,11 +347,13 @@ class TestProbesAndMetrics:
         stuck = threading.Event()
         pod.runner.before_step = lambda batch: bool(stuck.wait())
         stream = asyncio.create_task(collect(pod, ask()))
-        assert (await pod.http.get(contract.PATH_HEALTH)).status_code == 200
-        await asyncio.sleep(2)
-        assert (await pod.http.get(contract.PATH_HEALTH)).status_code == 503
-        assert (await pod.http.get(contract.PATH_READY)).status_code == 503
-        stuck.set()
+        try:
+            assert (await pod.http.get(contract.PATH_HEALTH)).status_code == 200
+            await asyncio.sleep(2)
+            assert (await pod.http.get(contract.PATH_HEALTH)).status_code == 503
+            assert (await pod.http.get(contract.PATH_READY)).status_code == 503
+        finally:
+            stuck.set()
         assert ids(await stream) == continuation(PROMPT, 5)
         assert (await pod.http.get(contract.PATH_HEALTH)).status_code == 200
 

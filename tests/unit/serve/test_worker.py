@@ -129,9 +129,11 @@ async def test_an_idle_thread_says_that_it_lives_and_a_stuck_one_does_not() -> N
     assert worker.silent_s < 1.2
     await worker.call(lambda engine: engine.add(request("s")))
     await asyncio.sleep(1.3)
-    assert worker.silent_s > 1.2
-    stuck.set()
-    await worker.stop()
+    try:
+        assert worker.silent_s > 1.2
+    finally:
+        stuck.set()
+        await worker.stop()
 
 
 async def test_an_idle_engine_whose_blocks_do_not_add_up_fails() -> None:
