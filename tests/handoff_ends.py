@@ -28,7 +28,7 @@ F = TypeVar("F")
 SECRET = b"a secret of thirty-two bytes...."
 PAGE_TOKENS = 32
 PAGE_BYTES = PAGE_TOKENS * LAYOUT.token_bytes
-QUICK = Timing(lease_s=1.0, heartbeat_s=0.1, connect_s=1.0, grant_s=1.0)
+QUICK = Timing(lease_s=2.0, heartbeat_s=0.5, connect_s=2.0, grant_s=1.0)
 
 
 def identity(pod: str, secret: bytes = SECRET, **changes: Any) -> Identity:
