@@ -63,7 +63,7 @@ class Pod:
             s = engine.stats()
             return s.running + s.waiting + s.receiving + s.held == 0 or None
 
-        await asyncio.wait_for(self.worker.until(nothing_left), 5)
+        await asyncio.wait_for(self.worker.until(nothing_left), 20)
         assert (await self.stats()).held_blocks == 0
         await self.worker.call(lambda engine: engine.check_integrity())
 
@@ -93,7 +93,7 @@ class DecodePod(Pod):
         assert not isinstance(imported, str)
         outputs = [imported.first]
         while outputs[-1].finish_reason is None:
-            outputs.append(await asyncio.wait_for(later.get(), 5))
+            outputs.append(await asyncio.wait_for(later.get(), 20))
         return outputs
 
 
@@ -140,7 +140,7 @@ class Peer:
     async def expect(self, kind: type[F]) -> F:
         """The next frame that is no heartbeat."""
         while True:
-            frame = (await asyncio.wait_for(self.connection.receive(), 5)).frame
+            frame = (await asyncio.wait_for(self.connection.receive(), 20)).frame
             if not isinstance(frame, wire.Heartbeat) or kind is wire.Heartbeat:
                 assert isinstance(frame, kind), frame
                 return frame
@@ -167,7 +167,7 @@ class PlayedPrefill:
 
     async def peer(self) -> Peer:
         """The next decode pod that connects."""
-        connection = await asyncio.wait_for(self._accepted.get(), 5)
+        connection = await asyncio.wait_for(self._accepted.get(), 20)
         await handshake.welcome(connection, identity("prefill-0"))
         return Peer(connection)
 

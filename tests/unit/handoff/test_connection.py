@@ -140,7 +140,7 @@ class TestConnection:
         await asyncio.sleep(0.2)
         there.abort("gone")
         with pytest.raises(ConnectionLost):
-            await asyncio.wait_for(flooding, 2)
+            await asyncio.wait_for(flooding, 20)
 
     async def test_nobody_there(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as unused:
@@ -192,9 +192,9 @@ class TestGarbage:
         writer.write(data)
         writer.write_eof()
         with pytest.raises((HandshakeFailed, ConnectionLost)):
-            await asyncio.wait_for(served, 2)
+            await asyncio.wait_for(served, 20)
         with contextlib.suppress(ConnectionResetError):
-            await asyncio.wait_for(reader.read(), 2)
+            await asyncio.wait_for(reader.read(), 20)
         writer.close()
 
     async def test_an_announced_length_reserves_nothing(self, pair: Pair) -> None:

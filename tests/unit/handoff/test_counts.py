@@ -26,7 +26,7 @@ def counted(end: Exporter | Importer) -> dict[str, int]:
 
 async def fails(decode: DecodePod, target: Any, prompt: list[int] = SHORT, **fields: Any) -> None:
     with pytest.raises(HandoffFailed):
-        await asyncio.wait_for(decode.generate(ask(prompt, target, **fields)), 5)
+        await asyncio.wait_for(decode.generate(ask(prompt, target, **fields)), 20)
 
 
 async def test_none_for_streams_that_arrive(make_prefill: Make, make_decode: Make) -> None:

@@ -198,7 +198,7 @@ class TestLoss:
         await eventually(lambda: prefill.exporter.counters.bytes > 0)
         await prefill.exporter.close()
         with pytest.raises(HandoffFailed, match="prefill pod prefill-0 is gone") as failure:
-            await asyncio.wait_for(stream, 2)
+            await asyncio.wait_for(stream, 20)
         assert (failure.value.code, failure.value.retryable) == ("prefill_lost", True)
         await decode.empty()
         await prefill.empty()
@@ -223,7 +223,7 @@ class TestLoss:
         await decode.importer.close()
         with pytest.raises(HandoffFailed):
             await stream
-        await asyncio.wait_for(prefill.empty(), 2)
+        await asyncio.wait_for(prefill.empty(), 20)
 
     @pytest.mark.parametrize("wait_s", [0.0, 0.01, 0.03, 0.06, 0.1, 0.2])
     async def test_a_caller_that_leaves_at_any_moment(

@@ -66,14 +66,14 @@ class Scene:
 
     async def fails(self, code: str, match: str) -> None:
         with pytest.raises(HandoffFailed, match=match) as failure:
-            await asyncio.wait_for(self.stream, 5)
+            await asyncio.wait_for(self.stream, 20)
         assert failure.value.code == code
         await self.pod.empty()
 
     async def told(self) -> wire.Abort:
         """The decode pod's abort; grants may come before it."""
         while True:
-            frame = (await asyncio.wait_for(self.peer.connection.receive(), 5)).frame
+            frame = (await asyncio.wait_for(self.peer.connection.receive(), 20)).frame
             if isinstance(frame, wire.Abort):
                 return frame
 
@@ -94,7 +94,7 @@ async def test_the_frames_of_one_stream(scene: Scene) -> None:
     for start in range(0, 100, PAGE_TOKENS):
         await scene.peer.send(*page(start, min(start + PAGE_TOKENS, 100)))
     await scene.peer.send(wire.First("s", 0, continuation(PROMPT, 1)[0]))
-    assert ids(await asyncio.wait_for(scene.stream, 5)) == continuation(PROMPT, 5)
+    assert ids(await asyncio.wait_for(scene.stream, 20)) == continuation(PROMPT, 5)
     assert await scene.peer.expect(wire.Ack) == wire.Ack("s", 0)
 
 
@@ -206,7 +206,7 @@ async def test_a_late_page_of_an_old_attempt_is_dropped(scene: Scene) -> None:
         await scene.peer.send(*page(start, min(start + PAGE_TOKENS, 100), epoch=1))
     await scene.peer.send(frame, late)
     await scene.peer.send(wire.First("s", 1, continuation(PROMPT, 1)[0]))
-    assert ids(await asyncio.wait_for(scene.stream, 5)) == continuation(PROMPT, 5)
+    assert ids(await asyncio.wait_for(scene.stream, 20)) == continuation(PROMPT, 5)
 
 
 async def test_a_caller_that_leaves_tells_the_prefill_pod(scene: Scene) -> None:
@@ -232,7 +232,7 @@ async def test_credit_follows_what_was_stored(
     for cut in ((64, 96), (96, 100)):
         await scene.peer.send(*page(*cut))
     await scene.peer.send(wire.First("s", 0, continuation(PROMPT, 1)[0]))
-    assert ids(await asyncio.wait_for(scene.stream, 5)) == continuation(PROMPT, 5)
+    assert ids(await asyncio.wait_for(scene.stream, 20)) == continuation(PROMPT, 5)
     assert scene.pod.importer.counters.bytes == 100 * LAYOUT.token_bytes
     scene.peer.connection.abort("the test is over")
 
@@ -266,6 +266,6 @@ async def test_one_failing_stream_leaves_the_others(
     for start in range(0, 100, PAGE_TOKENS):
         await peer.send(*page(start, min(start + PAGE_TOKENS, 100), stream="good"))
     await peer.send(wire.First("good", 0, continuation(PROMPT, 1)[0]))
-    assert ids(await asyncio.wait_for(good, 5)) == continuation(PROMPT, 5)
+    assert ids(await asyncio.wait_for(good, 20)) == continuation(PROMPT, 5)
     await eventually(lambda: pod.importer.counters.streams == 1)
     peer.connection.abort("the test is over")

@@ -261,6 +261,7 @@ class _Session:
             now_s = self.exporter.clock()
             if now_s - self._heard_s > timing.silence_s:
                 self.connection.abort(f"nothing heard for {timing.silence_s:g} s")
+                return  # that reason ends every export; their leases end with the connection
             for key in self._leases.expired(now_s):
                 reason = f"the decode pod said nothing for {timing.lease_s:g} s"
                 self.end(key, "lease_expired", reason)

@@ -220,6 +220,7 @@ class Link:
             now_s = self._clock()
             if now_s - self._heard_s > timing.silence_s:
                 self._connection.abort(f"nothing heard for {timing.silence_s:g} s")
+                return  # that reason ends every stream; their leases end with the connection
             for key in self._leases.expired(now_s):
                 reason = f"prefill pod {self._target.pod} was silent for {timing.lease_s:g} s"
                 self._inboxes[key].end(HandoffFailed("lease_expired", reason))
