@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from tandem_runtime.checkpoint.config import ModelConfig
 from tandem_runtime.engine.batch import Batch, SampleRow
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.kv.layout import KvLayout
-from tandem_runtime.model.config import ModelConfig
 from tandem_runtime.model.llama import Llama
 
 from benchmarks.gpu.ceilings import Ceilings

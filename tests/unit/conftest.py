@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_files import to_gguf  # noqa: F401 (a fixture)
 
 TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -33,7 +34,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     """`tiny_checkpoint(**changes_to_config)`: a folder with config.json and random weights."""
     import torch
     from safetensors.torch import save_file
-    from tandem_runtime.model.config import config_from_json
+    from tandem_runtime.checkpoint.config import config_from_json
 
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
         folder = tmp_path_factory.mktemp("tiny")

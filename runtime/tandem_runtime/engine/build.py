@@ -6,6 +6,9 @@ import gc
 
 import torch
 
+from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
+from tandem_runtime.checkpoint.source import resolve_source
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
@@ -15,10 +18,7 @@ from tandem_runtime.engine.warmup import run_widest_step
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.sizing import block_count
-from tandem_runtime.model.checkpoint import Checkpoint, open_checkpoint
-from tandem_runtime.model.errors import ModelError
 from tandem_runtime.model.llama import Llama
-from tandem_runtime.model.source import resolve_source
 from tandem_runtime.model.weights import open_weights
 
 

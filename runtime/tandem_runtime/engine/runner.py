@@ -1,4 +1,4 @@
-"""Turns a batch of index lists into tensors, runs the model, samples. The engine's only torch.
+"""Turns a batch of index lists into tensors, runs the model, samples.
 
 One host synchronisation a step on a GPU: the copy of the sampled tokens.
 """
@@ -12,12 +12,11 @@ from tandem_runtime import kernels
 from tandem_runtime.engine.batch import Batch, SampleRow
 from tandem_runtime.engine.blocks import SCRAP_BLOCK
 from tandem_runtime.engine.engine import Payload
+from tandem_runtime.engine.sampler import sample
 from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.kernels.attention_plan import Step
-from tandem_runtime.kernels.sampling import noise_keys
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.model.llama import Llama
-from tandem_runtime.protocol import TokenLogprob
 
 MIN_ROWS = 4
 """A product of fewer rows takes another path in CPU libraries and rounds otherwise."""
@@ -52,32 +51,12 @@ class TorchRunner:
             work,
             self._tensor(self._logit_rows(batch.samples)),
         )
-        return self._sample(logits[: len(batch.samples)], batch.samples) if batch.samples else []
+        return sample(logits[: len(batch.samples)], batch.samples) if batch.samples else []
 
     def _logit_rows(self, samples: list[SampleRow]) -> list[int]:
         """The head multiplies these rows alone, so they are padded for themselves."""
         rows = [sample.row for sample in samples]
         return rows + [0] * (self._min_rows - len(rows)) if rows else []
-
-    def _sample(self, logits: Tensor, rows: list[SampleRow]) -> list[SampledToken | None]:
-        chosen = kernels.sample(
-            logits,
-            torch.tensor([row.temperature for row in rows], device=self._device),
-            torch.tensor([row.top_p for row in rows], device=self._device),
-            self._tensor([noise_keys(row.seed, row.position) for row in rows]),
-        )
-        # One infinity or NaN anywhere in a row makes its maximum one.
-        finite = logits.amax(-1).isfinite()
-        tokens = [SampledToken(token_id) for token_id in chosen.tolist()]
-        wanted = [index for index, row in enumerate(rows) if row.logprobs is not None]
-        if wanted:
-            index = self._tensor(wanted)
-            counts = [rows[i].logprobs or 0 for i in wanted]
-            for i, token in zip(
-                wanted, _logprobs(logits[index], chosen[index], counts), strict=True
-            ):
-                tokens[i] = token
-        return [token if ok else None for token, ok in zip(tokens, finite.tolist(), strict=True)]
 
     @torch.inference_mode()
     def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
@@ -89,18 +68,5 @@ class TorchRunner:
         """Store canonical bytes from token `start` on."""
         self._cache.write(block_ids, start, payload)
 
-    def _tensor(self, values: list[int] | list[tuple[int, int]]) -> Tensor:
+    def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self._device)
-
-
-def _logprobs(logits: Tensor, chosen: Tensor, counts: list[int]) -> list[SampledToken]:
-    """Each row's chosen token with its log probability and those of its `counts[row]` best."""
-    logprobs = logits.log_softmax(-1)
-    own = logprobs.gather(-1, chosen[:, None]).squeeze(-1).tolist()
-    best = logprobs.topk(max(counts))
-    return [
-        SampledToken(token_id, logprob, tuple(map(TokenLogprob, ids[:count], values[:count])))
-        for token_id, logprob, ids, values, count in zip(
-            chosen.tolist(), own, best.indices.tolist(), best.values.tolist(), counts, strict=True
-        )
-    ]

@@ -13,18 +13,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from tandem_runtime.kernels.attention_plan import CpuPiece, GpuWork, Step, plan_cpu, plan_gpu
+from tandem_runtime.kernels.attention_plan import GpuWork, Step, plan_gpu
+from tandem_runtime.kernels.cpu_attention import CpuPiece, paged_attention_reference, plan_cpu
 from tandem_runtime.kernels.gather_blocks import (
     gather_blocks_reference,
     gather_blocks_triton,
     scatter_blocks_reference,
     scatter_blocks_triton,
 )
-from tandem_runtime.kernels.paged_attention import (
-    paged_attention_reference,
-    paged_attention_triton,
-    query_tile_tokens,
-)
+from tandem_runtime.kernels.paged_attention import paged_attention_triton, query_tile_tokens
 from tandem_runtime.kernels.rms_norm import rms_norm_reference, rms_norm_triton
 from tandem_runtime.kernels.rope import rope_reference, rope_triton
 from tandem_runtime.kernels.sampling import sample_reference, sample_triton

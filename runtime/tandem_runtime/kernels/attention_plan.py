@@ -13,10 +13,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-CPU_TILE_TOKENS: Final = 128
-"""Context is summed in tiles of this size on the CPU, and padded to a multiple of it."""
-CPU_QUERY_TOKENS: Final = 128
-"""Query tokens of one piece of CPU work: bounds the scores that are alive."""
 SPLIT_TOKENS: Final = 256
 """Context of one piece of GPU decode work. The size is fixed, never the number of splits."""
 
@@ -40,19 +36,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class CpuPiece:
-    """n sequences with m query tokens each, as one batch of matrix products."""
-
-    sequences: int
-    rows: Tensor
-    """[n * m] int64 rows of the step."""
-    blocks: Tensor
-    """[n * length / T] int64: each sequence's blocks, padded with the scrap block."""
-    hidden: Tensor
-    """[n, 1, m, 1, length] bool: context that a query token must not see."""
-
-
-@dataclass(frozen=True)
 class GpuWork:
     """Lists of equal pieces, int32 on the device: one launch serves any raggedness."""
 
@@ -68,42 +51,6 @@ class GpuWork:
     """[decodes + 1] first split of each decode."""
     tiles: Tensor
     """[m, 2] prefill: sequence and the tile's first row within the chunk."""
-
-
-def plan_cpu(step: Step) -> list[CpuPiece]:
-    """Decodes of about one length together, each prefill in runs of `CPU_QUERY_TOKENS`."""
-    pieces, rows = [], 0
-    by_length: dict[int, list[int]] = {}
-    for sequence, (queries, context) in enumerate(
-        zip(step.query_tokens, step.context_tokens, strict=True)
-    ):
-        if queries == 1:
-            # Rounded up to a power of two: little padding, few groups.
-            tiles = 1 << (-(-context // CPU_TILE_TOKENS) - 1).bit_length()
-            by_length.setdefault(tiles, []).append(sequence)
-        for start in range(0, queries if queries > 1 else 0, CPU_QUERY_TOKENS):
-            end = min(start + CPU_QUERY_TOKENS, queries)
-            seen = torch.arange(context - queries + start, context - queries + end) + 1
-            piece_rows = torch.arange(rows + start, rows + end)
-            pieces.append(_piece(step, [sequence], piece_rows, seen[None]))
-        rows += queries
-    for members in by_length.values():
-        seen = torch.tensor([[step.context_tokens[m]] for m in members])
-        # Sequences of one row come first: a decode's row is its sequence's index.
-        pieces.append(_piece(step, members, torch.tensor(members), seen))
-    return pieces
-
-
-def _piece(step: Step, members: list[int], rows: Tensor, seen: Tensor) -> CpuPiece:
-    """`seen`: [n, m] context tokens that each query token sees."""
-    length = -(-int(seen.max()) // CPU_TILE_TOKENS) * CPU_TILE_TOKENS
-    width = length // step.block_tokens
-    blocks = []
-    for member in members:
-        table = step.block_tables[member][:width]
-        blocks += table + [0] * (width - len(table))
-    hidden = torch.arange(length) >= seen[:, None, :, None, None]
-    return CpuPiece(len(members), rows, torch.tensor(blocks), hidden)
 
 
 def plan_gpu(step: Step, tile_tokens: int, device: torch.device) -> GpuWork:

@@ -6,13 +6,9 @@ q, o: [rows, heads, D]; cache: one layer's [2, blocks, kv heads, T, D]; G = head
 step's own keys and values are stored already. A kv head's G query heads are rows of one matrix
 product ("the group is packed"), so keys and values are read once for all of them.
 
-The order of summation is a function of the sequence alone, never of the batch:
-
-- CPU: context in tiles of `CPU_TILE_TOKENS`, summed first to last, for decode rows and for prefill
-  rows alike. Bitwise equal however a prompt is cut into chunks and whatever else is in the batch,
-  as long as each product has `MIN_ROWS` rows: below that MKL takes another path in float32.
-- GPU: decode in splits of fixed size, merged first to last (flash-decoding); prefill in tiles,
-  first to last, with the online softmax of FlashAttention-2.
+The order of summation is a function of the sequence alone, never of the batch: decode in splits of
+fixed size, merged first to last (flash-decoding); prefill in tiles, first to last, with the online
+softmax of FlashAttention-2. The reference is cpu_attention.py.
 """
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
@@ -25,65 +21,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional
 
 from tandem_runtime.kernels.attention_plan import (
-    CPU_TILE_TOKENS,
     SPLIT_TOKENS,
-    CpuPiece,
     GpuWork,
 )
 
-MIN_ROWS: Final = 4
 TILE_TOKENS: Final = 64
 """Context tokens of one step of the GPU kernels."""
 QUERY_ROWS: Final = 64
 """Query rows (tokens x group) of a prefill tile."""
-
-
-# -- reference, and what the CPU runs --------------------------------------------------------------
-def paged_attention_reference(
-    q: Tensor, cache: Tensor, work: list[CpuPiece], scale: float
-) -> Tensor:
-    """o as above; rows of no sequence (padding) come out as zeros."""
-    out = torch.zeros_like(q)
-    kv_heads, dim = cache.shape[2], cache.shape[4]
-    for piece in work:
-        n = piece.sequences
-        query = q[piece.rows].view(n, -1, kv_heads, q.shape[1] // kv_heads, dim).transpose(1, 2)
-        o = _attend(query, *_gather(cache, piece), piece.hidden, scale)
-        out[piece.rows] = o.transpose(1, 2).reshape(-1, q.shape[1], dim)
-    return out
-
-
-def _gather(cache: Tensor, piece: CpuPiece) -> tuple[Tensor, Tensor]:
-    """Keys and values, [n * kv heads, length, D] each."""
-    n, (_, _, kv_heads, block_tokens, dim) = piece.sequences, cache.shape
-    blocks = cache.index_select(1, piece.blocks)
-    by_head = blocks.view(2, n, -1, kv_heads, block_tokens, dim).transpose(2, 3)
-    k, v = by_head.reshape(2, n * kv_heads, -1, dim).unbind()
-    return k, v
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
-    """[n, kv heads, m, G, D] attends to [n * kv heads, length, D]."""
-    shape, dim, length = q.shape, q.shape[-1], k.shape[1]
-    rows = q.reshape(k.shape[0], -1, dim)
-    count = rows.shape[1]
-    if count < MIN_ROWS:
-        rows = functional.pad(rows, (0, 0, 0, MIN_ROWS - count))
-    scores = torch.bmm(rows, k.transpose(1, 2)).float().mul_(scale)
-    scores[:, :count].view(*shape[:-1], length).masked_fill_(hidden, float("-inf"))
-    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-    sums = weights.view(*weights.shape[:2], -1, CPU_TILE_TOKENS).sum(-1)
-    weights = weights.to(v.dtype)
-    total, out = sums[..., :1], torch.bmm(weights[..., :CPU_TILE_TOKENS], v[:, :CPU_TILE_TOKENS])
-    out = out.float()
-    for index in range(1, length // CPU_TILE_TOKENS):
-        tile = slice(index * CPU_TILE_TOKENS, (index + 1) * CPU_TILE_TOKENS)
-        total = total + sums[..., index : index + 1]
-        out += torch.bmm(weights[..., tile], v[:, tile])
-    return (out / total)[:, :count].to(q.dtype).view(shape)
 
 
 # -- kernels ---------------------------------------------------------------------------------------

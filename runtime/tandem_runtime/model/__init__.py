@@ -1,1 +1,1 @@
-"""Models: where their weights are, what they say of themselves, and how they compute."""
+"""Models that compute: layers, weights on a device, rotary embedding."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tandem_runtime import kernels
+from tandem_runtime.checkpoint.config import ModelConfig
 from tandem_runtime.kernels import AttentionWork
-from tandem_runtime.model.config import ModelConfig
 from tandem_runtime.model.linear import Linear
 from tandem_runtime.model.rope import rope_tables
 from tandem_runtime.model.weights import Weights

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tandem_runtime.model.config import Llama3Rope, ModelConfig
+from tandem_runtime.checkpoint.config import Llama3Rope, ModelConfig
 
 
 def rope_tables(

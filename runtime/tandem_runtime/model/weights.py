@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tandem_runtime.model.checkpoint import ROPE_FACTORS, Checkpoint
-from tandem_runtime.model.errors import ModelError
-from tandem_runtime.model.gguf_header import GgufTensor
-from tandem_runtime.model.safetensors_header import SafeTensor
+from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.gguf_header import GgufTensor
+from tandem_runtime.checkpoint.open import ROPE_FACTORS, Checkpoint
+from tandem_runtime.checkpoint.safetensors_header import SafeTensor
 
 _PIECE_BYTES = 1 << 26
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
+from tandem_runtime.checkpoint.source import resolve_source
 from tandem_runtime.kv.layout import KvLayout
-from tandem_runtime.model.checkpoint import Checkpoint, open_checkpoint
-from tandem_runtime.model.errors import ModelError
-from tandem_runtime.model.source import resolve_source
 
 MAX_BYTES: Final = 4096
 """What Kubernetes keeps of a termination message."""

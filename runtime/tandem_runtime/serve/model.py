@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import msgspec
 
+from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
+from tandem_runtime.checkpoint.source import resolve_source
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.frontend.chat import ChatTemplate
 from tandem_runtime.frontend.process import BadConfig
@@ -15,9 +18,6 @@ from tandem_runtime.frontend.vocabulary import (
     bundle_from_folder,
     bundle_from_gguf,
 )
-from tandem_runtime.model.checkpoint import Checkpoint, open_checkpoint
-from tandem_runtime.model.errors import ModelError
-from tandem_runtime.model.source import resolve_source
 from tandem_runtime.protocol import TokenizerBundle
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tandem_runtime.checkpoint.open import open_checkpoint
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
-from tandem_runtime.model.checkpoint import open_checkpoint
 from tandem_runtime.model.llama import Llama
 from tandem_runtime.model.weights import open_weights
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.engine.build import build_engine
 from tandem_runtime.engine.sequence import Request
-from tandem_runtime.model.errors import ModelError
 from tandem_runtime.protocol import Sampling
 
 MakeConfig = Callable[..., EngineConfig]

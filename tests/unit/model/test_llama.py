@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tandem_runtime import kernels
+from tandem_runtime.checkpoint.open import open_checkpoint
 from tandem_runtime.kernels.attention_plan import Step
-from tandem_runtime.model.checkpoint import open_checkpoint
 from tandem_runtime.model.llama import Llama
 from tandem_runtime.model.weights import open_weights
 
@@ -83,7 +83,7 @@ def test_rope_factors_of_a_gguf_do_what_llama3_scaling_does(
     config = json.loads((folder / "config.json").read_text())
     # llama.cpp's converter stores the scaling as divisors of the frequencies.
     frequencies = 1.0 / 500000.0 ** (torch.arange(0, 64, 2) / 64)
-    from tandem_runtime.model.config import Llama3Rope
+    from tandem_runtime.checkpoint.config import Llama3Rope
     from tandem_runtime.model.rope import _stretch
 
     factors = frequencies / _stretch(frequencies, Llama3Rope(8.0, 1.0, 4.0, 128))

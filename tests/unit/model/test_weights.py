@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tandem_runtime.checkpoint.open import open_checkpoint
 from tandem_runtime.model import weights as weights_module
-from tandem_runtime.model.checkpoint import open_checkpoint
 from tandem_runtime.model.weights import open_weights
 
 Kind = gguf.GGMLQuantizationType

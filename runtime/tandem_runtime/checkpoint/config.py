@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tandem_runtime.model.errors import ModelError
+from tandem_runtime.checkpoint.errors import ModelError
 
 SUPPORTED_ARCHITECTURES: Final = ("LlamaForCausalLM",)
 SUPPORTED_GGUF_ARCHITECTURES: Final = ("llama",)

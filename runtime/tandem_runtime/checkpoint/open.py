@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from tandem_runtime.model.config import ModelConfig, config_from_gguf, config_from_json
-from tandem_runtime.model.digest import weights_digest
-from tandem_runtime.model.errors import ModelError
-from tandem_runtime.model.gguf_header import GgufHeader, GgufTensor, read_gguf_header
-from tandem_runtime.model.safetensors_header import (
+from tandem_runtime.checkpoint.config import ModelConfig, config_from_gguf, config_from_json
+from tandem_runtime.checkpoint.digest import weights_digest
+from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from tandem_runtime.checkpoint.safetensors_header import (
     DTYPE_BYTES,
     SafeTensor,
     read_json,
@@ -72,7 +72,7 @@ class Checkpoint:
         return sum(self.tensors[name].nbytes for name in self.config.tensor_shapes())
 
     def digest(self) -> str:
-        """32 hex digits that name these weights and this configuration (model/digest.py)."""
+        """32 hex digits that name these weights and this configuration (digest.py)."""
         places: dict[Path, list[tuple[int, int]]] = defaultdict(list)
         for tensor in self.tensors.values():
             places[_file_of(tensor, self.path)].append((tensor.offset, tensor.nbytes))

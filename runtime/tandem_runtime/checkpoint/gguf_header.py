@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from tandem_runtime.model.errors import ModelError
+from tandem_runtime.checkpoint.errors import ModelError
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)

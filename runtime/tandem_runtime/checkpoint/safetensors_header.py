@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from tandem_runtime.model.errors import ModelError
+from tandem_runtime.checkpoint.errors import ModelError
 
 INDEX: Final = "model.safetensors.index.json"
 DTYPE_BYTES: Final = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tandem_runtime.model.config import Llama3Rope, config_from_gguf, config_from_json
-from tandem_runtime.model.errors import ModelError
+from tandem_runtime.checkpoint.config import Llama3Rope, config_from_gguf, config_from_json
+from tandem_runtime.checkpoint.errors import ModelError
 
 LLAMA_3_1_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

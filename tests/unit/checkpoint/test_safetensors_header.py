@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tandem_runtime.model.errors import ModelError
-from tandem_runtime.model.safetensors_header import INDEX, read_json, read_safetensors_headers
+from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.safetensors_header import INDEX, read_json, read_safetensors_headers
 
 
 def sharded(folder: Path) -> Path:

@@ -1,0 +1,1 @@
+"""A model on disk: where it is, what it is, and whether it is whole. No torch."""
