@@ -12,7 +12,7 @@ from tandem_runtime.engine.batch import Batch, SampleRow
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.kv.layout import KvLayout
-from tandem_runtime.model.llama import Llama
+from tandem_runtime.model.decoder import Decoder
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.timing import Clock
@@ -65,7 +65,7 @@ class RandomModel:
         self.config = TINY if clock.dry else LLAMA_8B
         weights = RandomWeights(self.config, clock.device, dtype)
         with torch.inference_mode():
-            model = Llama(self.config, weights, self.config.context_tokens, clock.device)
+            model = Decoder(self.config, weights, self.config.context_tokens, clock.device)
         config = self.config
         self.item_bytes = torch.empty(0, dtype=dtype).element_size()
         layout = KvLayout(

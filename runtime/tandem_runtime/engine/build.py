@@ -18,7 +18,7 @@ from tandem_runtime.engine.warmup import run_widest_step
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.sizing import block_count
-from tandem_runtime.model.llama import Llama
+from tandem_runtime.model.decoder import Decoder
 from tandem_runtime.model.weights import open_weights
 
 
@@ -43,7 +43,7 @@ def build_engine(config: EngineConfig, *, prefix_secret: bytes = b"") -> Engine:
     layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.dtype)
     with torch.inference_mode():
         weights = open_weights(checkpoint, DTYPES[config.dtype])
-        model = Llama(shape, weights, context_tokens, device)
+        model = Decoder(shape, weights, context_tokens, device)
         run_widest_step(model, layout, config)
         blocks = block_count(config, layout, context_tokens)
         cache = KvCache(layout, blocks, config.block_tokens, device)

@@ -16,7 +16,7 @@ from tandem_runtime.engine.sampler import sample
 from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.kernels.attention_plan import Step
 from tandem_runtime.kv.cache import KvCache
-from tandem_runtime.model.llama import Llama
+from tandem_runtime.model.decoder import Decoder
 
 MIN_ROWS = 4
 """A product of fewer rows takes another path in CPU libraries and rounds otherwise."""
@@ -25,7 +25,7 @@ MIN_ROWS = 4
 class TorchRunner:
     """A model and its cache on one device. Implements `engine.Runner`."""
 
-    def __init__(self, model: Llama, cache: KvCache) -> None:
+    def __init__(self, model: Decoder, cache: KvCache) -> None:
         self._model = model
         self._cache = cache
         self._device = cache.data.device

@@ -11,10 +11,10 @@ from tandem_runtime.engine.batch import Batch, SampleRow
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.kv.layout import KvLayout
-from tandem_runtime.model.llama import Llama
+from tandem_runtime.model.decoder import Decoder
 
 
-def run_widest_step(model: Llama, layout: KvLayout, config: EngineConfig) -> None:
+def run_widest_step(model: Decoder, layout: KvLayout, config: EngineConfig) -> None:
     """A prefill chunk of the whole token budget, then decodes of `max_running` streams."""
     tokens, block_tokens = config.batch_tokens, config.block_tokens
     blocks = -(-tokens // block_tokens)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tandem_runtime.checkpoint import source
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.source import resolve_source
-from tandem_runtime.checkpoint import source
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -14,7 +14,7 @@ from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
-from tandem_runtime.model.llama import Llama
+from tandem_runtime.model.decoder import Decoder
 from tandem_runtime.model.weights import open_weights
 
 MakeEngine = Callable[..., Engine]
@@ -26,7 +26,7 @@ def make_engine(tiny_checkpoint: Callable[..., Path]) -> MakeEngine:
     checkpoint = open_checkpoint(tiny_checkpoint())
     device = torch.device("cpu")
     torch.set_num_threads(1)
-    models: dict[str, Llama] = {}
+    models: dict[str, Decoder] = {}
 
     def make(
         dtype: str = "float32",
@@ -39,7 +39,7 @@ def make_engine(tiny_checkpoint: Callable[..., Path]) -> MakeEngine:
         shape = checkpoint.config
         if dtype not in models:
             weights = open_weights(checkpoint, DTYPES[dtype])
-            models[dtype] = Llama(shape, weights, shape.context_tokens, device)
+            models[dtype] = Decoder(shape, weights, shape.context_tokens, device)
         layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, dtype)
         cache = KvCache(layout, blocks + 1, 16, device)
         return Engine(

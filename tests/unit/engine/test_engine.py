@@ -11,7 +11,7 @@ import torch
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.sequence import Request, RequestRefused, SampledToken
-from tandem_runtime.model.llama import Llama
+from tandem_runtime.model.decoder import Decoder
 from tandem_runtime.protocol import Sampling
 
 GREEDY = Sampling(max_tokens=8, temperature=0.0, ignore_eos=True)
@@ -234,15 +234,15 @@ def test_a_stream_whose_logits_are_no_numbers_is_ended_alone(
     engine.add(ask("good"))
     engine.step()
     engine.add(ask("bad", length=20))
-    forward = Llama.forward
+    forward = Decoder.forward
 
-    def broken(self: Llama, token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def broken(self: Decoder, token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
         logits = forward(self, token_ids, *rest)
         if len(token_ids) > 4:  # the step that computes the bad one's prompt
             logits[1, 7] = value
         return logits
 
-    monkeypatch.setattr(Llama, "forward", broken)
+    monkeypatch.setattr(Decoder, "forward", broken)
     outputs = {stream.request_id: stream for stream in engine.step().streams}
     assert (outputs["bad"].finish_reason, outputs["bad"].token) == ("abort", None)
     assert outputs["good"].token is not None

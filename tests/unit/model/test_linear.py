@@ -19,7 +19,10 @@ def test_a_row_does_not_depend_on_how_many_there_are(
 ) -> None:
     torch.set_num_threads(1)
     random = torch.Generator().manual_seed(0)
-    linear = Linear(torch.randn(outputs, inputs, generator=random).to(dtype))
+    linear = Linear(
+        torch.randn(outputs, inputs, generator=random).to(dtype),
+        torch.randn(outputs, generator=random).to(dtype),
+    )
     x = torch.randn(256, inputs, generator=random).to(dtype)
     whole = linear(x)
     # In bfloat16 another order of summation shows in one result of thousands: look at all of them.
@@ -31,12 +34,15 @@ def test_a_row_does_not_depend_on_how_many_there_are(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 5, 70])
-def test_the_product_is_right(rows: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_the_product_is_right(rows: int, dtype: torch.dtype, has_bias: bool) -> None:
     random = torch.Generator().manual_seed(rows)
     weight = torch.randn(40, 72, generator=random)
     x = torch.randn(rows, 72, generator=random)
-    y = Linear(weight.to(dtype))(x.to(dtype))
+    bias = torch.randn(40, generator=random).to(dtype) if has_bias else None
+    y = Linear(weight.to(dtype), bias)(x.to(dtype))
     exact = functional.linear(x.to(dtype).double(), weight.to(dtype).double())
+    exact += 0.0 if bias is None else bias.double()
     assert y.shape == (rows, 40)
     assert y.dtype == dtype
     # Rounded once at the end; the sum is a float32's.

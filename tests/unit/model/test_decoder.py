@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tandem_runtime import kernels
 from tandem_runtime.checkpoint.open import open_checkpoint
 from tandem_runtime.kernels.attention_plan import Step
-from tandem_runtime.model.llama import Llama
+from tandem_runtime.model.decoder import Decoder
 from tandem_runtime.model.weights import open_weights
 
 LLAMA3 = {
@@ -39,7 +39,7 @@ def our_logits(path: Path, ids: list[int], dtype: torch.dtype = torch.float32) -
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     with torch.inference_mode():
-        model = Llama(config, open_weights(checkpoint, dtype), config.context_tokens, CPU)
+        model = Decoder(config, open_weights(checkpoint, dtype), config.context_tokens, CPU)
         blocks = -(-len(ids) // 16)
         shape = (config.layers, 2, blocks + 1, config.kv_heads, 16, config.head_dim)
         positions = torch.arange(len(ids))

@@ -1,12 +1,14 @@
-"""The Llama architecture: the whole model in one file.
+"""The decoder that every architecture here is: the whole model in one file.
 
-Pre-norm decoder: RMSNorm, grouped-query attention with rotary embedding over the paged cache,
-SwiGLU. A step's rows are tokens of many sequences; what belongs together only attention knows.
-After `modeling_llama.py` of Hugging Face transformers, whose logits it reproduces.
+Pre-norm: RMSNorm, grouped-query attention with rotary embedding over the paged cache, SwiGLU. What
+an architecture adds is an option of its configuration. A step's rows are tokens of many sequences;
+what belongs together only attention knows. After `modeling_llama.py` of Hugging Face transformers
+and its siblings, whose logits it reproduces.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +36,8 @@ class Layer:
     down: Linear
 
 
-class Llama:
-    """A Llama model on one device.
+class Decoder:
+    """A model on one device.
 
     Args:
         config: its shape.
@@ -51,28 +53,11 @@ class Llama:
         self.device = device
         self.context_tokens = context_tokens
         self._scale = config.head_dim**-0.5
-
-        def load(*names: str) -> Tensor:
-            tensors = [weights.load(name) for name in names]
-            return (torch.cat(tensors) if len(tensors) > 1 else tensors[0]).to(device)
-
-        self._embedding = load("model.embed_tokens.weight")
-        self._layers = [
-            Layer(
-                input_norm=load(f"{prefix}input_layernorm.weight"),
-                qkv=Linear(load(*(f"{prefix}self_attn.{p}_proj.weight" for p in "qkv"))),
-                output=Linear(load(f"{prefix}self_attn.o_proj.weight")),
-                mlp_norm=load(f"{prefix}post_attention_layernorm.weight"),
-                gate_up=Linear(
-                    load(f"{prefix}mlp.gate_proj.weight", f"{prefix}mlp.up_proj.weight")
-                ),
-                down=Linear(load(f"{prefix}mlp.down_proj.weight")),
-            )
-            for prefix in (f"model.layers.{index}." for index in range(config.layers))
-        ]
-        self._norm = load("model.norm.weight")
-        head = self._embedding if config.tied_embeddings else load("lm_head.weight")
-        self._head = Linear(head)
+        load = _Loader(weights, config.tensor_shapes().keys(), device)
+        self._embedding = load.tensor("model.embed_tokens.weight")
+        self._layers = [load.layer(index) for index in range(config.layers)]
+        self._norm = load.tensor("model.norm.weight")
+        self._head = Linear(self._embedding) if config.tied_embeddings else load.linear("lm_head")
         factors = weights.rope_factors()
         cos, sin = rope_tables(config, context_tokens, factors)
         self._cos, self._sin = cos.to(device), sin.to(device)
@@ -114,3 +99,36 @@ class Llama:
             x = layer.down(kernels.silu_mul(layer.gate_up(x)))
         x = kernels.rms_norm(x, self._norm, eps, residual)
         return self._head(x[logit_rows]).float()
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """Makes a model's parts of a checkpoint's tensors; nothing else asks for them."""
+
+    weights: Weights
+    names: Collection[str]
+    """Of all tensors that the model has."""
+    device: torch.device
+
+    def tensor(self, *names: str) -> Tensor:
+        """These tensors, one after the other."""
+        tensors = [self.weights.load(name) for name in names]
+        return (torch.cat(tensors) if len(tensors) > 1 else tensors[0]).to(self.device)
+
+    def linear(self, *names: str) -> Linear:
+        """These projections of one input as one, with their biases where the model has them."""
+        weight = self.tensor(*(f"{name}.weight" for name in names))
+        biases = [f"{name}.bias" for name in names if f"{name}.bias" in self.names]
+        return Linear(weight, self.tensor(*biases) if biases else None)
+
+    def layer(self, index: int) -> Layer:
+        """One decoder layer."""
+        prefix = f"model.layers.{index}."
+        return Layer(
+            input_norm=self.tensor(f"{prefix}input_layernorm.weight"),
+            qkv=self.linear(*(f"{prefix}self_attn.{p}_proj" for p in "qkv")),
+            output=self.linear(f"{prefix}self_attn.o_proj"),
+            mlp_norm=self.tensor(f"{prefix}post_attention_layernorm.weight"),
+            gate_up=self.linear(f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"),
+            down=self.linear(f"{prefix}mlp.down_proj"),
+        )
