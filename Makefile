@@ -3,6 +3,10 @@ PY  := .venv/bin/python
 UV  := .venv/bin/uv
 UV_VERSION := 0.13.9
 
+# Suites share the cores: threads that spin while they wait would take them from each other.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 

@@ -64,7 +64,7 @@ def _cases(clock: Clock, dtype: torch.dtype) -> Iterator[Case]:
         lambda: silu_mul_reference(gate_up),
     )
     qkv = random(rows, heads + 2 * kv_heads, dim)
-    cos, sin = (torch.randn(rows, dim // 2, device=device) for _ in range(2))
+    cos, sin = (torch.randn(rows, dim, device=device) for _ in range(2))
     turned = qkv[:, : heads + kv_heads]
     yield Case(
         "rope",
@@ -79,7 +79,7 @@ def _cases(clock: Clock, dtype: torch.dtype) -> Iterator[Case]:
         "KV store",
         2 * kv.numel() * item,
         lambda: store_kv_triton(kv, cache, slots),
-        lambda: store_kv_reference(kv, cache, slots),
+        lambda: store_kv_reference(kv, (cache[0], cache[1]), slots),
     )
     pool = cache[None]
     taken = torch.randperm(blocks - 1, device=device)[:16] + 1

@@ -11,6 +11,7 @@ from tandem_runtime.kv.layout import ITEM_BYTES
 Device = Literal["cpu", "cuda"]
 DEFAULT_CPU_KV_BYTES: Final = 1 << 30
 _BATCH_TOKENS: Final = {"cpu": 128, "cuda": 2048}
+_BLOCK_TOKENS: Final = {"cpu": 64, "cuda": BLOCK_TOKENS}
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class EngineConfig:
     device: Device = "cpu"
     threads: int = 1
     """Of torch on the CPU; more than one pays only where the cores are the pod's own."""
-    block_tokens: int = BLOCK_TOKENS
+    kv_block_tokens: int | None = None
+    """Tokens of a KV block, the grain of prefix hits. None: 16 on a GPU; 64 on the CPU, where a
+    block is one operand of a product."""
     max_batch_tokens: int | None = None
     """Rows of one step: how long a prefill chunk may hold up running decodes. None: 128 on the CPU,
     where more rows are no faster a row, 2048 on a GPU, which needs them to be busy."""
@@ -61,7 +64,8 @@ class EngineConfig:
             raise ValueError(f"kv_cache_percent is {self.kv_cache_percent}: give 1 to 100")
         if self.block_tokens < 1 or KV_PAGE_TOKENS % self.block_tokens:
             raise ValueError(
-                f"block_tokens is {self.block_tokens}: give a divisor of a page's {KV_PAGE_TOKENS}"
+                f"kv_block_tokens is {self.block_tokens}: give a divisor of a page's "
+                f"{KV_PAGE_TOKENS}"
             )
         if self.max_running > self.batch_tokens:
             raise ValueError(
@@ -73,3 +77,8 @@ class EngineConfig:
     def batch_tokens(self) -> int:
         """`max_batch_tokens`, or what this device does best with."""
         return self.max_batch_tokens or _BATCH_TOKENS[self.device]
+
+    @property
+    def block_tokens(self) -> int:
+        """`kv_block_tokens`, or what this device does best with."""
+        return self.kv_block_tokens or _BLOCK_TOKENS[self.device]

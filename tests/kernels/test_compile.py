@@ -99,7 +99,7 @@ def test_rows(compiled: Compiled, dtype: torch.dtype) -> None:
     rms_norm_triton(x, weight, 1e-5, x.clone())
     silu_mul_triton(torch.zeros(3, 2 * 14336, dtype=dtype))
     qkv = torch.zeros(3, 48, 128, dtype=dtype)
-    rope_triton(qkv[:, :40], torch.zeros(3, 64), torch.zeros(3, 64))
+    rope_triton(qkv[:, :40], torch.zeros(3, 128), torch.zeros(3, 128))
     cache = torch.zeros(2, 5, 8, 16, 128, dtype=dtype)
     store_kv_triton(qkv[:, 32:].view(3, 2, 8, 128), cache, torch.arange(3))
     assert set(compiled) == {

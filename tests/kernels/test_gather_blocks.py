@@ -30,12 +30,12 @@ def test_kernels_equal_references(
     blocks = torch.randperm(12, generator=random)[: -(-(start + tokens) // block)]
     cache = torch.randn(2, 2, 12, heads, block, dim, generator=random).to(dtype)
     page = gather_blocks_triton(cache.to(device), blocks.to(device), start, tokens)
-    expected = gather_blocks_reference(cache, blocks, start, tokens)
+    expected = gather_blocks_reference(cache.unbind(1), blocks, start, tokens)
     assert torch.equal(page.cpu(), expected)
     target = torch.randn(cache.shape, generator=random).to(dtype)
     on_device = target.to(device, copy=True)
     scatter_blocks_triton(page, on_device, blocks.to(device), start)
-    scatter_blocks_reference(expected, target, blocks, start)
+    scatter_blocks_reference(expected, target.unbind(1), blocks, start)
     assert torch.equal(on_device.cpu(), target)
 
 

@@ -42,12 +42,13 @@ class TorchRunner:
             heads=config.heads,
             kv_heads=config.kv_heads,
             device=self._device,
+            dtype=self._cache.data.dtype,
         )
         logits = self._model.forward(
             self._tensor(batch.token_ids + padding),
             self._tensor(batch.positions + padding),
             self._tensor(batch.slots + [SCRAP_BLOCK * block_tokens] * len(padding)),
-            self._cache.data,
+            self._cache.layers,
             work,
             self._tensor(self._logit_rows(batch.samples)),
         )

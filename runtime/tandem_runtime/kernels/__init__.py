@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from tandem_runtime.kernels.attention_plan import GpuWork, Step, plan_gpu
-from tandem_runtime.kernels.cpu_attention import CpuPiece, paged_attention_reference, plan_cpu
+from tandem_runtime.kernels.cpu_attention import (
+    CpuLayer,
+    CpuWork,
+    cpu_layer,
+    paged_attention_reference,
+    plan_cpu,
+)
 from tandem_runtime.kernels.gather_blocks import (
     gather_blocks_reference,
     gather_blocks_triton,
@@ -29,7 +35,9 @@ from tandem_runtime.kernels.silu_mul import silu_mul_reference, silu_mul_triton
 from tandem_runtime.kernels.store_kv import store_kv_reference, store_kv_triton
 
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
-AttentionWork = list[CpuPiece] | GpuWork
+AttentionWork = CpuWork | GpuWork
+LayerCache = Tensor | CpuLayer
+"""One layer's part of the cache, as `layer_caches` gives it."""
 
 
 def uses_triton(device: torch.device) -> bool:
@@ -56,36 +64,53 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return run(gate_up)
 
 
-def store_kv(kv: Tensor, cache: Tensor, slots: Tensor) -> None:
+def layer_caches(cache: Tensor) -> list[LayerCache]:
+    """Of [layers, 2, blocks, kv heads, T, D], in the form that store and attention take."""
+    if uses_triton(cache.device):
+        return list(cache)
+    return [cpu_layer(layer) for layer in cache]
+
+
+def store_kv(kv: Tensor, layer: LayerCache, slots: Tensor) -> None:
     """See store_kv.py."""
-    run = store_kv_triton if uses_triton(kv.device) else store_kv_reference
-    run(kv, cache, slots)
+    if isinstance(layer, CpuLayer):
+        store_kv_reference(kv, layer, slots)
+    else:
+        store_kv_triton(kv, layer, slots)
 
 
-def plan_attention(step: Step, *, heads: int, kv_heads: int, device: torch.device) -> AttentionWork:
+def plan_attention(
+    step: Step, *, heads: int, kv_heads: int, device: torch.device, dtype: torch.dtype
+) -> AttentionWork:
     """Lay a step out for `paged_attention` on this device."""
+    group = heads // kv_heads
     if uses_triton(device):
-        return plan_gpu(step, query_tile_tokens(heads // kv_heads), device)
-    return plan_cpu(step)
+        return plan_gpu(step, query_tile_tokens(group), device)
+    return plan_cpu(step, kv_heads, group, dtype)
 
 
-def paged_attention(q: Tensor, cache: Tensor, work: AttentionWork, scale: float) -> Tensor:
+def paged_attention(q: Tensor, layer: LayerCache, work: AttentionWork, scale: float) -> Tensor:
     """See paged_attention.py."""
-    if isinstance(work, GpuWork):
-        return paged_attention_triton(q, cache, work, scale)
-    return paged_attention_reference(q, cache, work, scale)
+    if isinstance(layer, CpuLayer):
+        assert isinstance(work, list), "the step was laid out for another device than the cache's"
+        return paged_attention_reference(q, layer, work, scale)
+    assert isinstance(work, GpuWork), "the step was laid out for another device than the cache's"
+    return paged_attention_triton(q, layer, work, scale)
 
 
 def gather_blocks(cache: Tensor, block_ids: Tensor, start: int, tokens: int) -> Tensor:
     """See gather_blocks.py."""
-    run = gather_blocks_triton if uses_triton(cache.device) else gather_blocks_reference
-    return run(cache, block_ids, start, tokens)
+    if uses_triton(cache.device):
+        return gather_blocks_triton(cache, block_ids, start, tokens)
+    return gather_blocks_reference(cpu_layer(cache), block_ids, start, tokens)
 
 
 def scatter_blocks(page: Tensor, cache: Tensor, block_ids: Tensor, start: int) -> None:
     """See gather_blocks.py."""
-    run = scatter_blocks_triton if uses_triton(cache.device) else scatter_blocks_reference
-    run(page, cache, block_ids, start)
+    if uses_triton(cache.device):
+        scatter_blocks_triton(page, cache, block_ids, start)
+    else:
+        scatter_blocks_reference(page, cpu_layer(cache), block_ids, start)
 
 
 def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, keys: Tensor) -> Tensor:

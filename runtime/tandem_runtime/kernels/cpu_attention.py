@@ -1,14 +1,23 @@
 """Attention as paged_attention.py defines it, by torch: what the CPU runs, and the reference.
 
-Context is summed in tiles of `CPU_TILE_TOKENS`, first to last, for decode rows and for prefill rows
-alike: bitwise equal however a prompt is cut into chunks and whatever else is in the batch, as long
-as each product has `MIN_ROWS` rows: below that MKL takes another path in float32.
+A block's keys are stored transposed (`CpuLayer`), so that a block is the right operand of a product
+as it lies in memory. Blocks are multiplied one by one, as one batch over all blocks: with the query
+rows of the sequence that owns each (a kv head's query heads are rows of one product). Decodes read
+the pool in place, whatever the block tables look like, as long as their blocks are most of a run of
+it. Scores are put in order for one softmax, and partial products are summed first to last:
+
+    S_b = q K_b^T    (all blocks b)     w = softmax(S_0 .. S_n)     o = sum_b w_b V_b
+
+Nothing in this depends on the rest of the batch or on how a prompt is cut into chunks, so results
+are bitwise equal; in float32 as long as each product has `MIN_ROWS` rows: below, MKL takes another
+path.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,100 +26,195 @@ from torch.nn import functional
 from tandem_runtime.kernels.attention_plan import Step
 
 MIN_ROWS: Final = 4
-CPU_TILE_TOKENS: Final = 128
-"""Context is summed in tiles of this size on the CPU, and padded to a multiple of it."""
-CPU_QUERY_TOKENS: Final = 128
-"""Query tokens of one piece of CPU work: bounds the scores that are alive."""
+CHUNK_TOKENS: Final = 64
+"""Query tokens of one piece of prefill: its scores stay in the processor's cache."""
+_HOLES: Final = 1.5
+"""A run of the pool is read in place while it is at most so much longer than what is wanted."""
+
+
+class CpuLayer(NamedTuple):
+    """One layer's cache: views [blocks, kv heads, T, D]; in memory, a block's keys are [D, T]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def cpu_layer(cache: Tensor) -> CpuLayer:
+    """The CPU's view of a layer's cache [2, blocks, kv heads, T, D]; leading dimensions stay."""
+    keys, values = cache.unbind(-5)
+    return CpuLayer(keys.view(*keys.shape[:-2], *keys.shape[:-3:-1]).transpose(-1, -2), values)
 
 
 @dataclass(frozen=True)
-class CpuPiece:
-    """n sequences with m query tokens each, as one batch of matrix products."""
+class Chunk:
+    """Query tokens of one sequence, and the w blocks of its context."""
 
-    sequences: int
-    rows: Tensor
-    """[n * m] int64 rows of the step."""
-    blocks: Tensor
-    """[n * length / T] int64: each sequence's blocks, padded with the scrap block."""
+    rows: slice
+    blocks: Tensor | slice
     hidden: Tensor
-    """[n, 1, m, 1, length] bool: context that a query token must not see."""
+    """[m, 1, tail] bool: the last columns of the context, where a token must not see all of it."""
 
 
-def plan_cpu(step: Step) -> list[CpuPiece]:
-    """Decodes of about one length together, each prefill in runs of `CPU_QUERY_TOKENS`."""
-    pieces, rows = [], 0
-    by_length: dict[int, list[int]] = {}
-    for sequence, (queries, context) in enumerate(
-        zip(step.query_tokens, step.context_tokens, strict=True)
+@dataclass(frozen=True)
+class Decodes:
+    """n sequences of one row, of up to w blocks each; p blocks in all."""
+
+    rows: Tensor | slice
+    blocks: Tensor | slice
+    """[p] the blocks, or a run of the pool that holds them."""
+    owners: Tensor
+    """[p] int64: the row that attends to each."""
+    places: Tensor
+    """[n * w] int64: where in `blocks` each sequence's are, in their order; p where it has fewer.
+    """
+    in_order: Tensor
+    """[n * lines * w] int64: from scores of blocks [p * lines, T] to those of sequences. A block
+    has `lines` lines of scores, one for each row of its products."""
+    by_block: Tensor
+    """[p * lines] int64: the way back."""
+    hidden: Tensor
+    """[n, 1, tail] bool"""
+    padded: bool
+    """Whether some have fewer than w."""
+
+
+CpuWork = list[Chunk | Decodes]
+
+
+# -- the plan --------------------------------------------------------------------------------------
+def plan_cpu(step: Step, kv_heads: int, group: int, dtype: torch.dtype) -> CpuWork:
+    """Decodes of about one length together, each prefill in runs of `CHUNK_TOKENS`."""
+    lines = kv_heads * (group + _missing_rows(group, dtype))
+    work: CpuWork = []
+    row = 0
+    for queries, context, table in zip(
+        step.query_tokens, step.context_tokens, step.block_tables, strict=True
     ):
-        if queries == 1:
-            # Rounded up to a power of two: little padding, few groups.
-            tiles = 1 << (-(-context // CPU_TILE_TOKENS) - 1).bit_length()
-            by_length.setdefault(tiles, []).append(sequence)
-        for start in range(0, queries if queries > 1 else 0, CPU_QUERY_TOKENS):
-            end = min(start + CPU_QUERY_TOKENS, queries)
-            seen = torch.arange(context - queries + start, context - queries + end) + 1
-            piece_rows = torch.arange(rows + start, rows + end)
-            pieces.append(_piece(step, [sequence], piece_rows, seen[None]))
-        rows += queries
-    for members in by_length.values():
-        seen = torch.tensor([[step.context_tokens[m]] for m in members])
-        # Sequences of one row come first: a decode's row is its sequence's index.
-        pieces.append(_piece(step, members, torch.tensor(members), seen))
-    return pieces
+        for start in range(0, queries if queries > 1 else 0, CHUNK_TOKENS):
+            end = min(start + CHUNK_TOKENS, queries)
+            rows, unseen = slice(row + start, row + end), context - queries
+            work.append(_chunk(table, step.block_tokens, rows, unseen + start + 1, unseen + end))
+        row += queries
+    for members in _of_about_one_length(step.context_tokens[: step.decodes]):
+        work.append(_decodes(step, members, lines))
+    return work
 
 
-def _piece(step: Step, members: list[int], rows: Tensor, seen: Tensor) -> CpuPiece:
-    """`seen`: [n, m] context tokens that each query token sees."""
-    length = -(-int(seen.max()) // CPU_TILE_TOKENS) * CPU_TILE_TOKENS
-    width = length // step.block_tokens
-    blocks = []
-    for member in members:
-        table = step.block_tables[member][:width]
-        blocks += table + [0] * (width - len(table))
-    hidden = torch.arange(length) >= seen[:, None, :, None, None]
-    return CpuPiece(len(members), rows, torch.tensor(blocks), hidden)
+def _chunk(table: list[int], size: int, rows: slice, first: int, last: int) -> Chunk:
+    """Its first row sees `first` tokens, its last `last`."""
+    wanted = table[: -(-last // size)]
+    run = slice(wanted[0], wanted[0] + len(wanted))
+    in_order = wanted == list(range(run.start, run.stop))
+    columns = torch.arange(first // size * size, len(wanted) * size)
+    hidden = columns >= torch.arange(first, last + 1)[:, None, None]
+    return Chunk(rows, run if in_order else torch.tensor(wanted), hidden)
 
 
-def paged_attention_reference(
-    q: Tensor, cache: Tensor, work: list[CpuPiece], scale: float
-) -> Tensor:
-    """o as above; rows of no sequence (padding) come out as zeros."""
-    out = torch.zeros_like(q)
-    kv_heads, dim = cache.shape[2], cache.shape[4]
+def _of_about_one_length(lengths: list[int]) -> Iterator[list[int]]:
+    """Groups in which the longest is at most twice the shortest: little padding, few groups."""
+    group: list[int] = []
+    for member in sorted(range(len(lengths)), key=lambda m: -lengths[m]):
+        if group and lengths[member] * 2 < lengths[group[0]]:
+            yield sorted(group)
+            group = []
+        group.append(member)
+    if group:
+        yield sorted(group)
+
+
+def _decodes(step: Step, members: list[int], lines: int) -> Decodes:
+    """Sequences of one row come first in a step: a decode's row is its sequence's index."""
+    n, size = len(members), step.block_tokens
+    seen = [step.context_tokens[m] for m in members]
+    tables = [step.block_tables[m][: -(-c // size)] for m, c in zip(members, seen, strict=True)]
+    width = max(map(len, tables))
+    wanted = [block for table in tables for block in table]
+    first, run = min(wanted), max(wanted) + 1 - min(wanted)
+    in_place = len(set(wanted)) == len(wanted) and run <= _HOLES * len(wanted)
+    total = run if in_place else len(wanted)
+    owners, tiles, places = [0] * total, [0] * total, [total] * (n * width)
+    at = 0
+    for index, table in enumerate(tables):
+        for tile, block in enumerate(table, start=index * width):
+            here = block - first if in_place else at
+            owners[here], tiles[here], places[tile] = members[index], tile, here
+            at += 1
+    columns = torch.arange(min(seen) // size * size, width * size)
+    line, place, back = torch.arange(lines), torch.tensor(places), torch.tensor(tiles)[:, None]
+    of_sequence = place.clamp(max=total - 1).view(n, 1, width) * lines + line[:, None]
+    return Decodes(
+        rows=slice(0, n) if n == step.decodes else torch.tensor(members),
+        blocks=slice(first, first + run) if in_place else torch.tensor(wanted),
+        owners=torch.tensor(owners),
+        places=place,
+        in_order=of_sequence.flatten(),
+        by_block=((back // width * lines + line) * width + back % width).flatten(),
+        hidden=columns >= torch.tensor(seen)[:, None, None],
+        padded=len(wanted) < n * width,
+    )
+
+
+# -- attention -------------------------------------------------------------------------------------
+def paged_attention_reference(q: Tensor, layer: CpuLayer, work: CpuWork, scale: float) -> Tensor:
+    """o as in paged_attention.py; rows of no sequence (padding) are undefined."""
+    out = torch.empty(q.shape, dtype=q.dtype)
     for piece in work:
-        n = piece.sequences
-        query = q[piece.rows].view(n, -1, kv_heads, q.shape[1] // kv_heads, dim).transpose(1, 2)
-        o = _attend(query, *_gather(cache, piece), piece.hidden, scale)
-        out[piece.rows] = o.transpose(1, 2).reshape(-1, q.shape[1], dim)
+        k = _blocks(layer.keys.transpose(-1, -2), piece.blocks)
+        v = _blocks(layer.values, piece.blocks)
+        if isinstance(piece, Chunk):
+            out[piece.rows] = _attend_chunk(q[piece.rows], k, v, piece, scale)
+        else:
+            out[piece.rows] = _attend_decodes(q, k, v, piece, scale)
     return out
 
 
-def _gather(cache: Tensor, piece: CpuPiece) -> tuple[Tensor, Tensor]:
-    """Keys and values, [n * kv heads, length, D] each."""
-    n, (_, _, kv_heads, block_tokens, dim) = piece.sequences, cache.shape
-    blocks = cache.index_select(1, piece.blocks)
-    by_head = blocks.view(2, n, -1, kv_heads, block_tokens, dim).transpose(2, 3)
-    k, v = by_head.reshape(2, n * kv_heads, -1, dim).unbind()
-    return k, v
+def _blocks(plane: Tensor, blocks: Tensor | slice) -> Tensor:
+    return plane[blocks] if isinstance(blocks, slice) else plane.index_select(0, blocks)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
-    """[n, kv heads, m, G, D] attends to [n * kv heads, length, D]."""
-    shape, dim, length = q.shape, q.shape[-1], k.shape[1]
-    rows = q.reshape(k.shape[0], -1, dim)
-    count = rows.shape[1]
-    if count < MIN_ROWS:
-        rows = functional.pad(rows, (0, 0, 0, MIN_ROWS - count))
-    scores = torch.bmm(rows, k.transpose(1, 2)).float().mul_(scale)
-    scores[:, :count].view(*shape[:-1], length).masked_fill_(hidden, float("-inf"))
-    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-    sums = weights.view(*weights.shape[:2], -1, CPU_TILE_TOKENS).sum(-1)
-    weights = weights.to(v.dtype)
-    total, out = sums[..., :1], torch.bmm(weights[..., :CPU_TILE_TOKENS], v[:, :CPU_TILE_TOKENS])
-    out = out.float()
-    for index in range(1, length // CPU_TILE_TOKENS):
-        tile = slice(index * CPU_TILE_TOKENS, (index + 1) * CPU_TILE_TOKENS)
-        total = total + sums[..., index : index + 1]
-        out += torch.bmm(weights[..., tile], v[:, tile])
-    return (out / total)[:, :count].to(q.dtype).view(shape)
+def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, chunk: Chunk, scale: float) -> Tensor:
+    """q: [m, heads, D]; k: [w, kv heads, D, T]; v: [w, kv heads, T, D]; out as q."""
+    (m, heads, dim), (blocks, kv_heads, _, size) = q.shape, k.shape
+    count = m * heads // kv_heads
+    rows = (q * scale).view(m, kv_heads, -1, dim).transpose(0, 1).reshape(kv_heads, count, dim)
+    rows = _with_missing_rows(rows)
+    padded = rows.shape[1]
+    rows = rows.expand(blocks, *rows.shape).flatten(0, 1)
+    scores = torch.bmm(rows, k.flatten(0, 1)).view(blocks, kv_heads, padded, size)
+    scores = scores.permute(1, 2, 0, 3).reshape(kv_heads, padded, -1)
+    tail = scores[:, :count, scores.shape[2] - chunk.hidden.shape[2] :]
+    tail.view(kv_heads, m, heads // kv_heads, tail.shape[2]).masked_fill_(
+        chunk.hidden, float("-inf")
+    )
+    weights = scores.softmax(-1).view(kv_heads, padded, blocks, size).permute(2, 0, 1, 3)
+    parts = torch.bmm(weights.reshape(-1, padded, size), v.flatten(0, 1))
+    out = parts.view(blocks, kv_heads, padded, dim).sum(0)[:, :count]
+    return out.view(kv_heads, m, -1, dim).transpose(0, 1).reshape(q.shape)
+
+
+def _attend_decodes(q: Tensor, k: Tensor, v: Tensor, decodes: Decodes, scale: float) -> Tensor:
+    """q: [rows, heads, D]; k: [p, kv heads, D, T]; v: [p, kv heads, T, D]; out: [n, heads, D]."""
+    (blocks, kv_heads, dim, size), n = k.shape, len(decodes.hidden)
+    group = q.shape[1] // kv_heads
+    rows = q.index_select(0, decodes.owners).mul_(scale).view(-1, group, dim)
+    rows = _with_missing_rows(rows)
+    scores = torch.bmm(rows, k.flatten(0, 1)).view(-1, size).index_select(0, decodes.in_order)
+    scores = scores.view(n, kv_heads * rows.shape[1], -1)
+    tail = scores[:, :, scores.shape[2] - decodes.hidden.shape[2] :]
+    tail.masked_fill_(decodes.hidden, float("-inf"))
+    weights = scores.softmax(-1).view(-1, size).index_select(0, decodes.by_block)
+    parts = torch.bmm(weights.view(-1, rows.shape[1], size), v.flatten(0, 1)).view(blocks, -1)
+    if decodes.padded:
+        parts = torch.cat((parts, parts.new_zeros(1, parts.shape[1])))
+    out = parts.index_select(0, decodes.places).view(n, -1, parts.shape[1]).sum(1)
+    return out.view(n, kv_heads, -1, dim)[:, :, :group].reshape(n, -1, dim)
+
+
+def _missing_rows(count: int, dtype: torch.dtype) -> int:
+    return max(MIN_ROWS - count, 0) if dtype == torch.float32 else 0
+
+
+def _with_missing_rows(rows: Tensor) -> Tensor:
+    """[..., rows, D] with as many rows as a product needs."""
+    missing = _missing_rows(rows.shape[-2], rows.dtype)
+    return functional.pad(rows, (0, 0, 0, missing)) if missing else rows

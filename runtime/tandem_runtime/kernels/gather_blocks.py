@@ -15,33 +15,32 @@ import triton.language as tl
 from torch import Tensor
 
 
-def _blocks_of(cache: Tensor, block_ids: Tensor, start: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Ids and canonical content [layers, 2, heads, n * T, D] of the blocks that hold the tokens."""
-    layers, _, _, heads, block_tokens, dim = cache.shape
-    ids = block_ids[start // block_tokens : -(-(start + tokens) // block_tokens)]
-    content = cache.index_select(2, ids).transpose(2, 3)
-    return ids, content.reshape(layers, 2, heads, len(ids) * block_tokens, dim)
+def gather_blocks_reference(
+    planes: tuple[Tensor, Tensor], block_ids: Tensor, start: int, tokens: int
+) -> Tensor:
+    """The canonical page of tokens [start, start + tokens).
+
+    planes: keys and values, two views [layers, blocks, kv heads, T, D] of the cache.
+    """
+    size = planes[0].shape[3]
+    ids = block_ids[start // size : -(-(start + tokens) // size)]
+    content = torch.stack([plane.index_select(1, ids).transpose(1, 2) for plane in planes], 1)
+    return content.flatten(3, 4)[:, :, :, start % size :][:, :, :, :tokens].contiguous()
 
 
-def gather_blocks_reference(cache: Tensor, block_ids: Tensor, start: int, tokens: int) -> Tensor:
-    """The canonical page of tokens [start, start + tokens)."""
-    _, content = _blocks_of(cache, block_ids, start, tokens)
-    offset = start % cache.shape[4]
-    return content[:, :, :, offset : offset + tokens].contiguous()
-
-
-def scatter_blocks_reference(page: Tensor, cache: Tensor, block_ids: Tensor, start: int) -> None:
-    """Write a canonical page into the pool, from token `start` on."""
-    layers, _, _, heads, block_tokens, dim = cache.shape
-    tokens, offset = page.shape[3], start % block_tokens
-    if offset or tokens % block_tokens:
-        ids, content = _blocks_of(cache, block_ids, start, tokens)
-        content[:, :, :, offset : offset + tokens] = page
-    else:
-        ids = block_ids[start // block_tokens : (start + tokens) // block_tokens]
-        content = page
-    blocks = content.view(layers, 2, heads, len(ids), block_tokens, dim).transpose(2, 3)
-    cache.index_copy_(2, ids, blocks)
+def scatter_blocks_reference(
+    page: Tensor, planes: tuple[Tensor, Tensor], block_ids: Tensor, start: int
+) -> None:
+    """Write a canonical page into the pool, from token `start` on; planes as above."""
+    size, tokens = planes[0].shape[3], page.shape[3]
+    first = start // size
+    ids = block_ids[first : -(-(start + tokens) // size)]
+    if start % size or tokens % size:
+        old = gather_blocks_reference(planes, block_ids, first * size, len(ids) * size)
+        old[:, :, :, start % size :][:, :, :, :tokens] = page
+        page = old
+    for plane, content in zip(planes, page.unbind(1), strict=True):
+        plane[:, ids] = content.view(*content.shape[:2], len(ids), size, -1).transpose(1, 2)
 
 
 @triton.jit

@@ -3,8 +3,8 @@
     x1, x2 = x[..., :D/2], x[..., D/2:]
     x1', x2' = x1 cos - x2 sin, x2 cos + x1 sin
 
-x: [rows, heads, D] (may be a view into wider rows); cos, sin: [rows, D/2] float32, those of each
-row's position. Arithmetic in float32.
+x: [rows, heads, D] (may be a view into wider rows); cos, sin: [rows, D] float32, those of each
+row's position for both halves, the sine negated for the first. Arithmetic in float32.
 """
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
@@ -18,10 +18,9 @@ from torch import Tensor
 
 def rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotate `x` in place."""
-    c, s = cos[:, None], sin[:, None]
-    x1, x2 = x.float().chunk(2, dim=-1)
-    rotated = torch.cat((x1 * c - x2 * s, x2 * c + x1 * s), dim=-1)
-    x.copy_(rotated)
+    wide = x.float()
+    swapped = wide.roll(x.shape[-1] // 2, -1)
+    x.copy_(wide.mul_(cos[:, None]).addcmul_(swapped, sin[:, None]))
 
 
 @triton.jit
@@ -30,9 +29,9 @@ def _rope_kernel(x, cos, sin, row_stride, head_stride, half, BLOCK: tl.constexpr
     start = x + row * row_stride + tl.program_id(1) * head_stride
     column = tl.arange(0, BLOCK)
     inside = column < half
-    angle = row * half + column
+    angle = row * 2 * half + column
     c = tl.load(cos + angle, mask=inside, other=0.0)
-    s = tl.load(sin + angle, mask=inside, other=0.0)
+    s = tl.load(sin + half + angle, mask=inside, other=0.0)
     x1 = tl.load(start + column, mask=inside, other=0.0).to(tl.float32)
     x2 = tl.load(start + half + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(start + column, x1 * c - x2 * s, mask=inside)
@@ -45,9 +44,7 @@ def rope_triton(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     half = dim // 2
     assert x.stride(2) == 1, f"a head's elements must be adjacent, x has strides {x.stride()}"
     for name, table in (("cos", cos), ("sin", sin)):
-        assert table.shape == (rows, half), (
-            f"{name} is {tuple(table.shape)}, ({rows}, {half}) needed"
-        )
+        assert table.shape == (rows, dim), f"{name} is {tuple(table.shape)}, ({rows}, {dim}) needed"
         assert table.dtype == torch.float32, f"{name} is {table.dtype}, float32 needed"
         assert table.is_contiguous(), f"{name} has strides {table.stride()}, contiguous needed"
     _rope_kernel[(rows, heads)](

@@ -15,11 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 
-def store_kv_reference(kv: Tensor, cache: Tensor, slots: Tensor) -> None:
-    """Write kv into `cache`."""
-    block_tokens = cache.shape[3]
-    # Advanced indices apart from each other come first: [rows, 2, heads, D].
-    cache[:, slots // block_tokens, :, slots % block_tokens] = kv
+def store_kv_reference(kv: Tensor, planes: tuple[Tensor, Tensor], slots: Tensor) -> None:
+    """Write kv into the cache's keys and values, two views [blocks, kv heads, T, D]."""
+    block_tokens = planes[0].shape[2]
+    blocks, offsets = slots // block_tokens, slots % block_tokens
+    # Advanced indices apart from each other come first: [rows, heads, D].
+    planes[0][blocks, :, offsets] = kv[:, 0]
+    planes[1][blocks, :, offsets] = kv[:, 1]
 
 
 @triton.jit

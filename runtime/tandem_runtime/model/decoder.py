@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tandem_runtime import kernels
 from tandem_runtime.checkpoint.config import ModelConfig
-from tandem_runtime.kernels import AttentionWork
+from tandem_runtime.kernels import AttentionWork, LayerCache
 from tandem_runtime.model.linear import Linear
 from tandem_runtime.model.rope import rope_tables
 from tandem_runtime.model.weights import Weights
@@ -67,7 +67,7 @@ class Decoder:
         token_ids: Tensor,
         positions: Tensor,
         slots: Tensor,
-        cache: Tensor,
+        cache: list[LayerCache],
         work: AttentionWork,
         logit_rows: Tensor,
     ) -> Tensor:
@@ -75,7 +75,7 @@ class Decoder:
 
         Args:
             token_ids, positions, slots: [rows] int64 each; slots say where KV goes in the cache.
-            cache: [layers, 2, blocks, kv heads, block tokens, head dim].
+            cache: `kernels.layer_caches` of the pool.
             work: how the rows attend.
             logit_rows: [n] int64, the rows whose logits are wanted.
 

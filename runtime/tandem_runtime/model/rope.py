@@ -13,7 +13,7 @@ from tandem_runtime.checkpoint.config import Llama3Rope, ModelConfig
 def rope_tables(
     config: ModelConfig, context_tokens: int, factors: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin, [context_tokens, head_dim / 2] float32 each.
+    """cos and sin, [context_tokens, head_dim] float32 each, as kernels/rope.py takes them.
 
     Args:
         config: theta, head dim and scaling.
@@ -27,7 +27,8 @@ def rope_tables(
     if factors is not None:
         frequencies = frequencies / factors.float()
     angles = torch.outer(torch.arange(context_tokens).float(), frequencies)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def _stretch(frequencies: Tensor, rope: Llama3Rope) -> Tensor:

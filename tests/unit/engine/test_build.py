@@ -52,7 +52,7 @@ def test_two_built_engines_hand_a_stream_over(config: MakeConfig, dtype: str) ->
 def test_the_same_model_has_one_layout_hash_and_another_dtype_another(config: MakeConfig) -> None:
     one, again, other = (
         build_engine(config(**values))
-        for values in ({}, {"block_tokens": 32}, {"dtype": "bfloat16"})
+        for values in ({}, {"kv_block_tokens": 32}, {"dtype": "bfloat16"})
     )
     assert one.layout_hash == again.layout_hash != other.layout_hash
     assert again.block_tokens == 32

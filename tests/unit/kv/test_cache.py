@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tandem_runtime.kernels.cpu_attention import cpu_layer
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
 
@@ -21,7 +22,9 @@ def filled(dtype: str, blocks: int = 6) -> KvCache:
 def tokens_of(cache: KvCache, blocks: list[int]) -> torch.Tensor:
     """[layers, 2, heads, tokens, dim] by the definition of the layout."""
     slots = [(block, offset) for block in blocks for offset in range(BLOCK)]
-    return torch.stack([cache.data[:, :, block, :, offset] for block, offset in slots], dim=3)
+    keys, values = cpu_layer(cache.data)
+    kv = torch.stack((keys, values), dim=1)
+    return torch.stack([kv[:, :, block, :, offset] for block, offset in slots], dim=3)
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))

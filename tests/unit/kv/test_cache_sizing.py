@@ -15,23 +15,25 @@ HUGE = 10**9
 
 
 def test_bytes_that_were_asked_for_are_taken() -> None:
-    config = EngineConfig("file:///m", kv_cache_bytes=10 * BLOCK_BYTES + 5)
+    config = EngineConfig("file:///m", kv_block_tokens=16, kv_cache_bytes=10 * BLOCK_BYTES + 5)
     assert sizing.block_count(config, LAYOUT, HUGE) == 10
 
 
 def test_no_more_than_the_streams_could_use() -> None:
-    config = EngineConfig("file:///m", kv_cache_bytes=HUGE, max_running=3)
+    config = EngineConfig("file:///m", kv_block_tokens=16, kv_cache_bytes=HUGE, max_running=3)
     assert sizing.block_count(config, LAYOUT, 100) == 3 * 7 + 1
 
 
 def test_a_gibibyte_without_a_limit() -> None:
-    config = EngineConfig("file:///m", kv_cache_percent=100)
+    config = EngineConfig("file:///m", kv_block_tokens=16, kv_cache_percent=100)
     assert sizing.block_count(config, LAYOUT, HUGE) == DEFAULT_CPU_KV_BYTES // BLOCK_BYTES
 
 
 def test_a_share_of_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "resident_bytes", lambda: 1000 * BLOCK_BYTES)
-    config = EngineConfig("file:///m", kv_cache_percent=50, memory_limit_bytes=1200 * BLOCK_BYTES)
+    config = EngineConfig(
+        "file:///m", kv_block_tokens=16, kv_cache_percent=50, memory_limit_bytes=1200 * BLOCK_BYTES
+    )
     assert sizing.block_count(config, LAYOUT, HUGE) == 100
 
 
@@ -41,7 +43,7 @@ def test_resident_bytes_are_this_process_s() -> None:
 
 def test_no_room_is_said_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "resident_bytes", lambda: 5000)
-    config = EngineConfig("file:///m", memory_limit_bytes=6000)
+    config = EngineConfig("file:///m", kv_block_tokens=16, memory_limit_bytes=6000)
     with pytest.raises(ValueError, match="no room for a KV cache") as caught:
         sizing.block_count(config, LAYOUT, HUGE)
     assert str(caught.value) == (
@@ -59,7 +61,7 @@ def test_no_room_is_said_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"max_batch_tokens": -1}, "max_batch_tokens is -1: give at least 1, or leave it out"),
         ({"max_context_tokens": 0}, "max_context_tokens is 0: give at least 1, or leave it out"),
         ({"kv_cache_percent": 101}, "kv_cache_percent is 101: give 1 to 100"),
-        ({"block_tokens": 24}, "block_tokens is 24: give a divisor of a page's 256"),
+        ({"kv_block_tokens": 24}, "kv_block_tokens is 24: give a divisor of a page's 256"),
         (
             {"max_running": 300, "max_batch_tokens": 256},
             "max_running is 300, but a step has only 256 tokens (max_batch_tokens): a running "
