@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional
 
 
 def rms_norm_reference(
@@ -21,11 +22,8 @@ def rms_norm_reference(
 ) -> Tensor:
     """y as above; `residual` is updated in place."""
     if residual is not None:
-        residual += x
-        x = residual
-    wide = x.float()
-    scale = torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
-    return (wide * scale).to(x.dtype) * weight
+        x = residual.add_(x)
+    return functional.rms_norm(x, weight.shape, weight, eps)
 
 
 @triton.jit
