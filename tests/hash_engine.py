@@ -13,7 +13,8 @@ from hashlib import blake2b
 import numpy as np
 from tandem_runtime.engine.batch import Batch, SampleRow
 from tandem_runtime.engine.blocks import BlockPool
-from tandem_runtime.engine.engine import Engine, Payload
+from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.kv.layout import KvLayout
@@ -26,13 +27,18 @@ VOCAB_SIZE = 256
 
 
 class HashRunner:
+    overlaps = False
+
     def __init__(self, blocks: int, step_s: float = 0.0) -> None:
         self.cache = np.zeros((blocks * BLOCK_TOKENS, 2, HALF_BYTES), dtype=np.uint8)
         self.step_s = step_s
         self.before_step: Callable[[Batch], None] = lambda batch: None
         self.not_finite: Callable[[SampleRow], bool] = lambda sample: False
 
-    def run(self, batch: Batch) -> list[SampledToken | None]:
+    def collect(self, launched: list[SampledToken | None]) -> list[SampledToken | None]:
+        return launched
+
+    def launch(self, batch: Batch) -> list[SampledToken | None]:
         self.before_step(batch)
         if self.step_s:
             time.sleep(self.step_s)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
 from tandem_runtime.engine.batch import Batch
 from tandem_runtime.engine.blocks import BlockPool
-from tandem_runtime.engine.engine import Engine, Payload
+from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.engine.sequence import Request, SampledToken
 from tandem_runtime.kv.layout import KvLayout
@@ -21,8 +26,16 @@ class LedgerRunner:
     samples is a function of the whole context.
     """
 
+    overlaps = False
+
     def __init__(self, blocks: int) -> None:
         self.slots: list[int | None] = [None] * (blocks * BLOCK)
+
+    def launch(self, batch: Batch) -> Any:
+        return self.run(batch)
+
+    def collect(self, launched: Any) -> list[SampledToken]:
+        return launched
 
     def run(self, batch: Batch) -> list[SampledToken]:
         for slot, token in zip(batch.slots, batch.token_ids, strict=True):
@@ -55,6 +68,64 @@ class LedgerRunner:
             self.slots[block_ids[position // BLOCK] * BLOCK + position % BLOCK] = token
 
 
+class DelayedRunner(LedgerRunner):
+    """Computes a step as late as it may, when its tokens are collected: whatever the engine does to
+    blocks in between shows. It watches the blocks of steps in flight, too."""
+
+    overlaps = True
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__(blocks)
+        self.flights: list[Batch] = []
+        self.chosen: list[int] = []
+        """By the newest step that was computed."""
+        self.deepest = 0
+
+    def launch(self, batch: Batch) -> Batch:
+        self._assert_unused(slot // BLOCK for slot in batch.slots)
+        pending = [-1 - token for token in batch.token_ids if token < 0]
+        if pending:
+            assert len(self.flights) == 1, "a token is awaited of no step in flight"
+            assert max(pending) < len(self.flights[0].samples)
+            assert len(set(pending)) == len(pending), "two rows await one token"
+        for sample in batch.samples:
+            if sample.seed == HISTORY_SEED:
+                assert batch.token_ids[sample.row] >= 0, "it needs its history, and runs ahead"
+        self.flights.append(batch)
+        self.deepest = max(self.deepest, len(self.flights))
+        return batch
+
+    def collect(self, launched: Batch) -> list[SampledToken]:
+        assert launched is self.flights.pop(0), "steps are collected out of order"
+        ids = [t if t >= 0 else self.chosen[-1 - t] for t in launched.token_ids]
+        tokens = self.run(replace(launched, token_ids=ids))
+        self.chosen = [token.token_id for token in tokens]
+        return tokens
+
+    def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
+        end = start + len(payload) // 8
+        self._assert_unused(block_ids[start // BLOCK : -(-end // BLOCK)], own=False)
+        super().write_kv(block_ids, start, payload)
+
+    def blocks_in_flight(self) -> set[int]:
+        return {i for batch in self.flights for table in batch.block_tables for i in table}
+
+    def _assert_unused(self, written: Iterable[int], *, own: bool = True) -> None:
+        """A step may write on into its own stream's blocks, which only the table's end can be."""
+        ends = {table[-1] for batch in self.flights for table in batch.block_tables}
+        touched = set(written) & self.blocks_in_flight()
+        assert touched <= (ends if own else set()), "a block in flight is written to"
+
+
+HISTORY_SEED = 11
+
+
+class HistorySampling(Sampling, frozen=True):
+    """Of a stream whose next token depends on the ids of all before."""
+
+    needs_history = True
+
+
 def next_token(context: list[int]) -> int:
     return sum((i + 1) * token for i, token in enumerate(context)) % 97
 
@@ -72,6 +143,7 @@ def make(
     running: int = 4,
     reserve: int = 0,
     caching: bool = True,
+    runner: type[LedgerRunner] = LedgerRunner,
 ) -> Engine:
     scheduler = Scheduler(
         BlockPool(blocks + 1),
@@ -83,7 +155,7 @@ def make(
     )
     return Engine(
         scheduler,
-        LedgerRunner(blocks + 1),
+        runner(blocks + 1),
         layout=LAYOUT,
         layout_hash=b"layout",
         vocab_size=97,
@@ -92,5 +164,14 @@ def make(
     )
 
 
-def ask(name: str, prompt: list[int], max_tokens: int = 4, export: bool = False) -> Request:
-    return Request(name, prompt, Sampling(max_tokens=max_tokens, temperature=0.0), export=export)
+def ask(
+    name: str,
+    prompt: list[int],
+    max_tokens: int = 4,
+    export: bool = False,
+    stops: tuple[int, ...] = (),
+    history: bool = False,
+) -> Request:
+    kind, seed = (HistorySampling, HISTORY_SEED) if history else (Sampling, 0)
+    sampling = kind(max_tokens, temperature=0.0, seed=seed, stop_token_ids=stops)
+    return Request(name, prompt, sampling, export=export)

@@ -30,6 +30,11 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     logprobs: int | None = None
     """None: none; 0: the chosen token's; n: also the n most likely tokens'."""
 
+    @property
+    def needs_history(self) -> bool:
+        """Whether the host must know all earlier tokens' ids before it can choose the next."""
+        return False
+
 
 class PrefillTarget(msgspec.Struct, frozen=True):
     """The prefill pod that a decode pod asks for a stream's KV cache."""

@@ -6,23 +6,24 @@ runner can treat them (decode) apart from longer ones (prefill chunks).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tandem_runtime.engine.sequence import Sequence
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
-    """Compute known tokens [start, start + count) of a sequence; all earlier ones are computed."""
+    """Compute known tokens [start, start + count) of a sequence; all earlier ones are computed, or
+    are by the step in flight."""
 
     sequence: Sequence
     start: int
     count: int
+    samples: bool = field(init=False)
+    """Whether the last of these tokens is the last known one, so that the next is chosen."""
 
-    @property
-    def samples(self) -> bool:
-        """Whether the last of these tokens is the last known one, so that the next follows."""
-        return self.start + self.count == self.sequence.known_tokens
+    def __post_init__(self) -> None:
+        self.samples = self.start + self.count == self.sequence.known_tokens
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Batch:
     """One step, as plain lists."""
 
     token_ids: list[int]
-    """[rows]"""
+    """[rows]. Negative, -1 - i: what sample i of the step before chose; the host does not know."""
     positions: list[int]
     """[rows]"""
     slots: list[int]
@@ -74,6 +75,8 @@ def build_batch(works: list[Work], block_tokens: int) -> tuple[Batch, list[Work]
     for work in ordered:
         sequence, end = work.sequence, work.start + work.count
         batch.token_ids.extend(sequence.token_ids[work.start : end])
+        if end > len(sequence.token_ids):
+            batch.token_ids.append(-1 - sequence.pending_sample)
         batch.positions.extend(range(work.start, end))
         batch.slots.extend(
             sequence.block_ids[position // block_tokens] * block_tokens + position % block_tokens

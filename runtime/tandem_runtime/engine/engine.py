@@ -1,21 +1,22 @@
 """The engine: streams in, tokens out, one `step` at a time.
 
-Synchronous and single-threaded: every method is called from one thread, between steps. Nothing here
-knows torch; what computes is behind `Runner`. A stream's life:
+Single-threaded: every method is called from one thread, between steps. Nothing here knows torch;
+what computes is behind `Runner`. Where that can work on its own, the engine keeps one step *in
+flight*: `step` launches the next one, then collects the tokens of the one before. A stream's life:
 
     add ---> waiting ---> running ---> gone, with its finish reason      (serve it here)
     add(export) --------> running ---> held ---> release                 (prefill for another pod)
     expect ---> receiving: grant, write_kv ... start_decode ---> running (decode after a handoff)
 
-`abort` ends a stream in any of these states and gives its blocks back before it returns.
+`abort` ends a stream in any of these states; its blocks are free when no step in flight uses them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
-from tandem_runtime.engine.batch import Batch, Work, build_batch
+from tandem_runtime.engine.batch import Work, build_batch
+from tandem_runtime.engine.flight import Flight, Payload, Runner
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.engine.sequence import (
     FinishReason,
@@ -32,24 +33,6 @@ from tandem_runtime.engine.sequence import (
 )
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.prefix import root_key
-
-Payload = bytes | bytearray | memoryview
-
-
-class Runner(Protocol):
-    """Computes steps and owns the memory of the KV cache."""
-
-    def run(self, batch: Batch) -> list[SampledToken | None]:
-        """Compute every row and store its KV; one token for each of `batch.samples`, in order.
-
-        None where the model's output is not finite.
-        """
-
-    def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
-        """Tokens [start, end) of these blocks in canonical form; a copy."""
-
-    def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
-        """The inverse of `read_kv`, from token `start` on."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +85,9 @@ class Engine:
         self._scheduler = scheduler
         self._runner = runner
         self._prefix_secret = prefix_secret
+        self._flight: Flight | None = None
+        self._early: StepOutput | None = None
+        """Of a step that had to end before its turn; the next `step` gives it."""
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = 0
         self._preemptions = 0
@@ -126,7 +112,7 @@ class Engine:
         return ended
 
     def abort(self, request_id: str) -> bool:
-        """End a stream and free its blocks; False if there is none of that name."""
+        """End a stream, its blocks are freed once no step uses them; False if there is none."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
             return False
@@ -134,31 +120,51 @@ class Engine:
         return True
 
     def step(self) -> StepOutput:
-        """Compute one batch.
+        """Collect one batch; the next one is launched before, where the runner overlaps.
 
         `batch_tokens` is 0 when nothing could be done: no work, or the queue waits for blocks that
         held and receiving streams keep. Wait for the next call of another method then.
         """
-        plan = self._scheduler.schedule()
+        output, self._early = self._early, None
+        if output is not None:
+            return output
+        preemptions = self._preemptions
+        self._flight = flight = self._flight or self._launch()
+        if flight is not None:
+            self._flight = self._launch() if self._runner.overlaps else None
+            output = self._collect(flight)
+        return replace(output or StepOutput(), preempted=self._preemptions - preemptions)
+
+    def _launch(self) -> Flight | None:
+        plan = self._scheduler.schedule(settled=self._flight is None)
+        if plan is None:
+            return None
         self._preemptions += len(plan.preempted)
         for sequence in plan.admitted:
             if sequence.preemptions == 0:
                 self._prompt_tokens += sequence.prompt_tokens
                 self._cached_tokens += sequence.cached_tokens
         if not plan.works:
-            return StepOutput(preempted=len(plan.preempted))
+            return None
         batch, works = build_batch(plan.works, self._scheduler.block_tokens)
-        sampled = iter(self._runner.run(batch))
-        outputs = [
-            self._sampled(work, next(sampled)) if work.samples else self._computed(work)
-            for work in works
-        ]
-        return StepOutput(tuple(outputs), batch.rows, len(plan.preempted))
+        self._scheduler.launch(works)
+        return Flight(self._runner.launch(batch), works, batch.rows)
+
+    def _collect(self, flight: Flight) -> StepOutput:
+        """Its rows of streams that have ended meanwhile were for nothing."""
+        sampled = iter(self._runner.collect(flight.launched))
+        outputs = []
+        for work in flight.works:
+            token = next(sampled) if work.samples else None
+            if self._scheduler.land(work):
+                outputs.append(self._sampled(work, token) if work.samples else self._computed(work))
+        return StepOutput(tuple(outputs), flight.rows)
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` could compute something; held and receiving streams need no step."""
-        return bool(self._scheduler.running or self._scheduler.waiting)
+        """Whether `step` could do something; held and receiving streams need no step."""
+        under_way = self._flight or self._early
+        return bool(under_way or self._scheduler.running or self._scheduler.waiting)
 
     def stats(self) -> EngineStats:
         """Counts for metrics and for the pod's state."""
@@ -227,7 +233,11 @@ class Engine:
         The first grant says how many tokens the prefix cache holds. None: no room now, ask again
         after a step. Once a first grant was given, later ones always succeed.
         """
-        return self._scheduler.grant(self._receiving(request_id), upto_tokens)
+        sequence = self._receiving(request_id)
+        if self._flight is not None and self._scheduler.lacks_room(sequence, upto_tokens):
+            flight, self._flight = self._flight, None
+            self._early = self._collect(flight)
+        return self._scheduler.grant(sequence, upto_tokens)
 
     def write_kv(self, request_id: str, start_token: int, payload: Payload) -> None:
         """Store canonical KV from token `start_token` on; pages arrive in order, without gaps.
@@ -355,7 +365,7 @@ class Engine:
         """Take a sampled token: the stream goes on, ends, or is held."""
         self._generated_tokens += 1
         sequence.token_ids.append(token.token_id)
-        generated = sequence.known_tokens - sequence.prompt_tokens
+        generated = len(sequence.token_ids) - sequence.prompt_tokens
         reason = finish_reason(sequence.request, generated, token.token_id, self.eos_token_ids)
         if sequence.request.export:
             self._scheduler.hold(sequence)

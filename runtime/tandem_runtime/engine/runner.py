@@ -11,7 +11,7 @@ from torch import Tensor
 from tandem_runtime import kernels
 from tandem_runtime.engine.batch import Batch, SampleRow
 from tandem_runtime.engine.blocks import SCRAP_BLOCK
-from tandem_runtime.engine.engine import Payload
+from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.sampler import sample
 from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.kernels.attention_plan import Step
@@ -23,17 +23,20 @@ MIN_ROWS = 4
 
 
 class TorchRunner:
-    """A model and its cache on one device. Implements `engine.Runner`."""
+    """A model and its cache on one device. Implements `flight.Runner`."""
 
-    def __init__(self, model: Decoder, cache: KvCache) -> None:
+    def __init__(self, model: Decoder, cache: KvCache, *, overlaps: bool = False) -> None:
+        self.overlaps = overlaps
         self._model = model
         self._cache = cache
         self._device = cache.data.device
+        self._chosen: list[int] = []
+        """By the newest step."""
         self._min_rows = MIN_ROWS if self._device.type == "cpu" else 1
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> list[SampledToken | None]:
-        """One step; see `engine.Runner`."""
+    def launch(self, batch: Batch) -> list[SampledToken | None]:
+        """One step; see `flight.Runner`."""
         config, block_tokens = self._model.config, self._cache.block_tokens
         self._cache.begin(batch.slots)
         padding = [0] * (self._min_rows - batch.rows)
@@ -44,15 +47,22 @@ class TorchRunner:
             device=self._device,
             dtype=self._cache.data.dtype,
         )
+        token_ids = [i if i >= 0 else self._chosen[-1 - i] for i in batch.token_ids]
         logits = self._model.forward(
-            self._tensor(batch.token_ids + padding),
+            self._tensor(token_ids + padding),
             self._tensor(batch.positions + padding),
             self._tensor(batch.slots + [SCRAP_BLOCK * block_tokens] * len(padding)),
             self._cache.layers,
             work,
             self._tensor(self._logit_rows(batch.samples)),
         )
-        return sample(logits[: len(batch.samples)], batch.samples) if batch.samples else []
+        tokens = sample(logits[: len(batch.samples)], batch.samples) if batch.samples else []
+        self._chosen = [token.token_id if token else 0 for token in tokens]
+        return tokens
+
+    def collect(self, launched: list[SampledToken | None]) -> list[SampledToken | None]:
+        """See `flight.Runner`."""
+        return launched
 
     def _logit_rows(self, samples: list[SampleRow]) -> list[int]:
         """The head multiplies these rows alone, so they are padded for themselves."""

@@ -9,6 +9,9 @@ half-way. Decodes grow block by block; when none is left the youngest running se
 preempted: its blocks go back to the pool and it recomputes later. The oldest is never preempted and
 every sequence was checked to fit the pool alone, so the queue always moves.
 
+Blocks of a step in flight are nobody else's until it ends: preemption waits for that, and so do the
+blocks of a stream that ends meanwhile.
+
 Against thrashing: admission leaves room for every running sequence, and the new one, to grow by
 `growth_reserve_tokens`. A preempted sequence is therefore not readmitted only to push out, or to be
 pushed out by, its neighbours in the next few steps.
@@ -22,7 +25,6 @@ and the queue keep to one order of arrival, so neither starves the other.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,15 +70,31 @@ class Scheduler:
         """Oldest first."""
         self.receiving: list[Sequence] = []
         self.held: list[Sequence] = []
+        self.leaving: list[Sequence] = []
 
     # -- a step -----------------------------------------------------------------------------------
-    def schedule(self) -> Plan:
-        """Choose the next step's work. Afterwards every work's sequence has the blocks it needs."""
-        preempted = list(self._grow_decodes())
+    def schedule(self, *, settled: bool = True) -> Plan | None:
+        """Choose the next step's work. Afterwards every work's sequence has the blocks it needs.
+
+        Args:
+            settled: no step is in flight.
+
+        Returns:
+            None if somebody must give way: blocks in flight cannot be taken, so call again when
+            that step has ended.
+        """
+        preempted = []
+        ready = [s for s in self.running if s.ready]
+        for sequence in ready:
+            while sequence.state is State.RUNNING and not self._grow(sequence):
+                if not settled:
+                    return None
+                preempted.append(self._preempt_youngest())
         works: list[Work] = []
         budget = self.max_batch_tokens
-        decodes = [s for s in self.running if s.remaining_tokens == 1]
-        prefills = [s for s in self.running if s.remaining_tokens > 1]
+        ready = [s for s in ready if s.state is State.RUNNING]
+        decodes = [s for s in ready if s.remaining_tokens == 1]
+        prefills = [s for s in ready if s.remaining_tokens > 1]
         for sequence in decodes + prefills:
             budget -= self._add_work(works, sequence, budget)
         admitted = []
@@ -89,22 +107,38 @@ class Scheduler:
     def _add_work(self, works: list[Work], sequence: Sequence, budget: int) -> int:
         count = min(sequence.remaining_tokens, budget)
         if count > 0:
-            works.append(Work(sequence, sequence.computed_tokens, count))
+            start = sequence.computed_tokens + sequence.in_flight_tokens
+            works.append(Work(sequence, start, count))
         return count
 
-    def _grow_decodes(self) -> Iterator[Sequence]:
-        """Give each running sequence a block for its newest token; yields whom that preempted."""
-        for sequence in list(self.running):
-            while sequence.state is State.RUNNING and not self._grow(sequence):
-                yield self._preempt_youngest()
-
     def _grow(self, sequence: Sequence) -> bool:
+        """Give it a block for its newest token, if there is one."""
         missing = self.blocks_for(sequence.known_tokens) - len(sequence.block_ids)
         if missing > self.pool.free_blocks:
             return False
         if missing > 0:
             sequence.block_ids += self.pool.allocate(missing)
         return True
+
+    def launch(self, works: list[Work]) -> None:
+        """These are in flight, in the order of the batch."""
+        samples = 0
+        for work in works:
+            work.sequence.in_flight_tokens += work.count
+            if work.samples:
+                work.sequence.pending_tokens += 1
+                work.sequence.pending_sample = samples
+                samples += 1
+
+    def land(self, work: Work) -> bool:
+        """The work's step has ended; False if its stream ended before, and leaves with it."""
+        sequence = work.sequence
+        sequence.in_flight_tokens -= work.count
+        sequence.pending_tokens -= work.samples
+        if sequence.state is not State.LEAVING:
+            return True
+        self.remove(sequence)
+        return False
 
     def commit(self, work: Work) -> None:
         """The work's tokens are computed: their full blocks can serve other streams."""
@@ -158,7 +192,8 @@ class Scheduler:
 
     # -- giving way -------------------------------------------------------------------------------
     def _preempt_youngest(self) -> Sequence:
-        """Exports are spared: another pod is reading their blocks, and they do not grow."""
+        """No step is in flight. Exports are spared: another pod is reading their blocks, and they
+        do not grow."""
         victims = [s for s in self.running if not s.request.export]
         assert victims, "blocks were promised that nobody can give back"
         victim = victims[-1]
@@ -170,15 +205,20 @@ class Scheduler:
         return victim
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it stands, and give back its blocks."""
+        """Take a sequence out, wherever it stands; its blocks go back when no step uses them."""
         places = {
+            State.LEAVING: self.leaving,
             State.WAITING: self.waiting,
             State.RUNNING: self.running,
             State.RECEIVING: self.receiving,
             State.HELD: self.held,
         }
         places[sequence.state].remove(sequence)
-        self._drop_blocks(sequence)
+        if sequence.in_flight_tokens:
+            sequence.state = State.LEAVING
+            self.leaving.append(sequence)
+        else:
+            self._drop_blocks(sequence)
 
     def hold(self, sequence: Sequence) -> None:
         """A running export is computed: keep its blocks, read-only."""
@@ -198,13 +238,20 @@ class Scheduler:
         sequence.state = State.RECEIVING
         self.receiving.append(sequence)
 
+    def lacks_room(self, sequence: Sequence, upto_tokens: int) -> bool:
+        """Whether a promised grant would have to preempt, for which no step may be in flight."""
+        return sequence.granted and self._missing(sequence, upto_tokens) > self.pool.free_blocks
+
+    def _missing(self, sequence: Sequence, upto_tokens: int) -> int:
+        upto_tokens = min(upto_tokens, sequence.known_tokens)
+        return self.blocks_for(upto_tokens) - len(sequence.block_ids)
+
     def grant(self, sequence: Sequence, upto_tokens: int) -> Grant | None:
         """Blocks for the first `upto_tokens` known tokens, or None when there is no room now."""
-        upto_tokens = min(upto_tokens, sequence.known_tokens)
         if not sequence.granted and not self._first_grant(sequence):
             sequence.refused_grant = True
             return None
-        missing = self.blocks_for(upto_tokens) - len(sequence.block_ids)
+        missing = self._missing(sequence, upto_tokens)
         while missing > self.pool.free_blocks:
             self._preempt_youngest()
         if missing > 0:
@@ -271,11 +318,14 @@ class Scheduler:
         """Raise AssertionError unless pool and sequences agree. For tests and idling."""
         self.pool.check_integrity()
         references: dict[int, int] = {}
-        for sequence in [*self.running, *self.receiving, *self.held]:
+        for sequence in [*self.running, *self.receiving, *self.held, *self.leaving]:
             for block_id in sequence.block_ids:
                 references[block_id] = references.get(block_id, 0) + 1
         self.pool.check_references(references)
         for sequence in self.waiting:
             assert not sequence.block_ids, f"{sequence.request_id} waits with blocks"
-        for sequence in [*self.running, *self.held]:
-            assert sequence.computed_tokens <= len(sequence.block_ids) * self.block_tokens
+        for sequence in [*self.running, *self.held, *self.leaving]:
+            launched = sequence.computed_tokens + sequence.in_flight_tokens
+            assert launched <= len(sequence.block_ids) * self.block_tokens
+        for sequence in self.leaving:
+            assert sequence.in_flight_tokens, f"{sequence.request_id} leaves, but is in no step"

@@ -2,7 +2,8 @@
 
 Words: a *stream* is what a client waits for; a *sequence* is the engine's record of it. *Known*
 tokens are the prompt, the output of earlier attempts and what was sampled here; *computed* tokens
-are those whose KV is in the cache. A sequence catches up: computed < known means work is left.
+are those whose KV is in the cache. A sequence catches up: computed < known means work is left. A
+step is *in flight* from its launch until its tokens are collected; the next one is launched before.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ class State(Enum):
     """An export that is computed; blocks are kept, read-only, until released."""
     RECEIVING = "receiving"
     """Awaits KV from another pod; blocks as far as granted."""
+    LEAVING = "leaving"
+    """Ended while a step in flight computes it; blocks are kept until that step ends."""
 
 
 @dataclass(eq=False)
@@ -128,7 +131,14 @@ class Sequence:
     """Root of its prefix keys."""
     state: State = State.WAITING
     token_ids: list[int] = field(default_factory=list)
+    """Whose ids the host knows."""
     computed_tokens: int = 0
+    in_flight_tokens: int = 0
+    """Known tokens after the computed ones whose KV the steps in flight compute."""
+    pending_tokens: int = 0
+    """Known tokens after `token_ids`: steps in flight choose them, their ids are on the device."""
+    pending_sample: int = 0
+    """Which of its step's samples chooses the newest pending token."""
     cached_tokens: int = 0
     published_tokens: int = 0
     """Computed tokens already reported in spans."""
@@ -152,7 +162,7 @@ class Sequence:
 
     @property
     def known_tokens(self) -> int:
-        return len(self.token_ids)
+        return len(self.token_ids) + self.pending_tokens
 
     @property
     def prompt_tokens(self) -> int:
@@ -160,15 +170,23 @@ class Sequence:
 
     @property
     def remaining_tokens(self) -> int:
-        """Tokens to compute before the next one can be sampled."""
-        return len(self.token_ids) - self.computed_tokens
+        """Tokens to launch before the next one can be sampled."""
+        return self.known_tokens - self.computed_tokens - self.in_flight_tokens
 
     @property
     def growth_tokens(self) -> int:
         """Tokens the sequence may still add to its known ones."""
         if self.request.export:
             return 0
-        return self.prompt_tokens + self.request.sampling.max_tokens - len(self.token_ids)
+        return self.prompt_tokens + self.request.sampling.max_tokens - self.known_tokens
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next step may compute it. A pending token is no hindrance unless it is the
+        stream's last, or the next one cannot be chosen without its id."""
+        return self.pending_tokens == 0 or (
+            self.growth_tokens > 0 and not self.request.sampling.needs_history
+        )
 
 
 def finish_reason(

@@ -23,7 +23,7 @@ def run_widest_step(model: Decoder, layout: KvLayout, config: EngineConfig) -> N
     table = list(range(1, blocks + 1))
     positions = list(range(min(tokens, model.context_tokens)))
     slots = [table[p // block_tokens] * block_tokens + p % block_tokens for p in positions]
-    runner.run(
+    runner.launch(
         Batch(
             token_ids=[0] * len(positions),
             positions=positions,
@@ -35,7 +35,7 @@ def run_widest_step(model: Decoder, layout: KvLayout, config: EngineConfig) -> N
         )
     )
     streams = config.max_running
-    runner.run(
+    runner.launch(
         Batch(
             token_ids=[0] * streams,
             positions=[0] * streams,

@@ -35,6 +35,7 @@ def make_engine(tiny_checkpoint: Callable[..., Path]) -> MakeEngine:
         max_running: int = 16,
         prefix_caching: bool = True,
         growth_reserve_tokens: int = 64,
+        overlaps: bool = False,
     ) -> Engine:
         shape = checkpoint.config
         if dtype not in models:
@@ -51,7 +52,7 @@ def make_engine(tiny_checkpoint: Callable[..., Path]) -> MakeEngine:
                 prefix_caching=prefix_caching,
                 growth_reserve_tokens=growth_reserve_tokens,
             ),
-            TorchRunner(models[dtype], cache),
+            TorchRunner(models[dtype], cache, overlaps=overlaps),
             layout=layout,
             layout_hash=layout.hash("tiny"),
             vocab_size=shape.vocab_size,

@@ -5,18 +5,25 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from ledger_engine import ask, expected, make, next_token
+from ledger_engine import DelayedRunner, LedgerRunner, ask, expected, make, next_token
 from tandem_runtime.engine.sequence import SampledToken
+from tandem_runtime.protocol import Sampling
+
+STOPS = tuple(range(0, 97, 5))
+"""A fifth of what may come: such streams end when nobody expects it."""
 
 
 class EngineMachine(RuleBasedStateMachine):
     """Streams come by every door and leave by every door; blocks and tokens stay right."""
 
+    runner: type[LedgerRunner] = LedgerRunner
+
     def __init__(self) -> None:
         super().__init__()
-        self.engine = make(blocks=12, budget=7, running=4)
+        self.engine = make(blocks=12, budget=7, running=4, runner=self.runner)
         self.prompts: dict[str, list[int]] = {}
         self.tokens: dict[str, list[int]] = {}
+        self.sampling: dict[str, Sampling] = {}
         self.receiving: dict[str, int] = {}
         self.held: set[str] = set()
         self.count = 0
@@ -30,16 +37,33 @@ class EngineMachine(RuleBasedStateMachine):
         st.integers(1, 20).map(lambda n: list(range(n))),
     )
 
-    @rule(prompt=prompts_drawn, max_tokens=st.integers(1, 12), export=st.booleans())
-    def add(self, prompt: list[int], max_tokens: int, export: bool) -> None:
+    @rule(
+        prompt=prompts_drawn,
+        max_tokens=st.integers(1, 12),
+        export=st.booleans(),
+        history=st.booleans(),
+        stops=st.sampled_from([(), STOPS]),
+    )
+    def add(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        export: bool,
+        history: bool,
+        stops: tuple[int, ...],
+    ) -> None:
         name = self._name()
-        assert self.engine.add(ask(name, prompt, max_tokens, export)) is None
+        request = ask(name, prompt, max_tokens, export, stops, history)
+        assert self.engine.add(request) is None
         self.prompts[name], self.tokens[name] = prompt, []
+        self.sampling[name] = request.sampling
 
     @rule(prompt=prompts_drawn, max_tokens=st.integers(1, 12))
     def expect(self, prompt: list[int], max_tokens: int) -> None:
         name = self._name()
-        assert self.engine.expect(ask(name, prompt, max_tokens)) is None
+        request = ask(name, prompt, max_tokens)
+        assert self.engine.expect(request) is None
+        self.sampling[name] = request.sampling
         self.prompts[name], self.tokens[name] = prompt, []
         self.receiving[name] = -1
 
@@ -75,6 +99,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.tokens[name].append(token.token_id)
         prompt = self.prompts[name]
         assert self.tokens[name] == expected(prompt, len(self.tokens[name]))
+        sampling, count = self.sampling[name], len(self.tokens[name])
+        stops = token.token_id in sampling.stop_token_ids
+        assert reason == ("stop" if stops else "length" if count == sampling.max_tokens else None)
         sequence = self.engine._sequences.get(name)
         if sequence is not None and sequence.request.export:
             assert len(self.tokens[name]) == 1
@@ -106,6 +133,10 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_leaks(self) -> None:
         self.engine.check_integrity()
+        if isinstance(runner := self.engine._runner, DelayedRunner):
+            held = self.engine._scheduler.pool._references
+            assert all(held[block] for block in runner.blocks_in_flight()), "freed in flight"
+            assert len(runner.flights) <= 1
         stats = self.engine.stats()
         assert stats.held == len(self.held)
         assert stats.receiving == len(self.receiving)
@@ -132,5 +163,13 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.engine.stats().held_blocks == 0
 
 
+class PipelinedMachine(EngineMachine):
+    """The same with one step in flight: no block of it is freed, reused or written by others."""
+
+    runner = DelayedRunner
+
+
 EngineMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestEngineMachine = EngineMachine.TestCase
+PipelinedMachine.TestCase.settings = EngineMachine.TestCase.settings
+TestPipelinedMachine = PipelinedMachine.TestCase

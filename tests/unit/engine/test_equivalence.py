@@ -86,9 +86,16 @@ def naive(make_engine: MakeEngine, ask: Ask, dtype: str) -> Tokens:
     budget=st.integers(5, 70),
     blocks=st.integers(8, 24),
     reserve=st.sampled_from([0, 64]),
+    overlaps=st.booleans(),
 )
 def test_batched_chunked_cached_and_preempted_runs_equal_the_naive_run(
-    make_engine: MakeEngine, dtype: str, streams: list[Ask], budget: int, blocks: int, reserve: int
+    make_engine: MakeEngine,
+    dtype: str,
+    streams: list[Ask],
+    budget: int,
+    blocks: int,
+    reserve: int,
+    overlaps: bool,
 ) -> None:
     engine = make_engine(
         dtype=dtype,
@@ -96,6 +103,7 @@ def test_batched_chunked_cached_and_preempted_runs_equal_the_naive_run(
         max_batch_tokens=budget,
         max_running=min(budget, 5),
         growth_reserve_tokens=reserve,
+        overlaps=overlaps,
     )
     pending: dict[int, list[Request]] = {}
     for index, ask in enumerate(streams):

@@ -1,0 +1,42 @@
+"""What computes the engine's steps, as the engine sees it, and a step that is under way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tandem_runtime.engine.batch import Batch, Work
+from tandem_runtime.engine.sequence import SampledToken
+
+Payload = bytes | bytearray | memoryview
+
+
+class Runner(Protocol):
+    """Computes steps, in order, and owns the memory of the KV cache."""
+
+    overlaps: bool
+    """Whether `launch` returns before the step is computed, so that two can be under way."""
+
+    def launch(self, batch: Batch) -> object:
+        """Begin to compute every row and store its KV; what `collect` takes."""
+
+    def collect(self, launched: Any) -> list[SampledToken | None]:
+        """Wait for a step; one token for each of its samples, in order.
+
+        None where the model's output is not finite.
+        """
+
+    def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
+        """Tokens [start, end) of these blocks in canonical form; a copy."""
+
+    def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
+        """The inverse of `read_kv`, from token `start` on."""
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step that was launched and not collected yet."""
+
+    launched: object
+    works: list[Work]
+    rows: int
