@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from tandem_runtime.kernels.attention_plan import Step, plan_gpu
+from tandem_runtime.kernels.attention_plan import Step, plan_gpu, upload
 from tandem_runtime.kernels.paged_attention import paged_attention_triton, query_tile_tokens
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -52,7 +52,8 @@ def _run(
     cache = torch.randn(shape, device=clock.device, dtype=dtype)
     rows = sum(step.query_tokens)
     q = torch.randn(rows, heads.heads, heads.dim, device=clock.device, dtype=dtype)
-    work = plan_gpu(step, query_tile_tokens(heads.heads // heads.kv_heads), clock.device)
+    tile = query_tile_tokens(heads.heads // heads.kv_heads)
+    work = upload(plan_gpu(step, tile), clock.device)
     scale = heads.dim**-0.5
     seconds = clock.kernel_s(lambda: paged_attention_triton(q, cache, work, scale), repeats)
     token_bytes = 2 * heads.kv_heads * heads.dim * cache.element_size()

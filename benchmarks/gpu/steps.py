@@ -74,7 +74,9 @@ class RandomModel:
         self.token_bytes = layout.token_bytes
         free = 64 << 20 if clock.dry else int(torch.cuda.mem_get_info()[0] * CACHE_SHARE)
         self.blocks = min(free // (layout.token_bytes * BLOCK_TOKENS), 1 << 16)
-        self.runner = TorchRunner(model, KvCache(layout, self.blocks, BLOCK_TOKENS, clock.device))
+        cache = KvCache(layout, self.blocks, BLOCK_TOKENS, clock.device)
+        self.runner = TorchRunner(model, cache, 4 if clock.dry else 256)
+        self.runner.capture_graphs()
 
     def run(self, batch: Batch) -> None:
         """One step, until its tokens are here."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import triton
-from tandem_runtime.kernels.attention_plan import Step, plan_gpu
+from tandem_runtime.kernels.attention_plan import Step, plan_gpu, upload
 from tandem_runtime.kernels.gather_blocks import gather_blocks_triton, scatter_blocks_triton
 from tandem_runtime.kernels.paged_attention import paged_attention_triton, query_tile_tokens
 from tandem_runtime.kernels.rms_norm import rms_norm_triton
@@ -87,7 +87,9 @@ def test_attention(
     qkv = torch.zeros(70, heads + 2 * kv_heads, dim, dtype=dtype)
     cache = torch.zeros(2, 40, kv_heads, 16, dim, dtype=dtype)
     step = Step([1, 1, 68], [300, 5, 100], [list(range(1, 20)), [20], list(range(21, 28))], 16)
-    work = plan_gpu(step, query_tile_tokens(heads // kv_heads), torch.device("cpu"))
+    device = torch.device("cpu")
+    tile = query_tile_tokens(heads // kv_heads)
+    work = upload(plan_gpu(step, tile), device)
     paged_attention_triton(qkv[:, :heads], cache, work, dim**-0.5)
     assert set(compiled) == {"_prefill_kernel", "_decode_kernel", "_merge_kernel"}
 

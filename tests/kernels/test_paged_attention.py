@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tandem_runtime.kernels.attention_plan import Step, plan_gpu
+from tandem_runtime.kernels.attention_plan import GpuWork, Step, plan_gpu, upload
 from tandem_runtime.kernels.cpu_attention import (
     CpuLayer,
     cpu_layer,
@@ -34,6 +34,11 @@ def make_step(
     ids = (torch.randperm(sum(counts), generator=random) + 1).tolist()
     tables = [[ids.pop() for _ in range(count)] for count in counts]
     return Step([q for q, _ in sequences], [c for _, c in sequences], tables, block)
+
+
+def lay_out(step: Step, q: torch.Tensor, cache: torch.Tensor, device: torch.device) -> GpuWork:
+    tile = query_tile_tokens(q.shape[1] // cache.shape[2])
+    return upload(plan_gpu(step, tile), device)
 
 
 def plain_attention(q: torch.Tensor, cache: torch.Tensor, step: Step, scale: float) -> torch.Tensor:
@@ -95,7 +100,7 @@ def test_kernels_and_reference_follow_the_formula(
     scale = shape[2] ** -0.5
     exact = plain_attention(q, cache, step, scale)
     expected = reference(q, for_cpu(cache), step, scale)
-    work = plan_gpu(step, query_tile_tokens(shape[0] // shape[1]), device)
+    work = lay_out(step, q, cache, device)
     on_device = q._base.to(device)[:, : shape[0]]  # type: ignore[union-attr]
     kernel = paged_attention_triton(on_device, cache.to(device), work, scale)
     limits = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
@@ -108,7 +113,7 @@ def test_what_lies_in_other_blocks_has_no_effect(
     dtype: torch.dtype, device: torch.device, random: torch.Generator
 ) -> None:
     q, cache, step = inputs([(1, 70), (20, 50)], (4, 2, 16), dtype, random)
-    work = plan_gpu(step, query_tile_tokens(2), device)
+    work = lay_out(step, q, cache, device)
     before = paged_attention_triton(q.to(device).contiguous(), cache.to(device), work, 0.25)
     expected = reference(q, for_cpu(cache), step, 0.25)
     used = {block for table in step.block_tables for block in table}
@@ -161,17 +166,17 @@ def test_kernel_decode_rows_do_not_depend_on_the_batch(
 ) -> None:
     q, cache, step = inputs([(1, 600), (1, 40), (1, 257)], (6, 2, 32), torch.float32, random)
     q, cache = q.to(device).contiguous(), cache.to(device)
-    together = paged_attention_triton(q, cache, plan_gpu(step, 21, device), 0.2)
+    together = paged_attention_triton(q, cache, lay_out(step, q, cache, device), 0.2)
     for row in range(3):
         alone = Step([1], [step.context_tokens[row]], [step.block_tables[row]], BLOCK)
-        out = paged_attention_triton(q[row : row + 1], cache, plan_gpu(alone, 21, device), 0.2)
+        out = paged_attention_triton(q[row : row + 1], cache, lay_out(alone, q, cache, device), 0.2)
         assert torch.equal(out[0], together[row])
 
 
 def test_wrong_input_is_a_sentence(device: torch.device, random: torch.Generator) -> None:
     q, cache, step = inputs([(1, 9)], (4, 2, 16), torch.float32, random)
     q, cache = q.to(device), cache.to(device)
-    work = plan_gpu(step, 32, device)
+    work = lay_out(step, q, cache, device)
     for bad_q, bad_cache, sentence in [
         (q.half(), cache, r"q is torch\.float16, the cache torch\.float32"),
         (q[:, :3], cache, "3 heads over 2 kv heads"),
@@ -179,7 +184,7 @@ def test_wrong_input_is_a_sentence(device: torch.device, random: torch.Generator
         (q, cache[:, ::2], "must be contiguous"),
         (q, cache[0], r"\[2, blocks, heads, tokens, dim\] needed"),
         (q.transpose(1, 2).contiguous().transpose(1, 2), cache, "must be adjacent"),
-        (q.repeat(1, 40, 1), cache, "80 query heads a kv head, at most 64 are packed"),
+        (q.repeat(1, 80, 1), cache, "160 query heads a kv head, at most 128 are packed"),
     ]:
         with pytest.raises(AssertionError, match=sentence):
             paged_attention_triton(bad_q, bad_cache, work, 0.25)

@@ -47,6 +47,8 @@ def build_engine(config: EngineConfig, *, prefix_secret: bytes = b"") -> Engine:
         run_widest_step(model, layout, config)
         blocks = block_count(config, layout, context_tokens)
         cache = KvCache(layout, blocks, config.block_tokens, device)
+        runner = TorchRunner(model, cache, config.max_running)
+        runner.capture_graphs()
     scheduler = Scheduler(
         BlockPool(blocks),
         block_tokens=config.block_tokens,
@@ -59,7 +61,7 @@ def build_engine(config: EngineConfig, *, prefix_secret: bytes = b"") -> Engine:
     gc.freeze()
     return Engine(
         scheduler,
-        TorchRunner(model, cache),
+        runner,
         layout=layout,
         layout_hash=layout.hash(checkpoint.digest()),
         vocab_size=shape.vocab_size,

@@ -1,10 +1,17 @@
 """Turns a batch of index lists into tensors, runs the model, samples.
 
-One host synchronisation a step on a GPU: the copy of the sampled tokens.
+On a GPU nothing waits between a step's launch and its `collect`: integers go there in one copy from
+pinned memory, the tokens that the step before chose stay there for the rows that need them, and
+what the host wants to know is copied to pinned memory, after which an event is recorded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,9 +19,10 @@ from tandem_runtime import kernels
 from tandem_runtime.engine.batch import Batch, SampleRow
 from tandem_runtime.engine.blocks import SCRAP_BLOCK
 from tandem_runtime.engine.flight import Payload
-from tandem_runtime.engine.sampler import sample
+from tandem_runtime.engine.graphs import DecodeGraphs, known_ids
+from tandem_runtime.engine.sampler import Choice, choose
 from tandem_runtime.engine.sequence import SampledToken
-from tandem_runtime.kernels.attention_plan import Step
+from tandem_runtime.kernels.attention_plan import GpuWork, Step
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.model.decoder import Decoder
 
@@ -22,47 +30,103 @@ MIN_ROWS = 4
 """A product of fewer rows takes another path in CPU libraries and rounds otherwise."""
 
 
-class TorchRunner:
-    """A model and its cache on one device. Implements `flight.Runner`."""
+@dataclass(frozen=True)
+class Launched:
+    """A step that the device has been given."""
 
-    def __init__(self, model: Decoder, cache: KvCache, *, overlaps: bool = False) -> None:
-        self.overlaps = overlaps
+    choice: Choice | None
+    """None: it samples nothing."""
+    ended: torch.cuda.Event | None
+    """None: on the CPU it has ended."""
+
+
+class TorchRunner:
+    """A model and its cache on one device. Implements `flight.Runner`.
+
+    Args:
+        model: what computes.
+        cache: where KV is.
+        max_running: rows that a step samples at most.
+        overlaps: whether two steps may be under way; None: on a GPU.
+    """
+
+    def __init__(
+        self, model: Decoder, cache: KvCache, max_running: int, *, overlaps: bool | None = None
+    ) -> None:
         self._model = model
         self._cache = cache
         self._device = cache.data.device
-        self._chosen: list[int] = []
-        """By the newest step."""
-        self._min_rows = MIN_ROWS if self._device.type == "cpu" else 1
+        on_gpu = self._device.type == "cuda"
+        self.overlaps = on_gpu if overlaps is None else overlaps
+        self._min_rows = 1 if on_gpu else MIN_ROWS
+        self._chosen = torch.zeros(max_running, dtype=torch.int64, device=self._device)
+        """By the newest step; sample by sample."""
+        self._graphs: DecodeGraphs | None = None
+        self._transfers = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def capture_graphs(self) -> None:
+        """On a GPU: decode steps are replayed from here on."""
+        if self._device.type == "cuda":
+            self._graphs = DecodeGraphs(self._model, self._cache, self._chosen)
 
     @torch.inference_mode()
-    def launch(self, batch: Batch) -> list[SampledToken | None]:
-        """One step; see `flight.Runner`."""
-        config, block_tokens = self._model.config, self._cache.block_tokens
+    def launch(self, batch: Batch) -> Launched:
+        """See `flight.Runner`."""
         self._cache.begin(batch.slots)
-        padding = [0] * (self._min_rows - batch.rows)
+        step = Step(
+            batch.query_tokens, batch.context_tokens, batch.block_tables, self._cache.block_tokens
+        )
+        logits = self._graphs.replay(batch, step) if self._graphs is not None else None
+        if logits is None:
+            logits = self._forward(batch, step)
+        choice = None
+        if batch.samples:
+            choice = choose(logits[: len(batch.samples)], batch.samples)
+            if self.overlaps:
+                self._chosen[: len(batch.samples)] = choice.ids
+        return Launched(choice, self._mark())
+
+    def _forward(self, batch: Batch, step: Step) -> Tensor:
+        config, padding = self._model.config, [0] * (self._min_rows - batch.rows)
+        scrap = [SCRAP_BLOCK * self._cache.block_tokens] * len(padding)
+        columns = [
+            batch.token_ids + padding,
+            batch.positions + padding,
+            batch.slots + scrap,
+            self._logit_rows(batch.samples),
+        ]
+        head = np.array([value for column in columns for value in column], np.int32)
         work = kernels.plan_attention(
-            Step(batch.query_tokens, batch.context_tokens, batch.block_tables, block_tokens),
+            step,
             heads=config.heads,
             kv_heads=config.kv_heads,
             device=self._device,
             dtype=self._cache.data.dtype,
+            head=head,
         )
-        token_ids = [i if i >= 0 else self._chosen[-1 - i] for i in batch.token_ids]
-        logits = self._model.forward(
-            self._tensor(token_ids + padding),
-            self._tensor(batch.positions + padding),
-            self._tensor(batch.slots + [SCRAP_BLOCK * block_tokens] * len(padding)),
-            self._cache.layers,
-            work,
-            self._tensor(self._logit_rows(batch.samples)),
+        ints = work.ints[: len(head)] if isinstance(work, GpuWork) else torch.from_numpy(head)
+        token_ids, positions, slots, logit_rows = torch.split(
+            ints.long(), [len(column) for column in columns]
         )
-        tokens = sample(logits[: len(batch.samples)], batch.samples) if batch.samples else []
-        self._chosen = [token.token_id if token else 0 for token in tokens]
-        return tokens
+        if self.overlaps:
+            token_ids = known_ids(token_ids, self._chosen)
+        return self._model.forward(
+            token_ids, positions, slots, self._cache.layers, work, logit_rows
+        )
 
-    def collect(self, launched: list[SampledToken | None]) -> list[SampledToken | None]:
+    def collect(self, launched: Launched) -> list[SampledToken | None]:
         """See `flight.Runner`."""
-        return launched
+        if launched.ended is not None:
+            launched.ended.synchronize()
+        return launched.choice.tokens() if launched.choice is not None else []
+
+    def _mark(self) -> torch.cuda.Event | None:
+        if self._device.type != "cuda":
+            return None
+        # Blocking: who waits for a step leaves the processor to others.
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
     def _logit_rows(self, samples: list[SampleRow]) -> list[int]:
         """The head multiplies these rows alone, so they are padded for themselves."""
@@ -72,12 +136,21 @@ class TorchRunner:
     @torch.inference_mode()
     def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
         """Canonical bytes of tokens [start, end)."""
-        return self._cache.read(block_ids, start, end)
+        with self._beside_steps():
+            return self._cache.read(block_ids, start, end)
 
     @torch.inference_mode()
     def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
         """Store canonical bytes from token `start` on."""
-        self._cache.write(block_ids, start, payload)
+        with self._beside_steps():
+            self._cache.write(block_ids, start, payload)
 
-    def _tensor(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self._device)
+    @contextmanager
+    def _beside_steps(self) -> Iterator[None]:
+        """A transfer does not wait for the step in flight, which touches none of its blocks."""
+        if self._transfers is None:
+            yield
+            return
+        with torch.cuda.stream(self._transfers):
+            yield
+        self._transfers.synchronize()

@@ -19,7 +19,7 @@ def run_widest_step(model: Decoder, layout: KvLayout, config: EngineConfig) -> N
     tokens, block_tokens = config.batch_tokens, config.block_tokens
     blocks = -(-tokens // block_tokens)
     cache = KvCache(layout, blocks + 1, block_tokens, model.device)
-    runner = TorchRunner(model, cache)
+    runner = TorchRunner(model, cache, config.max_running)
     table = list(range(1, blocks + 1))
     positions = list(range(min(tokens, model.context_tokens)))
     slots = [table[p // block_tokens] * block_tokens + p % block_tokens for p in positions]

@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from tandem_runtime.kernels.attention_plan import GpuWork, Step, plan_gpu
+from tandem_runtime.kernels.attention_plan import GpuWork, Ints, Step, plan_gpu, upload
 from tandem_runtime.kernels.cpu_attention import (
     CpuLayer,
     CpuWork,
@@ -80,12 +80,18 @@ def store_kv(kv: Tensor, layer: LayerCache, slots: Tensor) -> None:
 
 
 def plan_attention(
-    step: Step, *, heads: int, kv_heads: int, device: torch.device, dtype: torch.dtype
+    step: Step,
+    *,
+    heads: int,
+    kv_heads: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    head: Ints | None = None,
 ) -> AttentionWork:
-    """Lay a step out for `paged_attention` on this device."""
+    """Lay a step out for `paged_attention` on this device; `head` goes to a GPU with it."""
     group = heads // kv_heads
     if uses_triton(device):
-        return plan_gpu(step, query_tile_tokens(group), device)
+        return upload(plan_gpu(step, query_tile_tokens(group)), device, head)
     return plan_cpu(step, kv_heads, group, dtype)
 
 

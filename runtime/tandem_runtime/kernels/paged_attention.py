@@ -8,7 +8,10 @@ product ("the group is packed"), so keys and values are read once for all of the
 
 The order of summation is a function of the sequence alone, never of the batch: decode in splits of
 fixed size, merged first to last (flash-decoding); prefill in tiles, first to last, with the online
-softmax of FlashAttention-2. The reference is cpu_attention.py.
+softmax of FlashAttention-2, masked only where a tile meets the diagonal. Decode programs are as
+many as the GPU runs at once and share the splits of the step, which they count on the device: one
+CUDA graph serves any lengths. Scores are in base 2 (`scale` includes log2 e). The reference is
+cpu_attention.py.
 """
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
@@ -22,195 +25,225 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tandem_runtime.kernels.attention_plan import (
-    SPLIT_TOKENS,
-    GpuWork,
-)
+from tandem_runtime.kernels.attention_plan import ITEM, SPLIT_TOKENS, GpuWork
+from tandem_runtime.kernels.tuning import attention_tile, programs
 
-TILE_TOKENS: Final = 64
-"""Context tokens of one step of the GPU kernels."""
-QUERY_ROWS: Final = 64
+QUERY_ROWS: Final = 128
 """Query rows (tokens x group) of a prefill tile."""
+MERGE_SPLITS: Final = 32
+"""Partial results that are merged at once."""
 
 
 # -- kernels ---------------------------------------------------------------------------------------
 @triton.jit
-def _attend_range(
-    q, keys, values, table, begin, end, visible, block_stride, dim, scale,
-    BLOCK_TOKENS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
+def _attend(
+    q, keys, values, table, begin, end, visible, best, total, acc, block_stride, scale,
+    MASKED: tl.constexpr, BLOCK_TOKENS: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
-    """Context [begin, end) for ROWS query rows: running maximum, sum, and weighted values.
+    """Context [begin, end) for all query rows: running maximum, sum, and weighted values.
 
-    Every row must see token `begin`. Scores are in base 2 (`scale` includes log2 e).
+    A row sees tokens below its `visible`, of which token `begin` is one unless `best` is finite.
+    Not MASKED: every row sees all, and `end - begin` is a multiple of TILE.
     """
     column = tl.arange(0, BLOCK_DIM)
-    best = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([ROWS], dtype=tl.float32)
-    acc = tl.zeros([ROWS, BLOCK_DIM], dtype=tl.float32)
+    in_head = column < DIM
     for start in range(begin, end, TILE):
         token = start + tl.arange(0, TILE)
         inside = token < end
-        block = tl.load(table + token // BLOCK_TOKENS, mask=inside, other=0).to(tl.int64)
-        slot = block * block_stride + (token % BLOCK_TOKENS) * dim
-        k = tl.load(
-            keys + slot[None, :] + column[:, None],
-            mask=inside[None, :] & (column < dim)[:, None],
-            other=0.0,
-        )
-        scores = tl.dot(q, k, input_precision="ieee") * scale
-        seen = (token[None, :] < visible[:, None]) & inside[None, :]
-        scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - higher[:, None])
+        if MASKED:
+            block = tl.load(table + token // BLOCK_TOKENS, mask=inside, other=0)
+        else:
+            block = tl.load(table + token // BLOCK_TOKENS)
+        slot = block.to(tl.int64) * block_stride + (token % BLOCK_TOKENS) * DIM
+        k_at = keys + slot[None, :] + column[:, None]
+        v_at = values + slot[:, None] + column[None, :]
+        if MASKED:
+            k = tl.load(k_at, mask=inside[None, :] & in_head[:, None], other=0.0)
+        elif DIM == BLOCK_DIM:
+            k = tl.load(k_at)
+        else:
+            k = tl.load(k_at, mask=in_head[:, None], other=0.0)
+        scores = tl.dot(q, k, input_precision="ieee")
+        if MASKED:
+            seen = (token[None, :] < visible[:, None]) & inside[None, :]
+            scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, axis=1) * scale)
+        weights = tl.exp2(scores * scale - higher[:, None])
         fade = tl.exp2(best - higher)
         total = total * fade + tl.sum(weights, axis=1)
-        v = tl.load(
-            values + slot[:, None] + column[None, :],
-            mask=inside[:, None] & (column < dim)[None, :],
-            other=0.0,
-        )
-        acc = acc * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        if MASKED:
+            v = tl.load(v_at, mask=inside[:, None] & in_head[None, :], other=0.0)
+        elif DIM == BLOCK_DIM:
+            v = tl.load(v_at)
+        else:
+            v = tl.load(v_at, mask=in_head[None, :], other=0.0)
+        acc = acc * fade[:, None]
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
         best = higher
     return best, total, acc
 
 
 @triton.jit
 def _prefill_kernel(
-    q, cache, out, query_start, context, tables, tiles, q_row, q_head, table_stride, value_plane,
-    block_stride, head_stride, heads, dim, scale,
+    q, cache, out, ints, tiles, q_row, q_head, value_plane, block_stride, head_stride, heads, scale,
     GROUP: tl.constexpr, BLOCK_TOKENS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
     """One tile of a chunk's rows (tokens x group) and one kv head."""
     kv_head = tl.program_id(1)
-    sequence = tl.load(tiles + 2 * tl.program_id(0))
-    first = tl.load(tiles + 2 * tl.program_id(0) + 1)
-    row_start = tl.load(query_start + sequence)
-    queries = tl.load(query_start + sequence + 1) - row_start
-    seen_before = tl.load(context + sequence) - queries
+    item = tiles + 4 * tl.program_id(0)
+    first, queries, seen = tl.load(item), tl.load(item + 1), tl.load(item + 2)
+    table = ints + tl.load(item + 3)
     in_tile = tl.arange(0, ROWS)
-    token = first + in_tile // GROUP
-    valid = (in_tile < (ROWS // GROUP) * GROUP) & (token < queries)
+    token = in_tile // GROUP
     head = kv_head * GROUP + in_tile % GROUP
     column = tl.arange(0, BLOCK_DIM)
-    inside = valid[:, None] & (column < dim)[None, :]
-    row = (row_start + token).to(tl.int64)
+    inside = (token < queries)[:, None] & (column < DIM)[None, :]
+    row = (first + token).to(tl.int64)
     query = tl.load(
         q + row[:, None] * q_row + head[:, None] * q_head + column[None, :], mask=inside, other=0.0
     )
     keys = cache + kv_head * head_stride
-    _, total, acc = _attend_range(
-        query, keys, keys + value_plane, tables + sequence * table_stride,
-        0, seen_before + tl.minimum(first + ROWS // GROUP, queries), seen_before + token + 1,
-        block_stride, dim, scale, BLOCK_TOKENS, TILE, ROWS, BLOCK_DIM,
+    values = keys + value_plane
+    best = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([ROWS], dtype=tl.float32)
+    acc = tl.zeros([ROWS, BLOCK_DIM], dtype=tl.float32)
+    diagonal = (seen // TILE) * TILE
+    best, total, acc = _attend(
+        query, keys, values, table, 0, diagonal, seen + token, best, total, acc, block_stride,
+        scale, False, BLOCK_TOKENS, TILE, DIM, BLOCK_DIM,
+    )  # fmt: skip
+    best, total, acc = _attend(
+        query, keys, values, table, diagonal, seen + queries - 1, seen + token, best, total, acc,
+        block_stride, scale, True, BLOCK_TOKENS, TILE, DIM, BLOCK_DIM,
     )  # fmt: skip
     tl.store(
-        out + (row[:, None] * heads + head[:, None]) * dim + column[None, :],
+        out + (row[:, None] * heads + head[:, None]) * DIM + column[None, :],
         acc / total[:, None],
         mask=inside,
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["count"])
 def _decode_kernel(
-    q, cache, partial, partial_best, partial_total, context, tables, splits, q_row, q_head,
-    table_stride, value_plane, block_stride, head_stride, heads, dim, scale,
-    GROUP: tl.constexpr, BLOCK_TOKENS: tl.constexpr, SPLIT: tl.constexpr, TILE: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
+    q, cache, partial, partial_best, partial_total, ints, splits, count, q_row, q_head, value_plane,
+    block_stride, head_stride, scale,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_TOKENS: tl.constexpr, TILE: tl.constexpr,
+    ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
-    """One split of a sequence's context and one kv head; a decode's row is its sequence's index."""
-    item = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1)
-    sequence = tl.load(splits + 2 * item)
-    begin = tl.load(splits + 2 * item + 1) * SPLIT
-    seen = tl.load(context + sequence)
+    """Every so manieth pair of a split and a kv head; a decode's row is its sequence's index."""
     in_group = tl.arange(0, ROWS)
-    head = kv_head * GROUP + in_group
     column = tl.arange(0, BLOCK_DIM)
-    inside = (in_group < GROUP)[:, None] & (column < dim)[None, :]
-    query = tl.load(
-        q + sequence.to(tl.int64) * q_row + head[:, None] * q_head + column[None, :],
-        mask=inside,
-        other=0.0,
-    )
-    keys = cache + kv_head * head_stride
-    best, total, acc = _attend_range(
-        query, keys, keys + value_plane, tables + sequence * table_stride,
-        begin, tl.minimum(begin + SPLIT, seen), tl.zeros([ROWS], dtype=tl.int32) + seen,
-        block_stride, dim, scale, BLOCK_TOKENS, TILE, ROWS, BLOCK_DIM,
-    )  # fmt: skip
-    place = item * heads + head
-    tl.store(partial_best + place, best, mask=in_group < GROUP)
-    tl.store(partial_total + place, total, mask=in_group < GROUP)
-    tl.store(partial + place[:, None] * dim + column[None, :], acc, mask=inside)
+    inside = (in_group < GROUP)[:, None] & (column < DIM)[None, :]
+    for pair in range(tl.program_id(0), tl.load(count) * KV_HEADS, tl.num_programs(0)):
+        split, kv_head = pair // KV_HEADS, pair % KV_HEADS
+        item = splits + 4 * split
+        row, begin, end = tl.load(item), tl.load(item + 1), tl.load(item + 2)
+        # Places count from the split's own first block.
+        table = ints + tl.load(item + 3)
+        head = kv_head * GROUP + in_group
+        query = tl.load(
+            q + row.to(tl.int64) * q_row + head[:, None] * q_head + column[None, :],
+            mask=inside,
+            other=0.0,
+        )
+        keys = cache + kv_head * head_stride
+        length = end - begin
+        best, total, acc = _attend(
+            query, keys, keys + value_plane, table, 0, length,
+            tl.zeros([ROWS], dtype=tl.int32) + length,
+            tl.full([ROWS], float("-inf"), dtype=tl.float32), tl.zeros([ROWS], dtype=tl.float32),
+            tl.zeros([ROWS, BLOCK_DIM], dtype=tl.float32), block_stride, scale,
+            True, BLOCK_TOKENS, TILE, DIM, BLOCK_DIM,
+        )  # fmt: skip
+        place = tl.cast(split, tl.int64) * (KV_HEADS * GROUP) + head
+        tl.store(partial_best + place, best, mask=in_group < GROUP)
+        tl.store(partial_total + place, total, mask=in_group < GROUP)
+        tl.store(partial + place[:, None] * DIM + column[None, :], acc, mask=inside)
 
 
 @triton.jit
 def _merge_kernel(
-    partial, partial_best, partial_total, out, split_start, heads, dim, BLOCK_DIM: tl.constexpr
-):
-    """Merge the splits of one sequence and head, first to last."""
-    sequence, head = tl.program_id(0), tl.program_id(1)
+    partial, partial_best, partial_total, out, split_start, heads,
+    SPLITS: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
+):  # fmt: skip
+    """Merge the splits of one row and head, SPLITS at once, first to last; zeros if it has none."""
+    row, head = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, BLOCK_DIM)
-    inside = column < dim
     best = float("-inf")
-    total = 0.0
+    total = tl.zeros([BLOCK_DIM], dtype=tl.float32)
     acc = tl.zeros([BLOCK_DIM], dtype=tl.float32)
-    first = tl.load(split_start + sequence)
-    for item in range(first, tl.load(split_start + sequence + 1)):
-        place = tl.cast(item, tl.int64) * heads + head
-        split_best = tl.load(partial_best + place)
-        higher = tl.maximum(best, split_best)
-        fade, weight = tl.exp2(best - higher), tl.exp2(split_best - higher)
-        total = total * fade + tl.load(partial_total + place) * weight
-        part = tl.load(partial + place * dim + column, mask=inside, other=0.0)
-        acc = acc * fade + part * weight
+    first, end = tl.load(split_start + row), tl.load(split_start + row + 1)
+    for start in range(first, end, SPLITS):
+        split = start + tl.arange(0, SPLITS)
+        there = split < end
+        place = split.to(tl.int64) * heads + head
+        split_best = tl.load(partial_best + place, mask=there, other=float("-inf"))
+        split_total = tl.load(partial_total + place, mask=there, other=0.0)
+        part = tl.load(
+            partial + place[:, None] * DIM + column[None, :],
+            mask=there[:, None] & (column < DIM)[None, :],
+            other=0.0,
+        )
+        higher = tl.maximum(best, tl.max(split_best, axis=0))
+        weight, fade = tl.exp2(split_best - higher), tl.exp2(best - higher)
+        total = total * fade + tl.sum(split_total * weight, axis=0)
+        acc = acc * fade + tl.sum(part * weight[:, None], axis=0)
         best = higher
-    tl.store(out + (sequence.to(tl.int64) * heads + head) * dim + column, acc / total, mask=inside)
+    result = acc / tl.where(total > 0.0, total, 1.0)
+    at = out + (row.to(tl.int64) * heads + head) * DIM + column
+    tl.store(at, result, mask=column < DIM)
 
 
+# -- launchers -------------------------------------------------------------------------------------
 def query_tile_tokens(group: int) -> int:
     """Tokens of a prefill tile: as many as fit `QUERY_ROWS` with their group."""
     return QUERY_ROWS // group
 
 
 def paged_attention_triton(q: Tensor, cache: Tensor, work: GpuWork, scale: float) -> Tensor:
-    """o by the kernels above; rows of no sequence (padding) are undefined."""
+    """o by the kernels above; rows of no sequence are undefined, of padded decodes zero.
+
+    `work` is planned with tiles of `query_tile_tokens`.
+    """
     _check(q, cache, work)
-    kv_heads = cache.shape[2]
+    kv_heads, heads, dim = cache.shape[2], q.shape[1], q.shape[2]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     base2 = scale * math.log2(math.e)
     if len(work.tiles):
+        tile = attention_tile("prefill", heads // kv_heads, dim, q.dtype, q.device)
         _prefill_kernel[(len(work.tiles), kv_heads)](
-            q, cache, out, work.query_start, work.context, work.block_tables, work.tiles,
-            q.stride(0), q.stride(1), work.block_tables.stride(0), cache.stride(0),
-            cache.stride(1), cache.stride(2), q.shape[1], q.shape[2], base2,
-            GROUP=q.shape[1] // kv_heads, BLOCK_TOKENS=cache.shape[3], TILE=TILE_TOKENS,
-            ROWS=QUERY_ROWS, BLOCK_DIM=triton.next_power_of_2(q.shape[2]), num_warps=4,
+            q, cache, out, work.ints, work.tiles, q.stride(0), q.stride(1), cache.stride(0),
+            cache.stride(1), cache.stride(2), heads, base2,
+            GROUP=heads // kv_heads, BLOCK_TOKENS=cache.shape[3], TILE=tile.tokens, ROWS=QUERY_ROWS,
+            DIM=dim, BLOCK_DIM=triton.next_power_of_2(dim), num_warps=tile.warps,
+            num_stages=tile.stages,
         )  # fmt: skip
-    if len(work.splits):
+    if len(work.split_start) > 1:
         _decode(q, cache, work, base2, out)
     return out
 
 
 def _decode(q: Tensor, cache: Tensor, work: GpuWork, base2: float, out: Tensor) -> None:
-    splits, heads, dim = len(work.splits), q.shape[1], q.shape[2]
-    kv_heads = cache.shape[2]
+    splits, kv_heads, heads, dim = len(work.splits), cache.shape[2], q.shape[1], q.shape[2]
     group = heads // kv_heads
+    tile = attention_tile("decode", group, dim, q.dtype, q.device)
     partial = torch.empty((splits, heads, dim), dtype=torch.float32, device=q.device)
     best = torch.empty((splits, heads), dtype=torch.float32, device=q.device)
     total = torch.empty_like(best)
     block_dim = triton.next_power_of_2(dim)
-    _decode_kernel[(splits, kv_heads)](
-        q, cache, partial, best, total, work.context, work.block_tables, work.splits,
-        q.stride(0), q.stride(1), work.block_tables.stride(0), cache.stride(0),
-        cache.stride(1), cache.stride(2), heads, dim, base2,
-        GROUP=group, BLOCK_TOKENS=cache.shape[3], SPLIT=SPLIT_TOKENS, TILE=TILE_TOKENS,
-        ROWS=max(triton.next_power_of_2(group), 16), BLOCK_DIM=block_dim, num_warps=4,
+    _decode_kernel[(programs(q.device, tile),)](
+        q, cache, partial, best, total, work.ints, work.splits, work.split_start[-1:],
+        q.stride(0), q.stride(1), cache.stride(0), cache.stride(1), cache.stride(2), base2,
+        KV_HEADS=kv_heads, GROUP=group, BLOCK_TOKENS=cache.shape[3], TILE=tile.tokens,
+        ROWS=max(triton.next_power_of_2(group), 16), DIM=dim, BLOCK_DIM=block_dim,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     _merge_kernel[(len(work.split_start) - 1, heads)](
-        partial, best, total, out, work.split_start, heads, dim, BLOCK_DIM=block_dim, num_warps=1
-    )
+        partial, best, total, out, work.split_start, heads,
+        SPLITS=MERGE_SPLITS, DIM=dim, BLOCK_DIM=block_dim, num_warps=4,
+    )  # fmt: skip
 
 
 def _check(q: Tensor, cache: Tensor, work: GpuWork) -> None:
@@ -222,8 +255,10 @@ def _check(q: Tensor, cache: Tensor, work: GpuWork) -> None:
     group = q.shape[1] // cache.shape[2]
     assert group <= QUERY_ROWS, f"{group} query heads a kv head, at most {QUERY_ROWS} are packed"
     assert q.stride(2) == 1, f"a head's elements must be adjacent, q has strides {q.stride()}"
-    assert SPLIT_TOKENS % TILE_TOKENS == 0, "a split is a whole number of tiles"
-    for name in ("query_start", "context", "block_tables", "splits", "split_start", "tiles"):
+    assert SPLIT_TOKENS % cache.shape[3] == 0, f"blocks of {cache.shape[3]} tokens divide no split"
+    for name in ("ints", "split_start", "splits", "tiles"):
         value: Tensor = getattr(work, name)
         assert value.dtype == torch.int32, f"{name} is {value.dtype}, int32 needed"
         assert value.is_contiguous(), f"{name} must be contiguous, got {value.stride()}"
+    for items in (work.splits, work.tiles):
+        assert items.shape[1] == ITEM, f"items are {tuple(items.shape)}, [n, {ITEM}] needed"

@@ -24,7 +24,7 @@ def store_kv_reference(kv: Tensor, planes: tuple[Tensor, Tensor], slots: Tensor)
     planes[1][blocks, :, offsets] = kv[:, 1]
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def _store_kv_kernel(
     kv, cache, slots, kv_row, kv_plane, kv_head, plane_stride, block_stride, head_stride, dim,
     BLOCK_TOKENS: tl.constexpr, BLOCK_DIM: tl.constexpr,

@@ -52,7 +52,7 @@ def make_engine(tiny_checkpoint: Callable[..., Path]) -> MakeEngine:
                 prefix_caching=prefix_caching,
                 growth_reserve_tokens=growth_reserve_tokens,
             ),
-            TorchRunner(models[dtype], cache, overlaps=overlaps),
+            TorchRunner(models[dtype], cache, max_running, overlaps=overlaps),
             layout=layout,
             layout_hash=layout.hash("tiny"),
             vocab_size=shape.vocab_size,
