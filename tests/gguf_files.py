@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,32 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "block_sparse_moe.gate": "ffn_gate_inp",
 }
+EXPERTS = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
 
 
 def ggml_name(name: str) -> str:
     if name in NAMES:
         return NAMES[name]
     _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"
+    rest, suffix = rest.rsplit(".", 1)
+    return f"blk.{layer}.{NAMES[rest]}.{suffix}"
+
+
+def with_stacked_experts(tensors: dict[str, Any]) -> dict[str, Any]:
+    """By ggml name; the experts of a layer as one tensor."""
+    parts: dict[str, list[Any]] = {}
+    for name in sorted(tensors):
+        expert = re.fullmatch(r"model\.layers\.(\d+)\..*experts\.\d\.(w\d)\.weight", name)
+        if expert:
+            key = f"blk.{expert[1]}.{EXPERTS[expert[2]]}.weight"
+            parts.setdefault(key, []).append(tensors.pop(name))
+    return {ggml_name(name): t for name, t in tensors.items()} | {
+        name: np.stack(experts) for name, experts in parts.items()
+    }
 
 
 def interleave(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
@@ -69,15 +88,19 @@ def to_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         for key, value in (metadata or {}).items():
             add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
             add[type(value)](key, value)  # type: ignore[operator]
-        for name, weight in load_file(folder / "model.safetensors").items():
-            if "q_proj" in name or "k_proj" in name:
-                weight = interleave(weight, heads if "q_proj" in name else kv_heads)
+        if "num_local_experts" in config:
+            writer.add_expert_count(config["num_local_experts"])
+            writer.add_expert_used_count(config["num_experts_per_tok"])
+        tensors = load_file(folder / "model.safetensors")
+        if architecture == "llama":
+            for name, weight in tensors.items():
+                if "q_proj" in name or "k_proj" in name:
+                    tensors[name] = interleave(weight, heads if "q_proj" in name else kv_heads)
+        for name, weight in with_stacked_experts(tensors).items():
             if weight.ndim == 1 or kind is gguf.GGMLQuantizationType.F32:
-                writer.add_tensor(ggml_name(name), weight.astype(np.float32))
+                writer.add_tensor(name, weight.astype(np.float32))
             else:
-                writer.add_tensor(
-                    ggml_name(name), gguf.quants.quantize(weight, kind), raw_dtype=kind
-                )
+                writer.add_tensor(name, gguf.quants.quantize(weight, kind), raw_dtype=kind)
         if rope_factors is not None:
             writer.add_tensor("rope_freqs.weight", rope_factors.astype(np.float32))
         writer.write_header_to_file()

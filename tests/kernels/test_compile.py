@@ -16,6 +16,8 @@ import torch
 import triton
 from tandem_runtime.kernels.attention_plan import Step, plan_gpu, upload
 from tandem_runtime.kernels.gather_blocks import gather_blocks_triton, scatter_blocks_triton
+from tandem_runtime.kernels.head_norm import head_norm_triton
+from tandem_runtime.kernels.moe import grouped_linear_triton, route_triton
 from tandem_runtime.kernels.paged_attention import paged_attention_triton, query_tile_tokens
 from tandem_runtime.kernels.rms_norm import rms_norm_triton
 from tandem_runtime.kernels.rope import rope_triton
@@ -102,14 +104,25 @@ def test_rows(compiled: Compiled, dtype: torch.dtype) -> None:
     silu_mul_triton(torch.zeros(3, 2 * 14336, dtype=dtype))
     qkv = torch.zeros(3, 48, 128, dtype=dtype)
     rope_triton(qkv[:, :40], torch.zeros(3, 128), torch.zeros(3, 128))
+    head_norm_triton(qkv[:, :40], torch.zeros(40, 128, dtype=dtype), 1e-5)
     cache = torch.zeros(2, 5, 8, 16, 128, dtype=dtype)
     store_kv_triton(qkv[:, 32:].view(3, 2, 8, 128), cache, torch.arange(3))
     assert set(compiled) == {
         "_rms_norm_kernel",
         "_silu_mul_kernel",
         "_rope_kernel",
+        "_head_norm_kernel",
         "_store_kv_kernel",
     }
+
+
+@pytest.mark.parametrize("rows", [3, 600])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_experts(compiled: Compiled, dtype: torch.dtype, rows: int) -> None:
+    route_triton(torch.zeros(rows, 8, dtype=dtype), 2)
+    x, w = torch.zeros(rows, 512, dtype=dtype), torch.zeros(8, 256, 512, dtype=dtype)
+    grouped_linear_triton(x, w, torch.zeros(rows, 2, dtype=torch.int64), share=2)
+    assert set(compiled) == {"_route_kernel", "_grouped_linear_kernel"}
 
 
 @pytest.mark.parametrize("move", ["gather", "scatter"])

@@ -34,7 +34,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     """`tiny_checkpoint(**changes_to_config)`: a folder with config.json and random weights."""
     import torch
     from safetensors.torch import save_file
-    from tandem_runtime.checkpoint.config import config_from_json
+    from tandem_runtime.checkpoint.config_json import config_from_json
 
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
         folder = tmp_path_factory.mktemp("tiny")
@@ -42,12 +42,16 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         (folder / "config.json").write_text(json.dumps(config))
         random = torch.Generator().manual_seed(seed)
         # Wide enough that attention is peaked and every token depends on the whole context.
+        shapes = config_from_json(config, ()).tensor_shapes()
         tensors = {
-            name: torch.ones(shape)
-            if len(shape) == 1
-            else torch.randn(shape, generator=random) * 2.0 / shape[1] ** 0.5
-            for name, shape in config_from_json(config, ()).tensor_shapes().items()
+            name: torch.randn(shape, generator=random) * 2.0 / shape[1] ** 0.5
+            for name, shape in shapes.items()
+            if len(shape) == 2
         }
+        for name, shape in shapes.items():
+            if len(shape) == 1:
+                noise = torch.randn(shape, generator=random)
+                tensors[name] = noise if name.endswith("bias") else 1.0 + 0.2 * noise
         save_file(
             {name: tensor.to(dtype) for name, tensor in tensors.items()},
             folder / "model.safetensors",

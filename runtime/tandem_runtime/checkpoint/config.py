@@ -1,4 +1,4 @@
-"""A model's shape, from a GGUF header or a config.json. No torch.
+"""A model's shape, and how it is read from a GGUF header or a config.json. No torch.
 
 What Tandem does not know it refuses: a key that it ignored could change what the model computes,
 and a wrong token stream looks like a right one. Refused with the key and its value, so that whoever
@@ -13,8 +13,14 @@ from typing import Any, Final
 
 from tandem_runtime.checkpoint.errors import ModelError
 
-SUPPORTED_ARCHITECTURES: Final = ("LlamaForCausalLM",)
-SUPPORTED_GGUF_ARCHITECTURES: Final = ("llama",)
+MLP_NAMES: Final = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+ROUTER: Final = "block_sparse_moe.gate"
+
+
+def expert_names(index: int) -> tuple[str, str, str]:
+    """An expert's projections within its layer: gate, up, down."""
+    prefix = f"block_sparse_moe.experts.{index}."
+    return f"{prefix}w1", f"{prefix}w3", f"{prefix}w2"
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Llama3Rope:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder of the Llama architecture."""
+    """A decoder: Llama's, and what its siblings add as options."""
 
     architecture: str
     layers: int
@@ -40,11 +46,21 @@ class ModelConfig:
     head_dim: int
     vocab_size: int
     context_tokens: int
+    """Positions it was trained for, at most its attention's window."""
     rms_eps: float
     rope_theta: float
     rope_scaling: Llama3Rope | None
     tied_embeddings: bool
     eos_token_ids: tuple[int, ...]
+    qkv_bias: bool = False
+    output_bias: bool = False
+    """Of the attention's output projection."""
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    """RMSNorm over each head of query and key, before rope."""
+    experts: int = 0
+    """Expert MLPs in each layer, of which a router picks; 0: one MLP for all tokens."""
+    experts_per_token: int = 0
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -53,172 +69,69 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ModelError("BadConfig", f"head_dim is {self.head_dim}; rope needs an even number")
+        if self.experts_per_token > self.experts:
+            raise ModelError(
+                "BadConfig", f"{self.experts_per_token} experts a token of {self.experts} experts"
+            )
+
+    def limit_context(self, max_context_tokens: int | None) -> int:
+        """The context to serve, where at most `max_context_tokens` are asked for.
+
+        Raises:
+            ModelError: more are asked for than the model computes rightly.
+        """
+        if max_context_tokens is not None and max_context_tokens > self.context_tokens:
+            raise ModelError(
+                "ContextTooLong",
+                f"maxContextTokens is {max_context_tokens}, but the model was made for "
+                f"{self.context_tokens} (or its attention's window is that): ask for at most that",
+            )
+        return max_context_tokens or self.context_tokens
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every weight that the model must have, by its Hugging Face name."""
-        query, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocab_size, self.hidden),
             "model.norm.weight": (self.hidden,),
         }
         if not self.tied_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, self.hidden)
-        layer = {
-            "input_layernorm": (self.hidden,),
-            "self_attn.q_proj": (query, self.hidden),
-            "self_attn.k_proj": (kv, self.hidden),
-            "self_attn.v_proj": (kv, self.hidden),
-            "self_attn.o_proj": (self.hidden, query),
-            "post_attention_layernorm": (self.hidden,),
-            "mlp.gate_proj": (self.intermediate, self.hidden),
-            "mlp.up_proj": (self.intermediate, self.hidden),
-            "mlp.down_proj": (self.hidden, self.intermediate),
-        }
+        layer = self._attention_shapes() | self._mlp_shapes()
         for index in range(self.layers):
-            shapes |= {f"model.layers.{index}.{name}.weight": s for name, s in layer.items()}
+            shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+        return shapes
+
+    def _attention_shapes(self) -> dict[str, tuple[int, ...]]:
+        query, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (self.hidden,)}
+        for name, rows in (("q", query), ("k", kv), ("v", kv)):
+            shapes[f"self_attn.{name}_proj.weight"] = (rows, self.hidden)
+            if self.qkv_bias:
+                shapes[f"self_attn.{name}_proj.bias"] = (rows,)
+        if self.qk_norm:
+            shapes |= {f"self_attn.{name}_norm.weight": (self.head_dim,) for name in "qk"}
+        shapes["self_attn.o_proj.weight"] = (self.hidden, query)
+        if self.output_bias:
+            shapes["self_attn.o_proj.bias"] = (self.hidden,)
+        return shapes
+
+    def _mlp_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {"post_attention_layernorm.weight": (self.hidden,)}
+        wide, narrow = (self.intermediate, self.hidden), (self.hidden, self.intermediate)
+        if self.experts:
+            shapes[f"{ROUTER}.weight"] = (self.experts, self.hidden)
+            for index in range(self.experts):
+                for name, shape in zip(expert_names(index), (wide, wide, narrow), strict=True):
+                    shapes[f"{name}.weight"] = shape
+            return shapes
+        for name, shape in zip(MLP_NAMES, (wide, wide, narrow), strict=True):
+            shapes[f"{name}.weight"] = shape
+            if self.mlp_bias:
+                shapes[f"{name}.bias"] = shape[:1]
         return shapes
 
 
-# -- GGUF ------------------------------------------------------------------------------------------
-_GGUF_KEYS: Final = {
-    "block_count", "context_length", "embedding_length", "feed_forward_length",
-    "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
-    "attention.key_length", "attention.value_length", "rope.freq_base", "rope.dimension_count",
-    "vocab_size",
-}  # fmt: skip
-_GGUF_NEUTRAL: Final = {"rope.scaling.type": "none", "expert_count": 0, "expert_used_count": 0}
-"""Keys that are understood with this one value."""
-
-
-def config_from_gguf(
-    metadata: Mapping[str, Any], *, vocab_size: int, tied_embeddings: bool
-) -> ModelConfig:
-    """The configuration that a GGUF header describes.
-
-    Args:
-        metadata: `GgufHeader.metadata`.
-        vocab_size: rows of `token_embd.weight`.
-        tied_embeddings: whether the file has no `output.weight`.
-    """
-    architecture = metadata.get("general.architecture")
-    if architecture not in SUPPORTED_GGUF_ARCHITECTURES:
-        raise ModelError(
-            "UnsupportedArchitecture",
-            f"GGUF architecture {architecture!r} is not supported; supported: "
-            f"{', '.join(SUPPORTED_GGUF_ARCHITECTURES)}",
-        )
-    prefix = f"{architecture}."
-    values = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
-    _refuse_unknown(values, _GGUF_KEYS, _GGUF_NEUTRAL, prefix)
-    take = _Taker(values, prefix)
-    heads = take.integer("attention.head_count")
-    hidden = take.integer("embedding_length")
-    head_dim = take.integer("attention.key_length", hidden // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if take.integer(key, head_dim) != head_dim:
-            raise ModelError("BadConfig", f"{prefix}{key} is {values[key]}, head_dim {head_dim}")
-    eos = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    return ModelConfig(
-        architecture="LlamaForCausalLM",
-        layers=take.integer("block_count"),
-        hidden=hidden,
-        intermediate=take.integer("feed_forward_length"),
-        heads=heads,
-        kv_heads=take.integer("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        vocab_size=vocab_size,
-        context_tokens=take.integer("context_length"),
-        rms_eps=take.number("attention.layer_norm_rms_epsilon"),
-        rope_theta=take.number("rope.freq_base", 10000.0),
-        rope_scaling=None,
-        tied_embeddings=tied_embeddings,
-        eos_token_ids=tuple(sorted({token for token in eos if isinstance(token, int)})),
-    )
-
-
-# -- config.json -----------------------------------------------------------------------------------
-_JSON_KEYS: Final = {
-    "architectures", "num_hidden_layers", "hidden_size", "intermediate_size",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
-    "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
-    "tie_word_embeddings", "eos_token_id",
-}  # fmt: skip
-_JSON_NEUTRAL: Final = {
-    "attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "pretraining_tp": 1,
-    "rope_interleaved": False,
-}  # fmt: skip
-_JSON_HARMLESS: Final = {
-    "_name_or_path", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache",
-    "bos_token_id", "pad_token_id", "unk_token_id", "initializer_range", "attention_dropout",
-    "is_llama_config", "transformers.js_config", "max_length", "do_sample",
-    "temperature", "top_p", "_attn_implementation_autoset",
-}  # fmt: skip
-"""Keys of training, generation defaults and provenance."""
-_ROPE_KEYS: Final = {
-    "type", "rope_type", "factor", "low_freq_factor", "high_freq_factor",
-    "original_max_position_embeddings",
-}  # fmt: skip
-
-
-def config_from_json(config: Mapping[str, Any], eos_token_ids: tuple[int, ...]) -> ModelConfig:
-    """The configuration that a config.json describes.
-
-    Args:
-        config: its object.
-        eos_token_ids: from generation_config.json, where there is one; else empty.
-    """
-    names = config.get("architectures") or []
-    if not isinstance(names, list) or not set(names) & set(SUPPORTED_ARCHITECTURES):
-        raise ModelError(
-            "UnsupportedArchitecture",
-            f"architecture {', '.join(map(str, names)) or 'unknown'} is not supported; supported: "
-            f"{', '.join(SUPPORTED_ARCHITECTURES)}",
-        )
-    _refuse_unknown(config, _JSON_KEYS | _JSON_HARMLESS, _JSON_NEUTRAL, "config.json: ")
-    take = _Taker(config, "config.json: ")
-    heads, hidden = take.integer("num_attention_heads"), take.integer("hidden_size")
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    theta = rope.pop("rope_theta", None) or take.number("rope_theta", 10000.0)
-    eos = config.get("eos_token_id")
-    from_config = tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,))
-    return ModelConfig(
-        architecture=SUPPORTED_ARCHITECTURES[0],
-        layers=take.integer("num_hidden_layers"),
-        hidden=hidden,
-        intermediate=take.integer("intermediate_size"),
-        heads=heads,
-        kv_heads=take.integer("num_key_value_heads", heads),
-        head_dim=take.integer("head_dim", hidden // heads),
-        vocab_size=take.integer("vocab_size"),
-        context_tokens=take.integer("max_position_embeddings"),
-        rms_eps=take.number("rms_norm_eps"),
-        rope_theta=float(theta),
-        rope_scaling=_rope_scaling(rope),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        eos_token_ids=tuple(sorted(eos_token_ids or from_config)),
-    )
-
-
-def _rope_scaling(rope: dict[str, Any]) -> Llama3Rope | None:
-    _refuse_unknown(rope, _ROPE_KEYS, {}, "config.json: rope_scaling.")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ModelError(
-            "BadConfig", f"rope scaling of type {kind!r} is not supported; supported: llama3"
-        )
-    take = _Taker(rope, "config.json: rope_scaling.")
-    return Llama3Rope(
-        factor=take.number("factor"),
-        low_freq_factor=take.number("low_freq_factor"),
-        high_freq_factor=take.number("high_freq_factor"),
-        original_context_tokens=take.integer("original_max_position_embeddings"),
-    )
-
-
-# -- both ------------------------------------------------------------------------------------------
-def _refuse_unknown(
+def refuse_unknown(
     values: Mapping[str, Any], known: set[str], neutral: Mapping[str, Any], where: str
 ) -> None:
     for key, value in values.items():
@@ -237,7 +150,7 @@ def _refuse_unknown(
         )
 
 
-class _Taker:
+class Taker:
     """Takes numbers out of a mapping, with a sentence for what is missing or of another kind."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:

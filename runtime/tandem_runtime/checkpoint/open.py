@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from tandem_runtime.checkpoint.config import ModelConfig, config_from_gguf, config_from_json
+from tandem_runtime.checkpoint.config import MLP_NAMES, ROUTER, ModelConfig, expert_names
+from tandem_runtime.checkpoint.config_gguf import config_from_gguf
+from tandem_runtime.checkpoint.config_json import config_from_json
 from tandem_runtime.checkpoint.digest import weights_digest
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
@@ -39,13 +41,18 @@ _GGUF_LAYER_NAMES: Final = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    "ffn_gate": MLP_NAMES[0],
+    "ffn_up": MLP_NAMES[1],
+    "ffn_down": MLP_NAMES[2],
+    "ffn_gate_inp": ROUTER,
 }
-_GGUF_LAYER: Final = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+_GGUF_EXPERTS: Final = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+"""All experts of a layer, one after the other; in the order of `expert_names`."""
+_GGUF_LAYER: Final = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _WITHOUT_EFFECT: Final = re.compile(r".*\.rotary_emb\.inv_freq")
 
 
@@ -104,22 +111,31 @@ def _open_gguf(path: Path) -> Checkpoint:
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None:
         raise ModelError("WeightsCorrupt", f"{path} has no tensor token_embd.weight")
-    config = config_from_gguf(
-        header.metadata,
-        vocab_size=embedding.shape[0],
-        tied_embeddings="output.weight" not in header.tensors,
-    )
-    tensors = {_hugging_face_name(name): tensor for name, tensor in header.tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
+    config = config_from_gguf(header.metadata, shapes)
+    tensors: dict[str, GgufTensor] = {}
+    for tensor in header.tensors.values():
+        tensors |= _under_hugging_face_names(tensor)
     return Checkpoint("gguf", config, tensors, path, header)
 
 
-def _hugging_face_name(name: str) -> str:
-    if name in _GGUF_NAMES:
-        return _GGUF_NAMES[name]
-    layer = _GGUF_LAYER.fullmatch(name)
-    if layer is None or layer[2] not in _GGUF_LAYER_NAMES:
-        return name
-    return f"model.layers.{layer[1]}.{_GGUF_LAYER_NAMES[layer[2]]}.weight"
+def _under_hugging_face_names(tensor: GgufTensor) -> dict[str, GgufTensor]:
+    layer = _GGUF_LAYER.fullmatch(tensor.name)
+    if layer is None:
+        return {_GGUF_NAMES.get(tensor.name, tensor.name): tensor}
+    prefix, kind, suffix = f"model.layers.{layer[1]}.", layer[2], layer[3]
+    if kind in _GGUF_LAYER_NAMES:
+        return {f"{prefix}{_GGUF_LAYER_NAMES[kind]}.{suffix}": tensor}
+    if kind not in _GGUF_EXPERTS or len(tensor.shape) != 3 or not tensor.elements:
+        return {tensor.name: tensor}
+    projection, experts = _GGUF_EXPERTS.index(kind), tensor.shape[0]
+    nbytes = tensor.nbytes // experts
+    return {
+        f"{prefix}{expert_names(index)[projection]}.{suffix}": replace(
+            tensor, shape=tensor.shape[1:], offset=tensor.offset + index * nbytes, nbytes=nbytes
+        )
+        for index in range(experts)
+    }
 
 
 def _open_safetensors(path: Path) -> Checkpoint:

@@ -6,8 +6,7 @@ import gc
 
 import torch
 
-from tandem_runtime.checkpoint.errors import ModelError
-from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
+from tandem_runtime.checkpoint.open import open_checkpoint
 from tandem_runtime.checkpoint.source import resolve_source
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.engine.blocks import BlockPool
@@ -38,7 +37,7 @@ def build_engine(config: EngineConfig, *, prefix_secret: bytes = b"") -> Engine:
     torch.set_num_threads(config.threads)
     checkpoint = open_checkpoint(resolve_source(config.model_uri))
     shape = checkpoint.config
-    context_tokens = _context_tokens(config, checkpoint)
+    context_tokens = shape.limit_context(config.max_context_tokens)
     device = torch.device(config.device)
     layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.dtype)
     with torch.inference_mode():
@@ -69,14 +68,3 @@ def build_engine(config: EngineConfig, *, prefix_secret: bytes = b"") -> Engine:
         eos_token_ids=frozenset(shape.eos_token_ids),
         prefix_secret=prefix_secret,
     )
-
-
-def _context_tokens(config: EngineConfig, checkpoint: Checkpoint) -> int:
-    own = checkpoint.config.context_tokens
-    if config.max_context_tokens is not None and config.max_context_tokens > own:
-        raise ModelError(
-            "ContextTooLong",
-            f"max_context_tokens is {config.max_context_tokens}, but the model was made for {own}: "
-            "ask for at most that",
-        )
-    return config.max_context_tokens or own

@@ -8,6 +8,7 @@ Under TRITON_INTERPRET=1 Triton's interpreter runs the kernels on CPU tensors (f
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -27,6 +28,13 @@ from tandem_runtime.kernels.gather_blocks import (
     scatter_blocks_reference,
     scatter_blocks_triton,
 )
+from tandem_runtime.kernels.head_norm import head_norm_reference, head_norm_triton
+from tandem_runtime.kernels.moe import (
+    grouped_linear_reference,
+    grouped_linear_triton,
+    route_reference,
+    route_triton,
+)
 from tandem_runtime.kernels.paged_attention import paged_attention_triton, query_tile_tokens
 from tandem_runtime.kernels.rms_norm import rms_norm_reference, rms_norm_triton
 from tandem_runtime.kernels.rope import rope_reference, rope_triton
@@ -38,6 +46,8 @@ INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
 AttentionWork = CpuWork | GpuWork
 LayerCache = Tensor | CpuLayer
 """One layer's part of the cache, as `layer_caches` gives it."""
+ExpertLinears = Tensor | Sequence[Callable[[Tensor], Tensor]]
+"""One for each expert; stacked weights [experts, out, in] for the kernel."""
 
 
 def uses_triton(device: torch.device) -> bool:
@@ -52,6 +62,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
     return rms_norm_reference(x, weight, eps, residual)
 
 
+def head_norm(x: Tensor, weight: Tensor, eps: float) -> None:
+    """See head_norm.py."""
+    run = head_norm_triton if uses_triton(x.device) else head_norm_reference
+    run(x, weight, eps)
+
+
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """See rope.py."""
     run = rope_triton if uses_triton(x.device) else rope_reference
@@ -62,6 +78,19 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     """See silu_mul.py."""
     run = silu_mul_triton if uses_triton(gate_up.device) else silu_mul_reference
     return run(gate_up)
+
+
+def route(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """See moe.py."""
+    run = route_triton if uses_triton(logits.device) else route_reference
+    return run(logits, k)
+
+
+def grouped_linear(x: Tensor, linears: ExpertLinears, experts: Tensor, share: int) -> Tensor:
+    """See moe.py."""
+    if isinstance(linears, Tensor):
+        return grouped_linear_triton(x, linears, experts, share)
+    return grouped_linear_reference(x, linears, experts, share)
 
 
 def layer_caches(cache: Tensor) -> list[LayerCache]:

@@ -15,11 +15,42 @@ import torch
 from torch import Tensor
 
 from tandem_runtime import kernels
-from tandem_runtime.checkpoint.config import ModelConfig
-from tandem_runtime.kernels import AttentionWork, LayerCache
+from tandem_runtime.checkpoint.config import MLP_NAMES, ROUTER, ModelConfig, expert_names
+from tandem_runtime.kernels import AttentionWork, ExpertLinears, LayerCache
 from tandem_runtime.model.linear import Linear
 from tandem_runtime.model.rope import rope_tables
 from tandem_runtime.model.weights import Weights
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """SwiGLU: down(silu(gate) * up)."""
+
+    gate_up: Linear
+    """Gate, then up."""
+    down: Linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(kernels.silu_mul(self.gate_up(x)))
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Several MLPs, of which each token takes the `per_token` that the router likes best."""
+
+    router: Linear
+    gate_up: ExpertLinears
+    down: ExpertLinears
+    per_token: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weights, experts = kernels.route(self.router(x), self.per_token)
+        inner = kernels.silu_mul(
+            kernels.grouped_linear(x, self.gate_up, experts, share=self.per_token)
+        )
+        outer = kernels.grouped_linear(inner, self.down, experts, share=1)
+        parts = outer.view(*experts.shape, -1).float() * weights[..., None]
+        return parts.sum(1).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -31,9 +62,9 @@ class Layer:
     """Query, key and value projections, one after the other."""
     output: Linear
     mlp_norm: Tensor
-    gate_up: Linear
-    """Gate, then up."""
-    down: Linear
+    mlp: Mlp | Experts
+    qk_norm: Tensor | None
+    """[heads + kv heads, head dim]: norms of query and key."""
 
 
 class Decoder:
@@ -53,7 +84,7 @@ class Decoder:
         self.device = device
         self.context_tokens = context_tokens
         self._scale = config.head_dim**-0.5
-        load = _Loader(weights, config.tensor_shapes().keys(), device)
+        load = _Loader(weights, config, config.tensor_shapes().keys(), device)
         self._embedding = load.tensor("model.embed_tokens.weight")
         self._layers = [load.layer(index) for index in range(config.layers)]
         self._norm = load.tensor("model.norm.weight")
@@ -91,12 +122,14 @@ class Decoder:
             if index > 0:
                 x = kernels.rms_norm(x, layer.input_norm, eps, residual)
             qkv = layer.qkv(x).view(-1, heads + 2 * kv_heads, dim)
+            if layer.qk_norm is not None:
+                kernels.head_norm(qkv[:, : heads + kv_heads], layer.qk_norm, eps)
             kernels.rope(qkv[:, : heads + kv_heads], cos, sin)
             kernels.store_kv(qkv[:, heads:].view(-1, 2, kv_heads, dim), cache[index], slots)
             attended = kernels.paged_attention(qkv[:, :heads], cache[index], work, self._scale)
             x = layer.output(attended.view(-1, heads * dim))
             x = kernels.rms_norm(x, layer.mlp_norm, eps, residual)
-            x = layer.down(kernels.silu_mul(layer.gate_up(x)))
+            x = layer.mlp(x)
         x = kernels.rms_norm(x, self._norm, eps, residual)
         return self._head(x[logit_rows]).float()
 
@@ -106,6 +139,7 @@ class _Loader:
     """Makes a model's parts of a checkpoint's tensors; nothing else asks for them."""
 
     weights: Weights
+    config: ModelConfig
     names: Collection[str]
     """Of all tensors that the model has."""
     device: torch.device
@@ -129,6 +163,32 @@ class _Loader:
             qkv=self.linear(*(f"{prefix}self_attn.{p}_proj" for p in "qkv")),
             output=self.linear(f"{prefix}self_attn.o_proj"),
             mlp_norm=self.tensor(f"{prefix}post_attention_layernorm.weight"),
-            gate_up=self.linear(f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"),
-            down=self.linear(f"{prefix}mlp.down_proj"),
+            mlp=self._experts(prefix) if self.config.experts else self._mlp(prefix),
+            qk_norm=self._qk_norm(prefix) if self.config.qk_norm else None,
         )
+
+    def _mlp(self, prefix: str) -> Mlp:
+        gate, up, down = (f"{prefix}{name}" for name in MLP_NAMES)
+        return Mlp(self.linear(gate, up), self.linear(down))
+
+    def _experts(self, prefix: str) -> Experts:
+        names = [expert_names(index) for index in range(self.config.experts)]
+        return Experts(
+            router=self.linear(f"{prefix}{ROUTER}"),
+            gate_up=self._grouped([(f"{prefix}{gate}", f"{prefix}{up}") for gate, up, _ in names]),
+            down=self._grouped([(f"{prefix}{down}",) for _, _, down in names]),
+            per_token=self.config.experts_per_token,
+        )
+
+    def _grouped(self, names: list[tuple[str, ...]]) -> ExpertLinears:
+        if not kernels.uses_triton(self.device):
+            return [self.linear(*group) for group in names]
+        return torch.stack([self.tensor(*(f"{n}.weight" for n in group)) for group in names])
+
+    def _qk_norm(self, prefix: str) -> Tensor:
+        counts = (("q", self.config.heads), ("k", self.config.kv_heads))
+        norms = [
+            self.tensor(f"{prefix}self_attn.{name}_norm.weight").expand(count, -1)
+            for name, count in counts
+        ]
+        return torch.cat(norms)

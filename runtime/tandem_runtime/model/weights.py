@@ -48,6 +48,8 @@ class GgufWeights:
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
+        assert checkpoint.gguf is not None
+        self._interleaved = checkpoint.gguf.metadata["general.architecture"] == "llama"
         self._bytes = np.memmap(checkpoint.path, dtype=np.uint8, mode="r")
 
     def load(self, name: str) -> Tensor:
@@ -55,7 +57,8 @@ class GgufWeights:
         tensor = self._dequantised(name, self._dtype)
         # ggml's converter interleaves the halves of each head for its own rope (rows 0, D/2, 1,
         # D/2 + 1, ...); models here rotate halves, as Hugging Face checkpoints do.
-        if name.endswith(("self_attn.q_proj.weight", "self_attn.k_proj.weight")):
+        # Only for llama: the Qwens' rope is on halves there too.
+        if self._interleaved and (".q_proj." in name or ".k_proj." in name):
             heads = config.heads if "q_proj" in name else config.kv_heads
             pairs = tensor.view(heads, config.head_dim // 2, 2, -1)
             tensor = pairs.transpose(1, 2).reshape(tensor.shape)

@@ -27,13 +27,6 @@ def resolve(uri: str, dtype: str, max_context_tokens: int | None) -> dict[str, A
 
 def _success(checkpoint: Checkpoint, dtype: str, max_context_tokens: int | None) -> dict[str, Any]:
     config = checkpoint.config
-    context_tokens = max_context_tokens or config.context_tokens
-    if context_tokens > config.context_tokens:
-        raise ModelError(
-            "ContextTooLong",
-            f"maxContextTokens is {context_tokens}, but the model was made for "
-            f"{config.context_tokens}: ask for at most that",
-        )
     layout = KvLayout(config.layers, config.kv_heads, config.head_dim, dtype)
     return {
         "ok": True,
@@ -48,7 +41,7 @@ def _success(checkpoint: Checkpoint, dtype: str, max_context_tokens: int | None)
         "kvHeads": config.kv_heads,
         "headDim": config.head_dim,
         "vocabSize": config.vocab_size,
-        "contextTokens": context_tokens,
+        "contextTokens": config.limit_context(max_context_tokens),
     }
 
 

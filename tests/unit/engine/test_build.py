@@ -60,9 +60,7 @@ def test_the_same_model_has_one_layout_hash_and_another_dtype_another(config: Ma
 
 def test_the_context_can_be_limited_but_not_stretched(config: MakeConfig) -> None:
     assert build_engine(config(max_context_tokens=100)).max_context_tokens == 100
-    with pytest.raises(
-        ModelError, match="max_context_tokens is 513, but the model was made for 512"
-    ):
+    with pytest.raises(ModelError, match="maxContextTokens is 513, but the model was made for 512"):
         build_engine(config(max_context_tokens=513))
 
 

@@ -54,7 +54,8 @@ def test_the_context_can_be_smaller_than_the_model_s_but_not_larger() -> None:
         "ok": False,
         "reason": "ContextTooLong",
         "message": (
-            "maxContextTokens is 9000, but the model was made for 8192: ask for at most that"
+            "maxContextTokens is 9000, but the model was made for 8192 (or its attention's window "
+            "is that): ask for at most that"
         ),
     }
 
