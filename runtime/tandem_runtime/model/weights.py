@@ -6,15 +6,16 @@ the peak is the model itself plus one tensor.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Final, Protocol
 
 import gguf.quants
 import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tandem_runtime.checkpoint.errors import ModelError
@@ -22,7 +23,15 @@ from tandem_runtime.checkpoint.gguf_header import GgufTensor
 from tandem_runtime.checkpoint.open import ROPE_FACTORS, Checkpoint
 from tandem_runtime.checkpoint.safetensors_header import SafeTensor
 
+log = logging.getLogger(__name__)
+TORCH_DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
 _PIECE_BYTES = 1 << 26
+_PROGRESS_PERIOD_S = 5.0
 
 
 class Weights(Protocol):
@@ -50,7 +59,7 @@ class GgufWeights:
         self._dtype = dtype
         assert checkpoint.gguf is not None
         self._interleaved = checkpoint.gguf.metadata["general.architecture"] == "llama"
-        self._bytes = np.memmap(checkpoint.path, dtype=np.uint8, mode="r")
+        self._progress = Progress(checkpoint.weights_bytes)
 
     def load(self, name: str) -> Tensor:
         config = self._checkpoint.config
@@ -72,7 +81,7 @@ class GgufWeights:
     def _dequantised(self, name: str, dtype: torch.dtype) -> Tensor:
         entry = self._checkpoint.tensors[name]
         assert isinstance(entry, GgufTensor)
-        raw = self._bytes[entry.offset : entry.offset + entry.nbytes]
+        raw = _read(self._checkpoint.path, entry)
         rows = raw.reshape(entry.elements // entry.shape[-1], -1)
         out = torch.empty(entry.shape, dtype=dtype).view(rows.shape[0], -1)
         try:
@@ -86,7 +95,22 @@ class GgufWeights:
                 f"{self._checkpoint.path}: tensor {name} is of ggml type {entry.type.name}, which "
                 "the gguf package cannot dequantise; use another quantisation of this model",
             ) from None
+        self._progress.add(entry.nbytes)
         return out.view(entry.shape)
+
+
+def _read(path: Path, entry: GgufTensor | SafeTensor) -> npt.NDArray[np.uint8]:
+    """A tensor's bytes.
+
+    Read, not mapped: what was mapped stays resident until its whole file is let go, and a network
+    file system answers a page at a time.
+    """
+    raw = np.fromfile(path, np.uint8, entry.nbytes, offset=entry.offset)
+    if len(raw) != entry.nbytes:
+        raise ModelError(
+            "WeightsCorrupt", f"{path} became shorter while it was read. Fetch the file again."
+        )
+    return raw
 
 
 def _pieces(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
@@ -96,31 +120,43 @@ def _pieces(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 class SafetensorsWeights:
-    """Tensors of safetensors shards; one shard is open at a time."""
+    """Tensors of safetensors shards."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
-        self._open: tuple[Path, AbstractContextManager[Any], Any] | None = None
+        self._progress = Progress(checkpoint.weights_bytes)
 
     def load(self, name: str) -> Tensor:
         entry = self._checkpoint.tensors[name]
         assert isinstance(entry, SafeTensor)
-        try:
-            tensor: Tensor = self._shard(entry.path).get_tensor(name)
-        except SafetensorError as error:
-            raise ModelError(
-                "WeightsCorrupt", f"{entry.path} cannot be read: {error}. Fetch the file again."
-            ) from error
-        return tensor.to(self._dtype, copy=True)
+        raw = torch.from_numpy(_read(entry.path, entry))
+        self._progress.add(entry.nbytes)
+        return raw.view(TORCH_DTYPES[entry.dtype]).view(entry.shape).to(self._dtype)
 
     def rope_factors(self) -> Tensor | None:
         return None
 
-    def _shard(self, path: Path) -> Any:
-        if self._open is None or self._open[0] != path:
-            if self._open is not None:
-                self._open[1].__exit__(None, None, None)
-            context: AbstractContextManager[Any] = safe_open(path, framework="pt")
-            self._open = (path, context, context.__enter__())
-        return self._open[2]
+
+class Progress:
+    """Says now and then how much of the weights is loaded."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+        self._began_s = self._said_s = time.monotonic()
+
+    def add(self, nbytes: int) -> None:
+        """`nbytes` more are loaded."""
+        self._done_bytes += nbytes
+        now_s = time.monotonic()
+        if now_s - self._said_s < _PROGRESS_PERIOD_S and self._done_bytes < self._total_bytes:
+            return
+        self._said_s = now_s
+        log.info(
+            "weights: %.2f of %.2f GB (%d %%), %.2f GB/s",
+            self._done_bytes / 1e9,
+            self._total_bytes / 1e9,
+            100 * self._done_bytes // max(self._total_bytes, 1),
+            self._done_bytes / 1e9 / max(now_s - self._began_s, 1e-3),
+        )
