@@ -98,6 +98,11 @@ HANDOFF_SECRET_DIR: Final = "/var/run/tandem/handoff"
 PVC_DIR: Final = "/mnt/tandem/pvc"
 """A model source pvc://CLAIM/path is the file PVC_DIR/CLAIM/path; the operator mounts the claim."""
 
+ENV_MODEL_CACHE: Final = "TANDEM_MODEL_CACHE"
+"""The folder that models of hf://, s3:// and https:// are fetched into."""
+MODEL_CACHE_DIR: Final = "/var/cache/tandem/models"
+"""Where the operator mounts that folder, unless a template sets `ENV_MODEL_CACHE`."""
+
 TERMINATION_LOG: Final = "/dev/termination-log"
 """Where a pod that gives up leaves one sentence (or the resolver its JSON object)."""
 

@@ -11,6 +11,8 @@ Reason = Literal[
     "UnsupportedSource",
     "BadConfig",
     "ContextTooLong",
+    "SourceUnauthorized",
+    "SourceUnreachable",
 ]
 
 

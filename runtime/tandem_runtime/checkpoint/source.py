@@ -1,22 +1,31 @@
-"""Where a model's files are: from a source URI to a path on this machine. No torch, no network.
+"""Where a model's files are: from a source URI to a path on this machine. No torch.
 
 - `package://NAME/path`: inside an installed Python package or distribution, found without
   importing it;
 - `file:///path`: in the container's own file system;
-- `pvc://CLAIM/path`: on a PersistentVolumeClaim, which the operator mounts at `PVC_DIR/CLAIM`.
+- `pvc://CLAIM/path`: on a PersistentVolumeClaim, which the operator mounts at `PVC_DIR/CLAIM`;
+- `hf://ORG/NAME`, `s3://BUCKET/path`, `https://HOST/path`: fetched into the folder that
+  `ENV_MODEL_CACHE` names, once.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tandem_runtime.checkpoint.errors import ModelError
-from tandem_runtime.contract import PVC_DIR
+from tandem_runtime.checkpoint.hub import fetch_from_hub
+from tandem_runtime.checkpoint.objects import fetch_objects
+from tandem_runtime.contract import ENV_MODEL_CACHE, PVC_DIR
 
-SUPPORTED = "package://NAME/path, file:///path and pvc://CLAIM/path"
+SUPPORTED = (
+    "package://NAME/path, file:///path, pvc://CLAIM/path, hf://ORG/NAME, s3://BUCKET/path and "
+    "https://HOST/path"
+)
+DEFAULT_CACHE = Path("~/.cache/tandem/models")
 
 
 def resolve_source(uri: str) -> Path:
@@ -24,7 +33,8 @@ def resolve_source(uri: str) -> Path:
 
     Raises:
         ModelError: `UnsupportedSource` for another scheme or a malformed URI, `WeightsMissing`
-            where there is nothing.
+            where there is nothing, `SourceUnauthorized` and `SourceUnreachable` where the model
+            cannot be fetched.
     """
     parts = urlsplit(uri)
     path = unquote(parts.path)
@@ -42,12 +52,20 @@ def resolve_source(uri: str) -> Path:
                     f"{uri} is no local file: write file:///path, three slashes",
                 )
             located = Path(path)
+        case "hf":
+            return fetch_from_hub(uri, _cache() / "hub")
+        case "s3" | "https" | "http":
+            return fetch_objects(uri, _cache() / "objects")
         case scheme:
             name = f"{scheme}:// is no source" if scheme else f"{uri!r} has no scheme"
             raise ModelError("UnsupportedSource", f"{name}; what works now: {SUPPORTED}")
     if not located.exists():
         raise ModelError("WeightsMissing", f"{uri}: there is no {located}{_neighbours(located)}")
     return located
+
+
+def _cache() -> Path:
+    return Path(os.environ.get(ENV_MODEL_CACHE) or DEFAULT_CACHE).expanduser()
 
 
 def _within(root: Path, path: str, uri: str) -> Path:

@@ -6,8 +6,6 @@ the peak is the model itself plus one tensor.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
@@ -21,9 +19,9 @@ from torch import Tensor
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.gguf_header import GgufTensor
 from tandem_runtime.checkpoint.open import ROPE_FACTORS, Checkpoint
+from tandem_runtime.checkpoint.progress import Progress
 from tandem_runtime.checkpoint.safetensors_header import SafeTensor
 
-log = logging.getLogger(__name__)
 TORCH_DTYPES: Final = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -31,7 +29,6 @@ TORCH_DTYPES: Final = {
     "F16": torch.float16,
 }
 _PIECE_BYTES = 1 << 26
-_PROGRESS_PERIOD_S = 5.0
 
 
 class Weights(Protocol):
@@ -59,7 +56,7 @@ class GgufWeights:
         self._dtype = dtype
         assert checkpoint.gguf is not None
         self._interleaved = checkpoint.gguf.metadata["general.architecture"] == "llama"
-        self._progress = Progress(checkpoint.weights_bytes)
+        self._progress = Progress("weights", checkpoint.weights_bytes)
 
     def load(self, name: str) -> Tensor:
         config = self._checkpoint.config
@@ -125,7 +122,7 @@ class SafetensorsWeights:
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
-        self._progress = Progress(checkpoint.weights_bytes)
+        self._progress = Progress("weights", checkpoint.weights_bytes)
 
     def load(self, name: str) -> Tensor:
         entry = self._checkpoint.tensors[name]
@@ -136,27 +133,3 @@ class SafetensorsWeights:
 
     def rope_factors(self) -> Tensor | None:
         return None
-
-
-class Progress:
-    """Says now and then how much of the weights is loaded."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self._total_bytes = total_bytes
-        self._done_bytes = 0
-        self._began_s = self._said_s = time.monotonic()
-
-    def add(self, nbytes: int) -> None:
-        """`nbytes` more are loaded."""
-        self._done_bytes += nbytes
-        now_s = time.monotonic()
-        if now_s - self._said_s < _PROGRESS_PERIOD_S and self._done_bytes < self._total_bytes:
-            return
-        self._said_s = now_s
-        log.info(
-            "weights: %.2f of %.2f GB (%d %%), %.2f GB/s",
-            self._done_bytes / 1e9,
-            self._total_bytes / 1e9,
-            100 * self._done_bytes // max(self._total_bytes, 1),
-            self._done_bytes / 1e9 / max(now_s - self._began_s, 1e-3),
-        )

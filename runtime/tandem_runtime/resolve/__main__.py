@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.max_context_tokens is not None and options.max_context_tokens < 1:
         parser.error(f"--max-context-tokens is {options.max_context_tokens}: give at least 1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     report = resolve(options.uri, options.dtype, options.max_context_tokens)
     text = json.dumps(report, ensure_ascii=False).encode(errors="replace")
     assert len(text) <= MAX_BYTES

@@ -27,6 +27,8 @@ def no_restart_helps() -> Iterator[None]:
     try:
         yield
     except (ModelError, VocabularyError, ValueError) as error:
+        if isinstance(error, ModelError) and error.reason == "SourceUnreachable":
+            raise
         raise BadConfig(str(error)) from error
 
 

@@ -46,9 +46,12 @@ def test_files_and_claims_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
-        ("hf://meta-llama/Llama-3.1-8B", "hf:// is no source; what works now: package://NAME/path"),
-        ("s3://bucket/x", "s3:// is no source"),
-        ("https://host/x.gguf", "https:// is no source"),
+        ("gs://bucket/x", "gs:// is no source; what works now: package://NAME/path"),
+        ("hf://llama", "names no repository: write hf://ORG/NAME"),
+        ("hf://org/name/model.bin", "names no repository: write hf://ORG/NAME"),
+        ("hf://org/na--me", "hf://org/na--me: Cannot have -- or .. in repo_id"),
+        ("s3:///x", "write s3://BUCKET/PATH or https://HOST/PATH, without ? and #"),
+        ("https://host/x.gguf?token=1", "write s3://BUCKET/PATH or https://HOST/PATH, without ?"),
         ("/models/x.gguf", "'/models/x.gguf' has no scheme; what works now:"),
         ("", "'' has no scheme"),
         ("file://models/x.gguf", "is no local file: write file:///path, three slashes"),

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tandem_runtime.checkpoint import progress
 from tandem_runtime.checkpoint.config_json import config_from_json
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.open import open_checkpoint
-from tandem_runtime.model import weights as weights_module
 from tandem_runtime.model.weights import open_weights
 
 CONFIG = {
@@ -85,7 +85,7 @@ def test_progress_is_told(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(weights_module, "_PROGRESS_PERIOD_S", 0.0)
+    monkeypatch.setattr(progress, "PERIOD_S", 0.0)
     checkpoint = open_checkpoint(tiny_checkpoint())
     weights = open_weights(checkpoint, torch.float32)
     with caplog.at_level(logging.INFO):
