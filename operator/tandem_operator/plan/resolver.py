@@ -19,6 +19,7 @@ from tandem_runtime.contract import (
     LABEL_MODEL,
 )
 
+from tandem_operator.api.model import ModelSpec, secret_name
 from tandem_operator.plan.actions import Manifest
 from tandem_operator.plan.build import COMMON_LABELS, owner_reference
 from tandem_operator.plan.health import Problem, pod_problem
@@ -28,6 +29,10 @@ from tandem_operator.plan.pod import (
     RESTRICTED_CONTAINER,
     RESTRICTED_POD,
     field_env,
+)
+from tandem_operator.plan.source import (
+    is_fetched,
+    weights_environment,
     weights_mounts,
     weights_volumes,
 )
@@ -37,7 +42,8 @@ from tandem_operator.resources import PODS, Ref
 from tandem_operator.settings import Settings
 
 PATIENCE_S = 600.0
-"""A resolver that has not answered by then has failed."""
+FETCH_PATIENCE_S = 7200.0
+"""Where it fetches the weights first."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +90,16 @@ def resolver_view(body: Body) -> ResolverView:
     )
 
 
+def patience_s(spec: ModelSpec) -> float:
+    """A resolver that has not answered by then has failed."""
+    return FETCH_PATIENCE_S if is_fetched(spec.source.uri) else PATIENCE_S
+
+
 def resolver_manifest(model: ModelView, name: str, settings: Settings) -> Manifest:
     """The resolver pod: the volumes of the fleet's pods, no accelerator, no restart."""
     spec = model.spec
     limit = spec.max_context_tokens
+    environment = weights_environment(spec.source.uri, secret_name(spec))
     base: Manifest = {
         "metadata": {
             "labels": {
@@ -101,7 +113,7 @@ def resolver_manifest(model: ModelView, name: str, settings: Settings) -> Manife
             "enableServiceLinks": False,
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 5,
-            "activeDeadlineSeconds": int(PATIENCE_S),
+            "activeDeadlineSeconds": int(patience_s(spec)),
             "securityContext": RESTRICTED_POD,
             "containers": [
                 {
@@ -113,7 +125,9 @@ def resolver_manifest(model: ModelView, name: str, settings: Settings) -> Manife
                         *("--dtype", spec.dtype),
                         *(("--max-context-tokens", str(limit)) if limit else ()),
                     ],
+                    **environment,
                     "env": [
+                        *environment["env"],
                         field_env(ENV_POD_NAME, "metadata.name"),
                         field_env(ENV_NAMESPACE, "metadata.namespace"),
                     ],
