@@ -146,6 +146,9 @@ class S3(Files):
             self.send_file(self.site.root / path.strip("/"))
             return
         bucket, prefix = self.site.root / path.strip("/"), query.get("prefix", [""])[0]
+        if not bucket.is_dir():
+            self._send(404, b"<Error><Code>NoSuchBucket</Code></Error>")
+            return
         keys = [(str(p.relative_to(bucket)), p) for p in sorted(bucket.rglob("*")) if p.is_file()]
         found = "".join(
             f"<Contents><Key>{key}</Key><LastModified>2026-09-01T00:00:00.000Z</LastModified>"

@@ -39,7 +39,8 @@ FILES_AT_ONCE: Final = 4
 ATTEMPTS: Final = 5
 _RETRIES: Final = 4
 """Of a request within an attempt, after growing pauses."""
-_FORBIDDEN: Final = re.compile(r"status code: 40[13]\b")
+_REFUSAL: Final = re.compile(r"status code: (4\d\d)")
+"""Of a listing, which obstore has no classes for."""
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ def _again(ask: Callable[[], Answer]) -> Answer:
         try:
             return ask()
         except exceptions.GenericError as error:
-            if left == 0 or _FORBIDDEN.search(str(error)):
+            if left == 0 or _REFUSAL.search(str(error)):
                 raise
             log.warning("%s; trying again", _line(error))
     raise AssertionError("unreachable")
@@ -189,8 +190,11 @@ def _told(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ModelError("WeightsMissing", f"there is no {_line(error)}") from error
     except (exceptions.BaseError, OSError, ValueError, KeyError) as error:
+        refusal = _REFUSAL.search(str(error))
+        if refusal and refusal[1] == "404":
+            raise ModelError("WeightsMissing", f"{uri}: there is no such bucket") from error
         denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
-        if isinstance(error, denied) or _FORBIDDEN.search(str(error)):
+        if isinstance(error, denied) or (refusal and refusal[1] in ("401", "403")):
             raise ModelError(
                 "SourceUnauthorized",
                 f"{uri}: access is refused: {_line(error)}. Set AWS_ACCESS_KEY_ID and "

@@ -251,6 +251,7 @@ def test_what_is_missing_or_refused_is_said(source: Source) -> None:
         f"there is no .safetensors file at {uri}/none",
     )
     assert refused(f"{uri}/tiny/none.gguf")[1] == f"there is no none.gguf at {uri}/tiny/none.gguf"
+    assert refused(f"{uri}-none/tiny/none.gguf")[0] == "WeightsMissing"
     site.token = "another"
     reason, message = refused(f"{uri}/tiny")
     assert reason == "SourceUnauthorized"

@@ -15,7 +15,8 @@ from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.open import open_checkpoint
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.engine.build import build_engine
-from tandem_runtime.engine.sequence import Request
+from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.sequence import Request, SampledToken
 from tandem_runtime.kernels.attention_plan import Step
 from tandem_runtime.model.decoder import Decoder
 from tandem_runtime.model.weights import open_weights
@@ -136,6 +137,37 @@ def test_greedy_tokens_equal_transformers(
                 pad_token_id=0,
             )
         assert ours[str(index)] == out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("changes", [QWEN2, QWEN3, MIXTRAL], ids=["qwen2", "qwen3", "mixtral"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_stream_is_the_same_bit_for_bit_in_any_company(
+    tiny_checkpoint: Callable[..., Path], changes: dict[str, Any], dtype: str
+) -> None:
+    random = torch.Generator().manual_seed(7)
+    lengths = (1, 5, 40, 17, 90)
+    prompts = [torch.randint(0, 101, (n,), generator=random).tolist() for n in lengths]
+    sampling = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True, logprobs=3)
+
+    def generate(engine: Engine, together: list[list[int]]) -> list[list[SampledToken]]:
+        for index, prompt in enumerate(together):
+            engine.add(Request(str(index), prompt, sampling))
+        tokens: list[list[SampledToken]] = [[] for _ in together]
+        while engine.has_work:
+            for stream in engine.step().streams:
+                tokens[int(stream.request_id)] += [stream.token] if stream.token else []
+        return tokens
+
+    engine = build_engine(
+        EngineConfig(
+            model_uri=tiny_checkpoint(**changes).as_uri(),
+            dtype=dtype,
+            kv_cache_bytes=1 << 23,
+            max_batch_tokens=64,
+            prefix_caching=False,
+        )
+    )
+    assert generate(engine, prompts) == [generate(engine, [prompt])[0] for prompt in prompts]
 
 
 def test_a_window_bounds_the_context(tiny_checkpoint: Callable[..., Path]) -> None:
