@@ -127,7 +127,9 @@ class Hub(Files):
             self.send_file(folder / file[3], X_Repo_Commit=COMMIT)
         elif listed and listed[2] == "revision":
             names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
-            about = {"id": listed[1], "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
+            sizes = {name: (folder / name).stat().st_size for name in names}
+            siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+            about = {"id": listed[1], "sha": COMMIT, "siblings": siblings}
             self._send(200, json.dumps(about).encode(), Content_Type="application/json")
         else:
             tree = [

@@ -25,7 +25,7 @@ from tandem_operator.api.model import (
 from tandem_operator.names import Condition, Reason
 from tandem_operator.plan.actions import Action, Create, Delete, Notify, Plan, WriteStatus
 from tandem_operator.plan.merge import refusal
-from tandem_operator.plan.resolver import ResolverView, patience_s, resolver_manifest
+from tandem_operator.plan.resolver import PATIENCE_S, ResolverView, resolver_manifest
 from tandem_operator.plan.revision import digest
 from tandem_operator.plan.times import to_text, to_unix_s
 from tandem_operator.plan.views import ModelView
@@ -153,7 +153,7 @@ def _waiting(
 ) -> Plan:
     worry = pod.problem.sentence if pod.problem else pod.unschedulable
     sentence = "the weights are being read" + (f": pod {pod.name}: {worry}" if worry else "")
-    left_s = pod.created_s + patience_s(model.spec) - snapshot.now_s
+    left_s = pod.created_s + PATIENCE_S - snapshot.now_s
     return Plan(_resolving(snapshot, model, past, sentence), left_s + 0.05)
 
 
@@ -175,12 +175,11 @@ def _resolving(
 def _answer(pod: ResolverView, spec: ModelSpec, now_s: float) -> Answer | None:
     """What a resolver pod says; None while it works."""
     if not pod.ended:
-        patience = patience_s(spec)
-        if now_s - pod.created_s < patience:
+        if now_s - pod.created_s < PATIENCE_S:
             return None
         worry = pod.problem.sentence if pod.problem else pod.unschedulable
         told = f": {worry}" if worry else ""
-        sentence = f"the resolver pod gave no answer within {patience:g} s{told}"
+        sentence = f"the resolver pod gave no answer within {PATIENCE_S:g} s{told}"
         return Answer(None, Reason.RESOLVER_TIMED_OUT, sentence)
     try:
         said = json.loads(pod.message)

@@ -19,7 +19,7 @@ from tandem_runtime.contract import (
     LABEL_MODEL,
 )
 
-from tandem_operator.api.model import ModelSpec, secret_name
+from tandem_operator.api.model import secret_name
 from tandem_operator.plan.actions import Manifest
 from tandem_operator.plan.build import COMMON_LABELS, owner_reference
 from tandem_operator.plan.health import Problem, pod_problem
@@ -31,7 +31,6 @@ from tandem_operator.plan.pod import (
     field_env,
 )
 from tandem_operator.plan.source import (
-    is_fetched,
     weights_environment,
     weights_mounts,
     weights_volumes,
@@ -42,8 +41,7 @@ from tandem_operator.resources import PODS, Ref
 from tandem_operator.settings import Settings
 
 PATIENCE_S = 600.0
-FETCH_PATIENCE_S = 7200.0
-"""Where it fetches the weights first."""
+"""A resolver that has not answered by then has failed."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,6 @@ def resolver_view(body: Body) -> ResolverView:
     )
 
 
-def patience_s(spec: ModelSpec) -> float:
-    """A resolver that has not answered by then has failed."""
-    return FETCH_PATIENCE_S if is_fetched(spec.source.uri) else PATIENCE_S
-
-
 def resolver_manifest(model: ModelView, name: str, settings: Settings) -> Manifest:
     """The resolver pod: the volumes of the fleet's pods, no accelerator, no restart."""
     spec = model.spec
@@ -113,7 +106,7 @@ def resolver_manifest(model: ModelView, name: str, settings: Settings) -> Manife
             "enableServiceLinks": False,
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 5,
-            "activeDeadlineSeconds": int(patience_s(spec)),
+            "activeDeadlineSeconds": int(PATIENCE_S),
             "securityContext": RESTRICTED_POD,
             "containers": [
                 {

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
 from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.headers import VERSION, are_large, write_header
+from tandem_runtime.checkpoint.safetensors_header import INDEX
 
 FORM: Final = "hf://ORG/NAME, hf://ORG/NAME@REVISION or hf://ORG/NAME[@REVISION]/FILE.gguf"
 _URI: Final = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+\.gguf))?/?")
@@ -26,7 +30,7 @@ FIRST_PAUSE_S: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-def fetch_from_hub(uri: str, cache: Path) -> Path:
+def fetch_from_hub(uri: str, cache: Path, *, headers_only: bool = False) -> Path:
     """The folder of a repository's files, or one GGUF file, in the cache.
 
     Raises:
@@ -42,12 +46,15 @@ def fetch_from_hub(uri: str, cache: Path) -> Path:
     revision = unquote(parsed[2]) if parsed[2] else None
 
     def download() -> str:
+        headers = _fetch_headers(repo, revision, file, cache) if headers_only else None
+        if headers:
+            return headers
         if file:
-            return hub.hf_hub_download(repo, file, revision=revision, cache_dir=cache)
+            return hub.hf_hub_download(repo, file, revision=revision, cache_dir=cache / "hub")
         return hub.snapshot_download(
             repo,
             revision=revision,
-            cache_dir=cache,
+            cache_dir=cache / "hub",
             allow_patterns=WANTED,
             ignore_patterns=UNWANTED,
         )
@@ -59,6 +66,47 @@ def fetch_from_hub(uri: str, cache: Path) -> Path:
             f"{uri} has no .safetensors files; of GGUF files name one: hf://ORG/NAME/FILE.gguf",
         )
     return located
+
+
+def _fetch_headers(repo: str, revision: str | None, file: str, cache: Path) -> str | None:
+    """Where the headers of a repository's weights are now; None where all had better be fetched."""
+    import huggingface_hub as hub
+
+    if _offline():
+        return None
+    about = hub.HfApi().model_info(repo, revision=revision or "main", files_metadata=True)
+    sizes = {entry.rfilename: entry.size or 0 for entry in about.siblings or []}
+    wanted = [file] if file in sizes else [name for name in sizes if not file and _is_shard(name)]
+    weights = {name: sizes[name] for name in wanted}
+    if not are_large(weights):
+        return None
+    folder = cache / "headers" / f"{repo.replace('/', '--')}-{about.sha}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in {"config.json", "generation_config.json", INDEX} & sizes.keys():
+        small = hub.hf_hub_download(repo, name, revision=about.sha, cache_dir=cache / "hub")
+        shutil.copy(small, folder / name)
+    for name, size in weights.items():
+        url = hub.hf_hub_url(repo, name, revision=about.sha)
+        write_header(folder / name, size, partial(_read, url))
+    (folder / VERSION).write_text(str(about.sha))
+    return str(folder / file)
+
+
+def _is_shard(name: str) -> bool:
+    """What WANTED and UNWANTED leave of the weights."""
+    return name.endswith(".safetensors") and "/" not in name and not name.startswith("consolidated")
+
+
+def _read(url: str, start: int, end: int) -> bytes:
+    import huggingface_hub as hub
+
+    asked = {"Range": f"bytes={start}-{end - 1}"}
+    token = hub.get_token()
+    if token:
+        asked["Authorization"] = f"Bearer {token}"
+    reply = hub.get_session().get(url, headers=asked, follow_redirects=True)
+    hub.hf_raise_for_status(reply)
+    return bytes(reply.content)
 
 
 def _patiently(uri: str, download: Callable[[], str]) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.headers import VERSION, are_large, write_header
 from tandem_runtime.checkpoint.progress import Progress
 from tandem_runtime.checkpoint.safetensors_header import INDEX
 
@@ -34,6 +35,7 @@ BESIDE_WEIGHTS: Final = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "chat_template.jinja",
 )  # fmt: skip
+WEIGHTS: Final = (".gguf", ".safetensors")
 PIECE_BYTES: Final = 1 << 26
 FILES_AT_ONCE: Final = 4
 ATTEMPTS: Final = 5
@@ -45,7 +47,7 @@ Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
 
 
-def fetch_objects(uri: str, cache: Path) -> Path:
+def fetch_objects(uri: str, cache: Path, *, headers_only: bool = False) -> Path:
     """The .gguf or .safetensors file, or the folder, that an s3:// or http(s):// URI names.
 
     Raises:
@@ -61,16 +63,23 @@ def fetch_objects(uri: str, cache: Path) -> Path:
         )
     path = unquote(parts.path).strip("/")
     root, file = path, ""
-    if path.endswith((".gguf", ".safetensors")):
+    if path.endswith(WEIGHTS):
         root, _, file = path.rpartition("/")
     with _told(uri):
         store = _store(parts.scheme, parts.netloc, root)
         found = _listed(store, file) if parts.scheme == "s3" else _asked(store, file)
-        if not any(name.endswith((".gguf", ".safetensors")) for name in found):
+        if not any(name.endswith(WEIGHTS) for name in found):
             raise FileNotFoundError(f"{file or '.safetensors file'} at {uri}")
-        folder = cache / _name(uri, found)
+        weights = {n: m["size"] for n, m in found.items() if n.endswith(WEIGHTS)}
+        version = _version(uri, found)
+        headers_only = headers_only and are_large(weights)
+        folder = cache / ("headers" if headers_only else "objects") / version
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
+            if headers_only:
+                (folder / VERSION).write_text(version)
+                for name in weights:
+                    _fetch_header(store, folder / name, found.pop(name))
             _fetch_all(store, found, folder)
     return folder / file if file else folder
 
@@ -129,7 +138,7 @@ def _asked(store: Store, file: str) -> dict[str, ObjectMeta]:
     return found
 
 
-def _name(uri: str, found: dict[str, ObjectMeta]) -> str:
+def _version(uri: str, found: dict[str, ObjectMeta]) -> str:
     versions = [(n, m["size"], m["e_tag"] or str(m["last_modified"])) for n, m in found.items()]
     return blake2b(repr((uri, sorted(versions))).encode(), digest_size=16).hexdigest()
 
@@ -143,6 +152,11 @@ def _fetch_all(store: Store, found: dict[str, ObjectMeta], folder: Path) -> None
             pass
 
 
+def _fetch_header(store: Store, path: Path, meta: ObjectMeta) -> None:
+    if not path.exists():
+        write_header(path, meta["size"], partial(_piece, store, path.name, meta))
+
+
 def _fetch(
     store: Store, folder: Path, add: Callable[[int], None], name: str, meta: ObjectMeta
 ) -> None:
@@ -150,17 +164,17 @@ def _fetch(
     with part.open("ab") as file:
         add(file.tell())
         while (start := file.tell()) < meta["size"]:
-            piece = _piece(store, name, meta, start)
+            piece = _piece(store, name, meta, start, min(start + PIECE_BYTES, meta["size"]))
             file.write(piece)
             add(len(piece))
     part.rename(folder / name)
 
 
-def _piece(store: Store, name: str, meta: ObjectMeta, start: int) -> bytes:
+def _piece(store: Store, name: str, meta: ObjectMeta, start: int, end: int) -> bytes:
     import obstore
 
     tag = meta["e_tag"]
-    options: Any = {"range": (start, min(start + PIECE_BYTES, meta["size"]))}
+    options: Any = {"range": (start, end)}
     if tag and not tag.startswith("W/"):
         options["if_match"] = tag
     return _again(lambda: bytes(obstore.get(store, name, options=options).bytes()))

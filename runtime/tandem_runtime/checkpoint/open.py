@@ -20,6 +20,7 @@ from tandem_runtime.checkpoint.config_json import config_from_json
 from tandem_runtime.checkpoint.digest import weights_digest
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from tandem_runtime.checkpoint.headers import version_of
 from tandem_runtime.checkpoint.safetensors_header import (
     DTYPE_BYTES,
     SafeTensor,
@@ -83,7 +84,8 @@ class Checkpoint:
         places: dict[Path, list[tuple[int, int]]] = defaultdict(list)
         for tensor in self.tensors.values():
             places[_file_of(tensor, self.path)].append((tensor.offset, tensor.nbytes))
-        config = repr(self.config).encode()
+        folder = self.path if self.path.is_dir() else self.path.parent
+        config = repr(self.config).encode() + version_of(folder)
         return weights_digest(config, [(path, sorted(places[path])) for path in sorted(places)])
 
 

@@ -28,8 +28,12 @@ SUPPORTED = (
 DEFAULT_CACHE = Path("~/.cache/tandem/models")
 
 
-def resolve_source(uri: str) -> Path:
+def resolve_source(uri: str, *, headers_only: bool = False) -> Path:
     """The file or folder that a source URI names; it exists.
+
+    Args:
+        uri: one of `SUPPORTED`.
+        headers_only: of large weights that have to be fetched, fetch the headers (headers.py).
 
     Raises:
         ModelError: `UnsupportedSource` for another scheme or a malformed URI, `WeightsMissing`
@@ -53,9 +57,9 @@ def resolve_source(uri: str) -> Path:
                 )
             located = Path(path)
         case "hf":
-            return fetch_from_hub(uri, _cache() / "hub")
+            return fetch_from_hub(uri, _cache(), headers_only=headers_only)
         case "s3" | "https" | "http":
-            return fetch_objects(uri, _cache() / "objects")
+            return fetch_objects(uri, _cache(), headers_only=headers_only)
         case scheme:
             name = f"{scheme}:// is no source" if scheme else f"{uri!r} has no scheme"
             raise ModelError("UnsupportedSource", f"{name}; what works now: {SUPPORTED}")

@@ -17,7 +17,7 @@ _MAX_MESSAGE_CHARACTERS: Final = 600
 def resolve(uri: str, dtype: str, max_context_tokens: int | None) -> dict[str, Any]:
     """The resolver's answer, for a model that can be served or not."""
     try:
-        checkpoint = open_checkpoint(resolve_source(uri))
+        checkpoint = open_checkpoint(resolve_source(uri, headers_only=True))
         return _success(checkpoint, dtype, max_context_tokens)
     except ModelError as error:
         return _failure(error.reason, error.message)

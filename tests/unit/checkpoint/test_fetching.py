@@ -12,20 +12,23 @@ from typing import Any
 
 import pytest
 from model_servers import S3, Files, Hub, Site, serving
-from tandem_runtime.checkpoint import objects
+from tandem_runtime.checkpoint import headers, objects
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.open import open_checkpoint
 from tandem_runtime.checkpoint.source import resolve_source
 
 IN_A_PROCESS = """
 import json, sys
-from tandem_runtime.checkpoint import hub
+from tandem_runtime.checkpoint import headers, hub
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.source import resolve_source
 hub.FIRST_PAUSE_S = 0.01
+headers.SMALL_BYTES = 100
+headers.GGUF_HEADER_BYTES = 40
 for uri in sys.argv[1:]:
+    headers_only, uri = uri.startswith("headers of "), uri.removeprefix("headers of ")
     try:
-        print(json.dumps([str(resolve_source(uri)), ""]))
+        print(json.dumps([str(resolve_source(uri, headers_only=headers_only)), ""]))
     except ModelError as error:
         print(json.dumps([error.reason, error.message]))
 assert "torch" not in sys.modules
@@ -96,6 +99,32 @@ def test_a_repository_is_fetched_once_and_then_needs_no_network(site: Site, cach
     assert again == [(path, "")]
 
 
+def without_weights(headers: Path, whole: Path, site: Site) -> None:
+    """The headers say the same of the model, but of the weights only which they are."""
+    seen, full = open_checkpoint(headers), open_checkpoint(whole)
+    assert (seen.config, seen.weights_bytes) == (full.config, full.weights_bytes)
+    assert seen.digest() != full.digest()
+    assert seen.tensors.keys() == full.tensors.keys()
+    asked = [r.split("bytes=0-")[1] for r in site.requests if "model.safetensors bytes=0-" in r]
+    size = (headers / "model.safetensors").stat().st_size
+    assert asked
+    assert all(int(end) < size / 10 for end in asked), "only the header was asked for"
+
+
+def test_of_a_hubs_large_weights_the_header_is_enough(site: Site, cache: Path) -> None:
+    with serving(site, Hub):
+        [(path, said), (gguf, _)] = from_hub(
+            "headers of hf://team/tiny",
+            "headers of hf://team/tiny/small.gguf",
+            HF_ENDPOINT=site.url,
+        )
+        assert said == ""
+        without_weights(Path(path), site.root / "team" / "tiny" / "model.safetensors", site)
+        assert Path(gguf).read_bytes() == b"GGUF" * 10 + bytes(3960)
+        [(whole, _)] = from_hub("hf://team/tiny", HF_ENDPOINT=site.url)
+        assert whole != path, "no pod serves from headers"
+
+
 def test_what_a_hub_refuses_is_said(site: Site, cache: Path) -> None:
     (site.root / "team" / "gguf").mkdir()
     (site.root / "team" / "gguf" / "q4.gguf").write_bytes(b"GGUF")
@@ -124,10 +153,16 @@ def test_a_token_is_needed_and_used(site: Site, cache: Path) -> None:
     with serving(site, Hub):
         [(none, sentence)] = from_hub("hf://team/tiny", HF_ENDPOINT=site.url)
         [(wrong, _)] = from_hub("hf://team/tiny", HF_ENDPOINT=site.url, HF_TOKEN="hf_wrong")
-        [(path, _)] = from_hub("hf://team/tiny", HF_ENDPOINT=site.url, HF_TOKEN="hf_right")
+        [(header, said), (path, _)] = from_hub(
+            "headers of hf://team/tiny",
+            "hf://team/tiny",
+            HF_ENDPOINT=site.url,
+            HF_TOKEN="hf_right",
+        )
     assert (none, wrong) == ("SourceUnauthorized", "SourceUnauthorized")
     assert "HF_TOKEN (in the Secret of the source's secretRef)" in sentence
-    assert (Path(path) / "config.json").is_file()
+    assert said == ""
+    assert all((Path(folder) / "model.safetensors").is_file() for folder in (header, path))
 
 
 def test_a_hub_that_stumbles_is_asked_again_but_not_for_ever(site: Site, cache: Path) -> None:
@@ -187,6 +222,22 @@ def test_a_file_is_fetched_with_what_it_needs(source: Source) -> None:
     assert [entry.name for entry in gguf.parent.iterdir() if entry.name != ".lock"] == [gguf.name]
     weights = resolve_source(f"{uri}/tiny/model.safetensors")
     assert open_checkpoint(weights).config.layers == 1
+
+
+def test_of_large_weights_the_header_is_enough(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, uri = source
+    monkeypatch.setattr(headers, "SMALL_BYTES", 100)
+    path = resolve_source(f"{uri}/tiny", headers_only=True)
+    without_weights(path, site.root / "team" / "tiny" / "model.safetensors", site)
+    before = open_checkpoint(path).digest()
+    with (site.root / "team" / "tiny" / "model.safetensors").open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"another fine-tune")
+    changed = resolve_source(f"{uri}/tiny", headers_only=True)
+    assert open_checkpoint(changed).digest() != before
+    assert resolve_source(f"{uri}/tiny").parent.name == "objects", "no pod serves from headers"
 
 
 def test_shards_come_by_their_index(source: Source) -> None:

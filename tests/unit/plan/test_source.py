@@ -32,7 +32,6 @@ async def test_the_resolver_fetches_into_a_volume_of_its_own(source: dict[str, A
     assert pod["spec"]["volumes"] == [{"name": mount["name"], "emptyDir": {}}]
     secrets = [{"secretRef": {"name": "hub"}}] if "secretRef" in source else None
     assert container(pod).get("envFrom") == secrets
-    assert pod["spec"]["activeDeadlineSeconds"] == 7200
 
 
 async def test_a_fleets_pods_get_what_the_resolver_had() -> None:
