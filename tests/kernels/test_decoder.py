@@ -65,7 +65,14 @@ def logits(path: Path, ids: torch.Tensor, device: torch.device) -> torch.Tensor:
     config = checkpoint.config
     model = Decoder(config, open_weights(checkpoint, torch.float32), 64, device)
     step = Step([len(ids)], [len(ids)], [[1, 2]], 16)
-    work = kernels.plan_attention(step, heads=config.heads, kv_heads=config.kv_heads, device=device)
-    cache = torch.zeros(config.layers, 2, 3, config.kv_heads, 16, config.head_dim, device=device)
+    work = kernels.plan_attention(
+        step,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        device=device,
+        dtype=torch.float32,
+    )
+    shape = (config.layers, 2, 3, config.kv_heads, 16, config.head_dim)
+    cache = kernels.layer_caches(torch.zeros(shape, device=device))
     at = torch.arange(len(ids), device=device)
     return model.forward(ids.to(device), at, at + 16, cache, work, at)
