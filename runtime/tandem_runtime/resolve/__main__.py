@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.max_context_tokens is not None and options.max_context_tokens < 1:
         parser.error(f"--max-context-tokens is {options.max_context_tokens}: give at least 1")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("tandem_runtime").setLevel(logging.INFO)
     report = resolve(options.uri, options.dtype, options.max_context_tokens)
     text = json.dumps(report, ensure_ascii=False).encode(errors="replace")
     assert len(text) <= MAX_BYTES
