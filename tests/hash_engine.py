@@ -60,7 +60,7 @@ class HashRunner:
                 continue
             context, table = rows[sample.row]
             context_kv = self.cache[_slots(table, 0, context)].tobytes()
-            sampled.append(_token(context_kv, sample.seed, sample.logprobs))
+            sampled.append(_token(context_kv, sample.sampling.seed, sample.sampling.logprobs))
         return sampled
 
     def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -97,10 +98,10 @@ def _sampling(clock: Clock, streams: int, vocabulary: int) -> Iterator[Case]:
     logits = torch.randn(streams, vocabulary, device=device)
     keys = torch.tensor([noise_keys(s, 1) for s in range(streams)], device=device)
     for name, share in (("sampling", 1.0), ("sampling, top-p 0.9", 0.9)):
-        temperature, top_p = (torch.full((streams,), v, device=device) for v in (0.8, share))
+        controls = torch.tensor([[0.8, 0.0, share, math.inf]] * streams, device=device)
         yield Case(
             name,
             logits.numel() * 4,
-            partial(sample_triton, logits, temperature, top_p, keys),
-            partial(sample_reference, logits, temperature, top_p, keys),
+            partial(sample_triton, logits, controls, keys),
+            partial(sample_reference, logits, controls, keys),
         )

@@ -13,6 +13,7 @@ from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.model.decoder import Decoder
+from tandem_runtime.protocol import Sampling
 
 from benchmarks.gpu.ceilings import Ceilings
 from benchmarks.gpu.timing import Clock
@@ -121,7 +122,10 @@ def batch_of(streams: int, queries: int, context: int) -> Batch:
         for table in tables
         for p in positions
     ]
-    samples = [SampleRow((s + 1) * queries - 1, context, s, 1.0, 1.0, None) for s in range(streams)]
+    samples = [
+        SampleRow((s + 1) * queries - 1, context, Sampling(max_tokens=1, seed=s))
+        for s in range(streams)
+    ]
     return Batch(
         token_ids=[(7 * i) % 256 for i in range(streams * queries)],
         positions=positions * streams,

@@ -29,11 +29,38 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     """None: none; 0: the chosen token's; n: also the n most likely tokens'."""
+    top_k: int = 0
+    """0: all."""
+    min_p: float = 0.0
+    """Least probability of a token, as a share of the likeliest one's."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits, multiplies negative ones, of tokens of prompt and output."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens of the output."""
+    frequency_penalty: float = 0.0
+    """The same, for each time that the token is in the output."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit); an id at most once."""
+    min_tokens: int = 0
+    """Until so many are generated, none of `stop_token_ids` is chosen."""
+    grammar: str = ""
+    """What the output must be, in llguidance's form (JSON or Lark); empty: anything."""
+
+    @property
+    def penalises(self) -> bool:
+        return bool(
+            self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
+        )
 
     @property
     def needs_history(self) -> bool:
-        """Whether the host must know all earlier tokens' ids before it can choose the next."""
-        return False
+        """Whether a token's choice needs the ids of those before it, not the logits alone."""
+        return self.penalises or bool(self.grammar)
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether logits are changed before temperature, top-k, top-p and min-p look at them."""
+        return self.needs_history or bool(self.logit_bias) or self.min_tokens > 0
 
 
 class PrefillTarget(msgspec.Struct, frozen=True):

@@ -141,5 +141,5 @@ def test_pages(compiled: Compiled, move: str) -> None:
 
 def test_sampling(compiled: Compiled) -> None:
     keys = torch.zeros(3, 2, dtype=torch.int64)
-    sample_triton(torch.zeros(3, 128256), torch.ones(3), torch.ones(3), keys)
+    sample_triton(torch.zeros(3, 128256), torch.ones(3, 4), keys)
     assert set(compiled) == {"_sample_kernel"}

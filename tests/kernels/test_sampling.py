@@ -13,25 +13,39 @@ from tandem_runtime.kernels.sampling import (
     sample_triton,
 )
 
-VOCABULARIES = [1, 7, 1000, 4096, 5001]
+VOCABULARIES = [1, 7, 1000, 5001]
 
 
 def rows(
     count: int, vocabulary: int, random: torch.Generator, spread: float = 3.0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits, temperatures (every fourth 0), top_p (every third 1), keys."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, controls in many combinations, keys."""
     logits = torch.randn(count, vocabulary, generator=random) * spread
-    temperature = torch.tensor([[0.0, 0.7, 1.0, 2.5][i % 4] for i in range(count)])
-    top_p = torch.tensor([[1.0, 0.9, 0.3][i % 3] for i in range(count)])
+    controls = [
+        control(
+            temperature=[0.7, 0.0, 1.0, 2.5][i % 4],
+            top_k=[0, 40, 1, 0, 3][i % 5],
+            top_p=[1.0, 0.9, 0.3][i % 3],
+            min_p=[0.0, 0.1, 0.0, 0.0, 0.7, 0.0, 0.0, 0.02][i % 8],
+        )
+        for i in range(count)
+    ]
     keys = torch.tensor([noise_keys(seed * 977, 5 * seed) for seed in range(count)])
-    return logits, temperature, top_p, keys
+    return logits, torch.tensor(controls), keys
+
+
+def control(
+    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> list[float]:
+    """One row of controls."""
+    return [temperature, top_k, top_p, -math.log(min_p) if min_p else math.inf]
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_kernel_chooses_what_the_reference_chooses(
     vocabulary: int, device: torch.device, random: torch.Generator
 ) -> None:
-    arguments = rows(24, vocabulary, random)
+    arguments = rows(20, vocabulary, random)
     chosen = sample_triton(*(argument.to(device) for argument in arguments)).cpu()
     assert torch.equal(chosen, sample_reference(*arguments))
 
@@ -39,10 +53,10 @@ def test_kernel_chooses_what_the_reference_chooses(
 def test_greedy_takes_the_lowest_id_of_equal_ones(device: torch.device) -> None:
     logits = torch.zeros(2, 5000)
     logits[0, [4500, 77]] = 1.0
-    zeros, ones = torch.zeros(2), torch.ones(2)
+    controls = torch.tensor([control(temperature=0.0)] * 2)
     keys = torch.tensor([noise_keys(1, 1), noise_keys(2, 2)])
-    assert sample_reference(logits, zeros, ones, keys).tolist() == [77, 0]
-    on_device = [value.to(device) for value in (logits, zeros, ones, keys)]
+    assert sample_reference(logits, controls, keys).tolist() == [77, 0]
+    on_device = [value.to(device) for value in (logits, controls, keys)]
     assert sample_triton(*on_device).tolist() == [77, 0]
 
 
@@ -84,23 +98,39 @@ def test_the_largest_hash_gives_finite_noise() -> None:
     assert u.item() < 1.0
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.6])
-def test_frequencies_follow_the_probabilities(top_p: float) -> None:
-    logits = torch.tensor([2.0, 1.0, 0.5, -1.0, -9.0])
-    temperature, draws = 0.8, 20000
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        ({}, [0, 1, 2, 3, 4, 5]),
+        # At temperature 0.8 the probabilities are 0.57, 0.16, 0.16, 0.09, 0.01, 0.
+        ({"top_p": 0.5}, [0]),
+        ({"top_p": 0.6}, [0, 1, 2]),  # the second and the third are equal: both or none
+        ({"top_k": 1}, [0]),
+        ({"top_k": 2}, [0, 1, 2]),
+        ({"top_k": 4}, [0, 1, 2, 3]),
+        ({"top_k": 100}, [0, 1, 2, 3, 4, 5]),
+        ({"min_p": 0.28}, [0, 1, 2]),
+        ({"min_p": 0.3}, [0]),
+        ({"top_k": 3, "min_p": 0.3}, [0]),
+        # Of what top-k leaves, the likeliest has 0.64 and not 0.57.
+        ({"top_k": 3, "top_p": 0.63}, [0]),
+        ({"top_k": 4, "top_p": 0.999, "min_p": 0.2}, [0, 1, 2]),
+    ],
+)
+def test_frequencies_follow_the_probabilities_of_what_is_kept(
+    filters: dict[str, float], kept: list[int], device: torch.device
+) -> None:
+    logits = torch.tensor([2.0, 1.0, 1.0, 0.5, -1.0, -9.0])
+    temperature, draws = 0.8, 4000
     keys = torch.tensor([noise_keys(position, position) for position in range(draws)])
-    chosen = sample_reference(
-        logits.expand(draws, -1),
-        torch.full((draws,), temperature),
-        torch.full((draws,), top_p),
-        keys,
-    )
-    probabilities = (logits / temperature).softmax(-1)
-    if top_p < 1:
-        probabilities[1:] = 0.0 if probabilities[0] >= top_p else probabilities[1:]
-        probabilities[2:] = 0.0
-        probabilities /= probabilities.sum()
-    frequencies = chosen.bincount(minlength=5) / draws
+    controls = torch.tensor([control(temperature, **filters)] * draws)  # type: ignore[arg-type]
+    arguments = logits.expand(draws, -1).contiguous(), controls, keys
+    chosen = sample_reference(*arguments)
+    few = [argument[:4].to(device) for argument in arguments]
+    assert torch.equal(sample_triton(*few).cpu(), chosen[:4])
+    probabilities = torch.zeros(6)
+    probabilities[kept] = (logits[kept] / temperature).softmax(-1)
+    frequencies = chosen.bincount(minlength=6) / draws
     assert (frequencies - probabilities).abs().max() < 4 * math.sqrt(0.25 / draws)
 
 
@@ -116,7 +146,7 @@ def test_a_flat_nucleus_wider_than_the_first_guess_is_found(device: torch.device
     logits = torch.zeros(64, 3000)
     logits[:, 1000:] = -8.0
     keys = torch.tensor([noise_keys(seed, 0) for seed in range(64)])
-    arguments = logits, torch.ones(64), torch.full((64,), 0.99), keys
+    arguments = logits, torch.tensor([control(top_p=0.99)] * 64), keys
     chosen = sample_reference(*arguments)
     # Tokens of equal probability are in or out together, so all 1000 are in, and no other.
     assert chosen.max() < 1000
@@ -125,22 +155,22 @@ def test_a_flat_nucleus_wider_than_the_first_guess_is_found(device: torch.device
 
 
 def test_a_tiny_top_p_is_greedy(device: torch.device, random: torch.Generator) -> None:
-    logits, _, _, keys = rows(8, 1000, random)
-    arguments = logits, torch.full((8,), 2.0), torch.full((8,), 1e-9), keys
+    logits, _, keys = rows(8, 1000, random)
+    arguments = logits, torch.tensor([control(2.0, top_p=1e-9)] * 8), keys
     assert torch.equal(sample_reference(*arguments), logits.argmax(-1))
     on_device = (argument.to(device) for argument in arguments)
     assert torch.equal(sample_triton(*on_device).cpu(), logits.argmax(-1))
 
 
 def test_wrong_input_is_a_sentence(device: torch.device, random: torch.Generator) -> None:
-    logits, temperature, top_p, keys = (value.to(device) for value in rows(4, 10, random))
+    logits, controls, keys = (value.to(device) for value in rows(4, 10, random))
     for bad, sentence in [
-        ((logits.half(), temperature, top_p, keys), r"logits are torch\.float16, float32 needed"),
-        ((logits[:, ::2], temperature, top_p, keys), "logits must be contiguous"),
-        ((logits, temperature[:3], top_p, keys), r"temperature is \(3,\), logits have 4 rows"),
-        ((logits, temperature, top_p.double(), keys), r"top_p is torch\.float64, float32 needed"),
-        ((logits, temperature, top_p, keys[:, :1]), r"keys are \(4, 1\), \(4, 2\) needed"),
-        ((logits, temperature, top_p, keys.int()), r"keys are torch\.int32, int64 needed"),
+        ((logits.half(), controls, keys), r"logits are torch\.float16, float32 needed"),
+        ((logits[:, ::2], controls, keys), "logits must be contiguous"),
+        ((logits, controls[:3], keys), r"controls are \(3, 4\), \(4, 4\) needed"),
+        ((logits, controls.double(), keys), r"controls are torch\.float64, torch\.float32 needed"),
+        ((logits, controls, keys[:, :1]), r"keys are \(4, 1\), \(4, 2\) needed"),
+        ((logits, controls, keys.int()), r"keys are torch\.int32, torch\.int64 needed"),
     ]:
         with pytest.raises(AssertionError, match=sentence):
             sample_triton(*bad)

@@ -6,9 +6,15 @@ runner can treat them (decode) apart from longer ones (prefill chunks).
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tandem_runtime.engine.sequence import Sequence
+from tandem_runtime.protocol import Sampling
+
+if TYPE_CHECKING:
+    from tandem_runtime.engine.grammar import Grammar
 
 
 @dataclass
@@ -34,10 +40,14 @@ class SampleRow:
     """Index into the batch's rows."""
     position: int
     """Of the token to choose; with the seed, what its noise depends on."""
-    seed: int
-    temperature: float
-    top_p: float
-    logprobs: int | None
+    sampling: Sampling
+    adjusted: bool = False
+    """Whether the logits are changed first (`sampling.adjusts_logits`)."""
+    prompt_tokens: int = 0
+    token_ids: Ids[int] = ()
+    """The stream's, at least as far as `position` where `sampling.needs_history`."""
+    grammar: Grammar | None = None
+    """Follows the output where `sampling.grammar` is set."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +101,13 @@ def build_batch(works: list[Work], block_tokens: int) -> tuple[Batch, list[Work]
 
 
 def _sample_row(sequence: Sequence, row: int) -> SampleRow:
-    sampling = sequence.request.sampling
+    request = sequence.request
     return SampleRow(
         row=row,
         position=sequence.known_tokens,
-        seed=sampling.seed,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        logprobs=sampling.logprobs,
+        sampling=request.sampling,
+        adjusted=sequence.adjusts_logits,
+        prompt_tokens=sequence.prompt_tokens,
+        token_ids=sequence.token_ids,
+        grammar=request.grammar,
     )

@@ -299,6 +299,13 @@ class Engine:
                 raise RequestRefused(
                     f"token id {token_id} is not in the vocabulary, 0..{self.vocab_size - 1}"
                 )
+        for token_id, _ in request.sampling.logit_bias:
+            if not 0 <= token_id < self.vocab_size:
+                raise RequestRefused(
+                    f"logit_bias names token id {token_id}, not in 0..{self.vocab_size - 1}"
+                )
+        if request.sampling.grammar and request.grammar is None:
+            raise RequestRefused("the grammar is not compiled")
         if prompt + max_tokens > self.max_context_tokens:
             raise RequestRefused(
                 f"the prompt has {prompt} tokens and max_tokens is {max_tokens}: together "

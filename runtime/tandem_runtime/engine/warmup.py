@@ -12,6 +12,7 @@ from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.model.decoder import Decoder
+from tandem_runtime.protocol import Sampling
 
 
 def run_widest_step(model: Decoder, layout: KvLayout, config: EngineConfig) -> None:
@@ -49,4 +50,4 @@ def run_widest_step(model: Decoder, layout: KvLayout, config: EngineConfig) -> N
 
 
 def _sample(row: int) -> SampleRow:
-    return SampleRow(row, position=1, seed=0, temperature=1.0, top_p=0.9, logprobs=0)
+    return SampleRow(row, position=1, sampling=Sampling(max_tokens=1, top_p=0.9, logprobs=0))

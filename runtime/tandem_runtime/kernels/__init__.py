@@ -148,7 +148,7 @@ def scatter_blocks(page: Tensor, cache: Tensor, block_ids: Tensor, start: int) -
         scatter_blocks_reference(page, cpu_layer(cache), block_ids, start)
 
 
-def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, keys: Tensor) -> Tensor:
+def sample(logits: Tensor, controls: Tensor, keys: Tensor) -> Tensor:
     """See sampling.py."""
     run = sample_triton if uses_triton(logits.device) else sample_reference
-    return run(logits, temperature, top_p, keys)
+    return run(logits, controls, keys)

@@ -1,22 +1,26 @@
-"""Choosing the next token: greedy, or temperature and top-p with counter-based Gumbel noise.
+"""Choosing the next token: greedy, or temperature, top-k, top-p and min-p with counter-based noise.
 
     greedy (temperature 0):  argmax_i x_i
-    else:                    argmax_{i in nucleus} x_i / temperature + g(seed, position, i)
+    else:                    argmax_{i in kept} x_i / temperature + g(seed, position, i)
 
-which samples from softmax(x / temperature) restricted to the nucleus (the Gumbel-max trick). The
-noise is a function of (seed, position, token id) alone: no generator state, so a stream continues
+which samples from softmax(x / temperature) restricted to the tokens kept (the Gumbel-max trick).
+The noise is a function of (seed, position, token id) alone: no generator state, so a stream goes on
 with the same tokens on any pod. Ties go to the lowest id.
 
-Nucleus of top-p: tokens at least as likely as the least likely one that is needed to reach top_p,
-taken from the most likely down; all tokens of equal probability are in or out together, so it does
-not depend on the order in which they are summed.
+Kept are all tokens whose scaled logit reaches a floor, the highest of three (so tokens of equal
+probability are in or out together, and no order of summation matters):
+
+    min-p: best - reach, where reach = -log(min_p); infinite for none
+    top-k: the k-th largest scaled logit; k 0 for none
+    top-p: of what these two keep, the least likely token needed to reach top_p of its probability,
+           taken from the most likely down (the nucleus); 1 for none
 
 Noise: (seed, position) is hashed to two 32-bit keys on the host (`noise_keys`, splitmix64); for
 each token id two rounds of the `lowbias32` mixer (Wellons, "Prospecting for hash functions") give
 h, and g = -log(-log(u)) with u = ((h >> 9) + 1/2) / 2^23: 24 bits, as float32 has, so that u < 1.
 
-logits: [n, vocabulary] float32; temperature, top_p: [n] float32; keys: [n, 2] int64;
-tokens out: [n] int64.
+logits: [n, vocabulary] float32; controls: [n, 4] float32, rows (temperature, top-k, top-p, reach);
+keys: [n, 2] int64; tokens out: [n] int64.
 """
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
@@ -65,25 +69,38 @@ def gumbel_noise(token_ids: Tensor, key0: Tensor, key1: Tensor) -> Tensor:
     return -torch.log(-torch.log(u))
 
 
-def sample_reference(logits: Tensor, temperature: Tensor, top_p: Tensor, keys: Tensor) -> Tensor:
+def sample_reference(logits: Tensor, controls: Tensor, keys: Tensor) -> Tensor:
     """The chosen token of each row."""
     chosen = logits.argmax(-1)
-    noisy = (temperature > 0).nonzero().flatten()
+    noisy = (controls[:, 0] > 0).nonzero().flatten()
     if len(noisy) == 0:
         return chosen
-    scaled = logits[noisy] / temperature[noisy, None]
-    floor = scaled.amax(-1, keepdim=True) - _SPREAD
-    narrow = (top_p[noisy] < 1).nonzero().flatten()
+    temperature, top_k, top_p, reach = controls[noisy].unsqueeze(-1).unbind(1)
+    scaled = logits[noisy] / temperature
+    best = scaled.amax(-1, keepdim=True)
+    floor = best - reach
+    few = (top_k[:, 0] > 0).nonzero().flatten()
+    if len(few):
+        floor[few] = torch.maximum(floor[few], _kth_largest(scaled[few], top_k[few].long()))
+    narrow = (top_p[:, 0] < 1).nonzero().flatten()
     if len(narrow):
-        floor[narrow] = torch.maximum(
-            floor[narrow], _nucleus_floor(scaled[narrow], top_p[noisy][narrow, None])
-        )
+        kept = scaled[narrow]
+        if bool(floor[narrow].isfinite().any()):
+            kept = kept.masked_fill(kept < floor[narrow], float("-inf"))
+        floor[narrow] = torch.maximum(floor[narrow], _nucleus_floor(kept, top_p[narrow]))
+    floor = torch.maximum(floor, best - _SPREAD)
     row, token = (scaled >= floor).nonzero(as_tuple=True)
     scores = torch.full_like(scaled, float("-inf"))
     key0, key1 = keys[noisy].unbind(1)
     scores[row, token] = scaled[row, token] + gumbel_noise(token, key0[row], key1[row])
     chosen[noisy] = scores.argmax(-1)
     return chosen
+
+
+def _kth_largest(scaled: Tensor, k: Tensor) -> Tensor:
+    """[n, 1] of each row; `k`: [n, 1] int64, the smallest value where it exceeds the row."""
+    k = k.clamp(max=scaled.shape[-1])
+    return scaled.topk(int(k.max())).values.gather(-1, k - 1)
 
 
 def _nucleus_floor(scaled: Tensor, top_p: Tensor) -> Tensor:
@@ -122,26 +139,28 @@ def _unordered(key):
 
 
 @triton.jit
-def _mass(logits, vocabulary, temperature, best, floor, BLOCK: tl.constexpr):
-    """Sum of exp(x / temperature - best) over x / temperature >= floor."""
+def _mass(logits, vocabulary, temperature, best, floor, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Over x / temperature >= floor: how many, or the sum of exp(x / temperature - best)."""
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for start in range(0, vocabulary, BLOCK):
         token = start + tl.arange(0, BLOCK)
         x = tl.load(logits + token, mask=token < vocabulary, other=float("-inf")) / temperature
-        total += tl.where(x >= floor, tl.exp(x - best), 0.0)
+        weight = 1.0 if COUNT else tl.exp(x - best)
+        total += tl.where(x >= floor, weight, 0.0)
     return tl.sum(total, axis=0)
 
 
 @triton.jit
-def _nucleus(logits, vocabulary, temperature, best, top_p, BLOCK: tl.constexpr):
-    """The nucleus' smallest scaled logit, by bisection over the floats below `best`."""
-    # Below best - 104 every probability is zero in float32.
-    low = _ordered(best - 104.0)
+def _highest_floor(
+    logits, vocabulary, temperature, best, lowest, needed, COUNT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The highest floor over which `needed` is left, or `lowest`; by bisection over the floats."""
+    low = _ordered(lowest)
     high = _ordered(best) + 1
-    needed = top_p * _mass(logits, vocabulary, temperature, best, best - 104.0, BLOCK)
     while high - low > 1:
         middle = (low + high) // 2
-        if _mass(logits, vocabulary, temperature, best, _unordered(middle), BLOCK) >= needed:
+        floor = _unordered(middle)
+        if _mass(logits, vocabulary, temperature, best, floor, COUNT, BLOCK) >= needed:
             low = middle
         else:
             high = middle
@@ -149,23 +168,33 @@ def _nucleus(logits, vocabulary, temperature, best, top_p, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _sample_kernel(logits, temperatures, top_ps, keys, out, vocabulary, BLOCK: tl.constexpr):
+def _sample_kernel(logits, controls, keys, out, vocabulary, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     logits += row * vocabulary
-    temperature = tl.load(temperatures + row)
-    top_p = tl.load(top_ps + row)
+    temperature = tl.load(controls + 4 * row)
+    top_k = tl.load(controls + 4 * row + 1)
+    top_p = tl.load(controls + 4 * row + 2)
+    reach = tl.load(controls + 4 * row + 3)
     key0 = tl.load(keys + 2 * row).to(tl.uint32)
     key1 = tl.load(keys + 2 * row + 1).to(tl.uint32)
     noisy = temperature > 0
     divisor = tl.where(noisy, temperature, 1.0)
     floor = float("-inf")
-    if noisy & (top_p < 1.0):
+    if noisy & ((top_k > 0.0) | (top_p < 1.0) | (reach < float("inf"))):
         best = float("-inf")
         for start in range(0, vocabulary, BLOCK):
             token = start + tl.arange(0, BLOCK)
             x = tl.load(logits + token, mask=token < vocabulary, other=float("-inf")) / divisor
             best = tl.maximum(best, tl.max(x, axis=0))
-        floor = _nucleus(logits, vocabulary, divisor, best, top_p, BLOCK)
+        floor = best - reach
+        # Below best - 104 every probability is zero in float32.
+        lowest = tl.maximum(floor, best - 104.0)
+        if top_k > 0.0:
+            lowest = _highest_floor(logits, vocabulary, divisor, best, lowest, top_k, True, BLOCK)
+            floor = lowest
+        if top_p < 1.0:
+            needed = top_p * _mass(logits, vocabulary, divisor, best, lowest, False, BLOCK)
+            floor = _highest_floor(logits, vocabulary, divisor, best, lowest, needed, False, BLOCK)
     best_score = float("-inf")
     best_token = 0
     for start in range(0, vocabulary, BLOCK):
@@ -182,17 +211,19 @@ def _sample_kernel(logits, temperatures, top_ps, keys, out, vocabulary, BLOCK: t
     tl.store(out + row, tl.cast(best_token, tl.int64))
 
 
-def sample_triton(logits: Tensor, temperature: Tensor, top_p: Tensor, keys: Tensor) -> Tensor:
+def sample_triton(logits: Tensor, controls: Tensor, keys: Tensor) -> Tensor:
     """The same by one program a row."""
     rows, vocabulary = logits.shape
     assert logits.dtype == torch.float32, f"logits are {logits.dtype}, float32 needed"
     assert logits.is_contiguous(), f"logits must be contiguous, got strides {logits.stride()}"
-    for name, value in (("temperature", temperature), ("top_p", top_p)):
-        assert value.shape == (rows,), f"{name} is {tuple(value.shape)}, logits have {rows} rows"
-        assert value.dtype == torch.float32, f"{name} is {value.dtype}, float32 needed"
-    assert keys.shape == (rows, 2), f"keys are {tuple(keys.shape)}, ({rows}, 2) needed"
-    assert keys.dtype == torch.int64, f"keys are {keys.dtype}, int64 needed"
-    assert keys.is_contiguous(), f"keys must be contiguous, got strides {keys.stride()}"
+    for name, value, width, dtype in (
+        ("controls", controls, 4, torch.float32),
+        ("keys", keys, 2, torch.int64),
+    ):
+        shape = tuple(value.shape)
+        assert shape == (rows, width), f"{name} are {shape}, ({rows}, {width}) needed"
+        assert value.dtype == dtype, f"{name} are {value.dtype}, {dtype} needed"
+        assert value.is_contiguous(), f"{name} must be contiguous, got strides {value.stride()}"
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    _sample_kernel[(rows,)](logits, temperature, top_p, keys, out, vocabulary, BLOCK=4096)
+    _sample_kernel[(rows,)](logits, controls, keys, out, vocabulary, BLOCK=4096)
     return out

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from tandem_runtime.contract import KV_PAGE_TOKENS, Role
 from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.grammar import Grammars
 from tandem_runtime.frontend.backend import ModelCard, ServedModel
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.exporter import Exporter, ExportStreams, Refusal
@@ -45,8 +46,9 @@ class Pod:
         self._deadline: asyncio.TimerHandle | None = None
         metrics = PodMetrics(self.registry, options.model_name)
         identity = _identity(options, engine)
+        grammars = Grammars(bundle.tokenizer_json, engine.vocab_size, bundle.eos_token_ids)
         if options.role is Role.PREFILL:
-            self.exporter = Exporter(worker, identity, self._refuse_export)
+            self.exporter = Exporter(worker, identity, grammars, self._refuse_export)
         elif options.role is Role.DECODE:
             self.importer = Importer(worker, identity, on_handoff=metrics.observe_handoff)
         self.registry.register(
@@ -57,6 +59,7 @@ class Pod:
         self.streams = StreamService(
             worker,
             self.importer,
+            grammars,
             self.lifecycle,
             model=options.model_name,
             max_waiting=options.max_waiting,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from tandem_runtime.engine.grammar import Grammars
 from tandem_runtime.engine.sequence import NotFinite, Request, RequestRefused, StreamOutput
 from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.kv.handoff.exporter import Refusal
@@ -46,6 +47,7 @@ class StreamService:
         self,
         worker: EngineWorker,
         importer: Importer | None,
+        grammars: Grammars,
         lifecycle: Lifecycle,
         *,
         model: str,
@@ -55,6 +57,7 @@ class StreamService:
     ) -> None:
         self._worker = worker
         self._importer = importer
+        self._grammars = grammars
         self._lifecycle = lifecycle
         self._model = model
         self._max_waiting = max_waiting
@@ -161,6 +164,7 @@ class StreamService:
             output_ids=ask.output_ids,
             tenant=ask.tenant,
             cache_salt=ask.cache_salt,
+            grammar=await stream.unless_ended(self._grammars.follow(ask.sampling.grammar)),
         )
         prompt_tokens = len(ask.prompt_ids)
         if ask.prefill is None:

@@ -24,7 +24,9 @@ def test_rows_slots_and_samples_of_a_mixed_step() -> None:
     assert batch.query_tokens == [1, 3]
     assert batch.context_tokens == [5, 5]
     assert batch.block_tables == [[5, 9], [7, 3]]
-    assert [(s.row, s.position, s.seed, s.top_p) for s in batch.samples] == [(0, 5, 3, 0.5)]
+    assert [(s.row, s.position, s.sampling) for s in batch.samples] == [
+        (0, 5, decode.request.sampling)
+    ]
 
 
 def test_a_chunk_that_reaches_the_last_known_token_samples() -> None:

@@ -36,6 +36,12 @@ samplings = st.builds(
     max_tokens=st.integers(1, 24),
     temperature=st.sampled_from([0.0, 0.7, 1.5]),
     top_p=st.sampled_from([1.0, 0.8]),
+    top_k=st.sampled_from([0, 0, 5]),
+    min_p=st.sampled_from([0.0, 0.0, 0.2]),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 1.3]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.7]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, -0.4]),
+    logit_bias=st.sampled_from([(), (), ((7, 2.5), (11, -100.0))]),
     seed=st.integers(0, 2**64 - 1),
     ignore_eos=st.just(True),
     logprobs=st.just(2),
@@ -174,6 +180,42 @@ def test_a_resumed_stream_goes_on_as_if_nothing_had_happened(
     else:
         rest = drain(make_engine(dtype=dtype, max_batch_tokens=33), {0: [again]})["again"]
     assert whole[:done] + rest == whole
+
+
+EVERYTHING = Sampling(
+    max_tokens=20,
+    temperature=0.9,
+    top_p=0.95,
+    top_k=30,
+    min_p=0.01,
+    repetition_penalty=1.2,
+    presence_penalty=0.5,
+    frequency_penalty=0.8,
+    logit_bias=((3, 4.0), (5, 4.0)),
+    seed=11,
+    min_tokens=9,
+    stop_token_ids=(3, 5),
+    logprobs=1,
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_every_position_is_a_place_to_resume_from(
+    make_engine: MakeEngine, dtype: str, moved: bool
+) -> None:
+    ask = Ask(tuple(range(20)), EVERYTHING, 0)
+    whole = naive(make_engine, ask, dtype)
+    assert len(whole) > 9
+    assert not {3, 5} & {token.token_id for token in whole[:9]}
+    engine, other = make_engine(dtype=dtype), make_engine(dtype=dtype)
+    for done in range(len(whole)):
+        again = request(f"from {done}", ask, output_ids=[t.token_id for t in whole[:done]])
+        if moved:
+            rest = hand_over(engine, other, again, 16)
+        else:
+            rest = drain(engine, {0: [again]})[again.request_id]
+        assert whole[:done] + rest == whole
 
 
 def test_preemption_happens_in_these_tests(make_engine: MakeEngine) -> None:

@@ -17,6 +17,8 @@ from handoff_ends import (
     identity,
 )
 from hash_engine import HashRunner, hash_engine
+from small_vocabulary import byte_bundle
+from tandem_runtime.engine.grammar import Grammars
 from tandem_runtime.kv.handoff import handshake
 from tandem_runtime.kv.handoff.connection import connect
 from tandem_runtime.kv.handoff.exporter import Exporter, Refusal
@@ -40,6 +42,7 @@ async def make_prefill() -> AsyncIterator[Make]:
         exporter = Exporter(
             worker,
             identity(name, secret, **(layout or {})),
+            Grammars(byte_bundle().tokenizer_json, 256, ()),
             lambda: refusal[0] if refusal else None,
             QUICK,
         )

@@ -6,11 +6,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 
 from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.grammar import Grammar, Grammars
 from tandem_runtime.engine.sequence import (
     NotFinite,
     Request,
@@ -36,6 +38,7 @@ class PageSource:
 
     engine: EngineThread
     reader: PageReader
+    grammars: Grammars
     ahead_tokens: int
     """How far pages of a stream are read out ahead of what was sent."""
     counters: Counters
@@ -92,7 +95,8 @@ class Export:
         send = self._connection.send
         engine = self._source.engine
         engine.route(str(self.key), self._take_output)
-        await engine.call(self._admit)
+        grammar = await self._source.grammars.follow(self._request.sampling.grammar)
+        await engine.call(partial(self._admit, grammar))
         output, began_s = await self._until(lambda: self._first_output)
         queue_s = max(0.0, began_s - self._arrived_s)
         await send(wire.Offer(*self.key, self._known_tokens, output.cached_tokens, queue_s))
@@ -138,7 +142,7 @@ class Export:
 
         engine.call(end)
 
-    def _admit(self, engine: Engine) -> None:
+    def _admit(self, grammar: Grammar | None, engine: Engine) -> None:
         request = self._request
         ended = engine.add(
             Request(
@@ -148,6 +152,7 @@ class Export:
                 output_ids=request.output_ids,
                 tenant=request.tenant,
                 cache_salt=request.cache_salt,
+                grammar=grammar,
                 export=True,
             )
         )

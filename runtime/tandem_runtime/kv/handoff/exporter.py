@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from tandem_runtime.engine.grammar import Grammars
 from tandem_runtime.engine.sequence import NotFinite, RequestRefused
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.connection import Connection, ConnectionLost
@@ -61,6 +62,7 @@ class Exporter:
         self,
         engine: EngineThread,
         identity: Identity,
+        grammars: Grammars,
         admit: Callable[[], Refusal | None],
         timing: Timing | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -74,7 +76,7 @@ class Exporter:
         reader = PageReader(asyncio.get_running_loop(), page_tokens)
         engine.after_step(reader.after_step)
         ahead_pages = max(1, _AHEAD_BYTES // identity.page_bytes)
-        self.source = PageSource(engine, reader, ahead_pages * page_tokens, self.counters)
+        self.source = PageSource(engine, reader, grammars, ahead_pages * page_tokens, self.counters)
         self.newest: dict[str, tuple[_Session, Export]] = {}
         """By stream: an attempt ends the older ones, whichever decode pod asked for them."""
         self._server: asyncio.Server | None = None
