@@ -144,7 +144,7 @@ class GatewayBackend:
         target = None
         if prefill is not None:
             target = PrefillTarget(prefill.name, prefill.ip, prefill.handoff_port)
-            self._memory.learn(prefill.uid, keys)
+        self._memory.learn((prefill or decode).uid, keys)
         prompt_tokens = len(journal.request.prompt_ids)
         shares = {decode.uid: prompt_tokens + _OUTPUT_TOKENS}
         if prefill is not None:

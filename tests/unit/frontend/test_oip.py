@@ -149,7 +149,7 @@ class TestInfer:
             ({"model_name": "big"}, "'big' is not served here; served models: small"),
             ({"model_version": "3"}, "has no version '3'"),
             ({"parameters": {"max_tokens": 0}}, "max_tokens: input should be"),
-            ({"parameters": {"logit_bias": "x"}}, "logit_bias is not a parameter"),
+            ({"parameters": {"n": 2}}, "n is not a parameter"),
             ({"parameters": {"max_tokens": 500}}, "context of 200 tokens"),
         ],
     )

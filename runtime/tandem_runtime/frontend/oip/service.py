@@ -32,6 +32,7 @@ from tandem_runtime.frontend.oip.statistics import Statistics
 from tandem_runtime.frontend.oip.tensors import Tensor
 from tandem_runtime.frontend.parameters import GenerationParameters, sentence_of
 from tandem_runtime.frontend.record import StreamRecord
+from tandem_runtime.frontend.structured import check_grammar
 
 Json = dict[str, Any]
 
@@ -151,10 +152,11 @@ class InferenceService:
         ids = await encode(model.tokenizer, inference.text)
         parameters = inference.parameters
         max_tokens = fit_prompt(model, ids, parameters.max_tokens or _MAX_TOKENS)
+        grammar = await check_grammar(parameters.grammar())
         generation = Generation(
             model=model,
             prompt_ids=ids,
-            sampling=parameters.sampling(max_tokens, None),
+            sampling=parameters.sampling(model.tokenizer.bundle, max_tokens, None, grammar),
             stop=parameters.stops(),
             tenant=inference.tenant,
             cache_salt=parameters.cache_salt or "",

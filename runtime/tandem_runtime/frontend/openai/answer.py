@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tandem_runtime.frontend.generation import Piece
 from tandem_runtime.frontend.openai.reply import Envelope, Json, Shape
@@ -18,6 +18,10 @@ class Choice:
     pieces: AsyncGenerator[Piece, None]
     record: StreamRecord
     shape: Shape
+    after: Choice | None = None
+    """The first choice of the same prompt: it waits for its first piece, and finds the prompt in
+    the prefix cache then."""
+    began: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,11 @@ class Answer:
         return self._last({**self.envelope.body(wholes), "usage": self._usage()})
 
     def _usage(self) -> Json:
-        records = [choice.record for choice in self.choices]
-        prompt = sum(record.prompt_tokens for record in records)
-        completion = sum(record.completion_tokens for record in records)
-        cached = sum(record.cached_tokens for record in records)
+        # A prompt counts once, however many choices it has.
+        prompts = [choice.record for choice in self.choices if choice.after is None]
+        prompt = sum(record.prompt_tokens for record in prompts)
+        cached = sum(record.cached_tokens for record in prompts)
+        completion = sum(choice.record.completion_tokens for choice in self.choices)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -89,7 +94,10 @@ async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Piec
     async def pump(choice: Choice) -> None:
         try:
             async with aclosing(choice.pieces) as pieces:
+                if choice.after is not None:
+                    await choice.after.began.wait()
                 async for piece in pieces:
+                    choice.began.set()
                     await queue.put((choice, piece))
             await queue.put(None)
         except Exception as failure:

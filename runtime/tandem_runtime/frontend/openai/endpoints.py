@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
@@ -21,8 +23,10 @@ from tandem_runtime.frontend.openai.request import (
     CompletionRequest,
     GenerationRequest,
 )
+from tandem_runtime.frontend.parameters import reseeded
 from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.frontend.respond import EventStream, unary
+from tandem_runtime.frontend.structured import check_grammar
 from tandem_runtime.protocol import Sampling
 
 _DONE: Final = b"data: [DONE]\n\n"
@@ -53,7 +57,7 @@ def router(backend: Backend, observer: Observer) -> APIRouter:
     @routes.post("/chat/completions", response_model=None)
     async def chat(body: ChatCompletionRequest, request: Request) -> Response:
         call = _Call(backend, observer, body, request)
-        return await call.respond(Envelope.chat(body.model), [await _chat(call, body)])
+        return await call.respond(Envelope.chat(body.model), await _chat(call, body))
 
     return routes
 
@@ -90,6 +94,7 @@ class _Call:
         prompt_ids: list[int],
         sampling: Sampling,
         shape: Shape,
+        after: Choice | None = None,
     ) -> Choice:
         generation = Generation(
             model=model,
@@ -101,7 +106,25 @@ class _Call:
         )
         record = StreamRecord(model.card.name, model.card.fleet, self._arrived_s)
         pieces = run(self._backend, generation, record, self._observer)
-        return Choice(index, pieces, record, shape)
+        return Choice(index, pieces, record, shape, after)
+
+    def choices(
+        self,
+        first: int,
+        model: ServedModel,
+        prompt_ids: list[int],
+        sampling: Sampling,
+        shape: Callable[[], Shape],
+    ) -> list[Choice]:
+        """The `n` of one prompt, the first one's index being `first`."""
+        leader = self.choice(first, model, prompt_ids, sampling, shape())
+        return [
+            leader,
+            *(
+                self.choice(first + n, model, prompt_ids, reseeded(sampling, n), shape(), leader)
+                for n in range(1, self._body.choices)
+            ),
+        ]
 
     async def respond(self, envelope: Envelope, choices: list[Choice]) -> Response:
         traced = self._request.headers.get(contract.HEADER_TRACE) == "1"
@@ -121,18 +144,20 @@ async def _completion(call: _Call, body: CompletionRequest) -> list[Choice]:
         raise BadRequest("echo with logprobs is not supported yet; send one of them.", param="echo")
     model = await call.model()
     tokenizer = model.tokenizer
-    sampling = body.sampling(body.max_tokens or _COMPLETION_MAX_TOKENS, body.logprobs)
-    choices = []
-    for index, prompt in enumerate(body.prompts()):
+    grammar = await check_grammar(body.grammar())
+    max_tokens = body.max_tokens or _COMPLETION_MAX_TOKENS
+    sampling = body.sampling(tokenizer.bundle, max_tokens, body.logprobs, grammar)
+    choices: list[Choice] = []
+    for prompt in body.prompts():
         ids = await encode(tokenizer, prompt) if isinstance(prompt, str) else prompt
         fit_prompt(model, ids, sampling.max_tokens)
         text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-        shape = CompletionShape(tokenizer, text if body.echo else "")
-        choices.append(call.choice(index, model, ids, sampling, shape))
+        shape = partial(CompletionShape, tokenizer, text if body.echo else "")
+        choices += call.choices(len(choices), model, ids, sampling, shape)
     return choices
 
 
-async def _chat(call: _Call, body: ChatCompletionRequest) -> Choice:
+async def _chat(call: _Call, body: ChatCompletionRequest) -> list[Choice]:
     logprobs = body.logprob_count()
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise BadRequest("Send max_completion_tokens or max_tokens, not both.", param="max_tokens")
@@ -140,8 +165,9 @@ async def _chat(call: _Call, body: ChatCompletionRequest) -> Choice:
     ids = await encode(model.tokenizer, _rendered(model, body), add_special_tokens=False)
     wanted = body.max_completion_tokens or body.max_tokens
     max_tokens = fit_prompt(model, ids, wanted, param="messages")
-    sampling = body.sampling(max_tokens, logprobs)
-    return call.choice(0, model, ids, sampling, ChatShape(model.tokenizer))
+    grammar = await check_grammar(body.grammar())
+    sampling = body.sampling(model.tokenizer.bundle, max_tokens, logprobs, grammar)
+    return call.choices(0, model, ids, sampling, partial(ChatShape, model.tokenizer))
 
 
 def _rendered(model: ServedModel, body: ChatCompletionRequest) -> str:

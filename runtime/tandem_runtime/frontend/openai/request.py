@@ -11,32 +11,29 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_runtime.frontend.errors import BadRequest
 from tandem_runtime.frontend.parameters import GenerationParameters, MaxTokens, Text, TokenId
+from tandem_runtime.frontend.structured import (
+    Choices,
+    JsonSchema,
+    ResponseFormat,
+    Source,
+    StructuredOutputs,
+)
 
 _MAX_PROMPTS: Final = 256
+MAX_CHOICES: Final = 16
 
 _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "audio": (),
-    "best_of": (1,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "guided_json": (),
-    "logit_bias": ({},),
-    "min_p": (0,),
-    "min_tokens": (0,),
     "modalities": (["text"],),
-    "n": (1,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": (),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "store": (False,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_k": (-1, 0),
     "web_search_options": (),
 }
 """Not served yet: refused, unless the value (or null) asks for nothing."""
@@ -69,6 +66,13 @@ class GenerationRequest(GenerationParameters):
     model: Annotated[str, Field(max_length=512)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: int | None = None
+    response_format: ResponseFormat | None = None
+    guided_json: JsonSchema | None = Field(None, description="vLLM's older structured_outputs.")
+    guided_regex: Source | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Source | None = None
     user: str | None = None
 
     def refuse_what_is_not_served(self) -> None:
@@ -81,6 +85,32 @@ class GenerationRequest(GenerationParameters):
             raise BadRequest(f"{name} is not a parameter of this endpoint.", param=name)
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options needs stream: true.", param="stream_options")
+        if self.best_of not in (None, self.choices):
+            raise BadRequest(
+                f"best_of is not supported: all n = {self.choices} choices are returned; leave it "
+                "out.",
+                param="best_of",
+            )
+
+    @property
+    def choices(self) -> int:
+        """For each prompt."""
+        return self.n or 1
+
+    def grammar(self) -> str:
+        older = StructuredOutputs(
+            json=self.guided_json,
+            regex=self.guided_regex,
+            choice=self.guided_choice,
+            grammar=self.guided_grammar,
+        )
+        wanted = self.response_format
+        asked = [super().grammar(), older.source(), "" if wanted is None else wanted.source()]
+        if sum(map(bool, asked)) > 1:
+            raise BadRequest(
+                "Send one of response_format and structured_outputs.", param="response_format"
+            )
+        return "".join(asked)
 
     @property
     def include_usage(self) -> bool:
@@ -111,6 +141,16 @@ class CompletionRequest(GenerationRequest):
         if isinstance(prompt, str) or isinstance(prompt[0], int):
             return [prompt]
         return list(prompt)
+
+    def refuse_what_is_not_served(self) -> None:
+        super().refuse_what_is_not_served()
+        asked = len(self.prompts()) * self.choices
+        if asked > _MAX_PROMPTS:
+            raise BadRequest(
+                f"{len(self.prompts())} prompts with n = {self.choices} are {asked} choices; at "
+                f"most {_MAX_PROMPTS} are generated together.",
+                param="n",
+            )
 
 
 class TextPart(BaseModel):
