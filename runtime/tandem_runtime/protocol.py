@@ -9,7 +9,7 @@ it sends with the epoch of the attempt, and whoever receives something of an old
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -24,14 +24,14 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
-    logprobs: int | None = None
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     """None: none; 0: the chosen token's; n: also the n most likely tokens'."""
     top_k: int = 0
     """0: all."""
-    min_p: float = 0.0
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     """Least probability of a token, as a share of the likeliest one's."""
     repetition_penalty: float = 1.0
     """Divides positive logits, multiplies negative ones, of tokens of prompt and output."""

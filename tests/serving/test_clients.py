@@ -92,9 +92,9 @@ class TestOpenAI:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             with pytest.raises(openai.NotFoundError, match="served models: smollm2-135m"):
                 client.completions.create(model="gpt-5", prompt="x")
-            with pytest.raises(openai.BadRequestError, match="n is not supported yet") as bad:
-                client.completions.create(model=NAME, prompt="x", n=2)
-            assert bad.value.param == "n"
+            with pytest.raises(openai.BadRequestError, match="suffix is not supported yet") as bad:
+                client.completions.create(model=NAME, prompt="x", suffix="y")
+            assert bad.value.param == "suffix"
             with pytest.raises(openai.BadRequestError, match="context of 4528 tokens") as long:
                 client.completions.create(model=NAME, prompt="word " * 9000)
             assert long.value.code == "context_length_exceeded"

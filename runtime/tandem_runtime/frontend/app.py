@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,10 +27,33 @@ from tandem_runtime.frontend.respond import (
     error_response,
 )
 
+_ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"description": "A parameter or body at fault; the sentence names it."},
+    404: {"description": "An unknown model or path."},
+    413: {"description": "A body too large."},
+    500: {"description": "A fault of ours."},
+    503: {"description": "Nobody can serve this now; Retry-After says when to ask again."},
+}
 
-def create_app(inference: InferenceService) -> FastAPI:
+
+class FrontEnd(FastAPI):
+    schemas: Mapping[str, Any] = MappingProxyType({})
+    """By name, of bodies that FastAPI does not read itself."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            document["components"]["schemas"].update(self.schemas)
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    # FastAPI believes that it answers bad bodies; we do, with 400.
+                    operation["responses"].pop("422", None)
+        return super().openapi()
+
+
+def create_app(inference: InferenceService) -> FrontEnd:
     """Both protocols over HTTP; the service's observer is told of every stream of either."""
-    app = FastAPI(title="Tandem", docs_url=None, redoc_url=None)
+    app = FrontEnd(title="Tandem", docs_url=None, redoc_url=None, responses=_ERRORS)
     app.add_middleware(_BodyLimit)
     app.include_router(openai_endpoints.router(inference.backend, inference.observer))
     app.include_router(oip_http.router(inference))

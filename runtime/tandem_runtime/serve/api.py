@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -20,6 +20,15 @@ from tandem_runtime.frontend.respond import Streamed
 from tandem_runtime.protocol import DrainRequest, GenerateRequest
 from tandem_runtime.serve.pod import Pod
 
+_SCHEMA: Final = "#/components/schemas/{name}"
+_FORBIDDEN: Final[dict[int | str, dict[str, Any]]] = {403: {"description": "A wrong token."}}
+
+
+def _body(kind: type[Any]) -> dict[str, Any]:
+    """What an operation's document says of a body that is a msgspec struct."""
+    schema = {"$ref": _SCHEMA.format(name=kind.__name__)}
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
+
 
 class Forbidden(ApiError):
     status = HTTPStatus.FORBIDDEN
@@ -34,6 +43,8 @@ def inference_service(pod: Pod) -> InferenceService:
 
 def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
     app = create_app(inference)
+    bodies = GenerateRequest, DrainRequest
+    app.schemas = msgspec.json.schema_components(bodies, ref_template=_SCHEMA)[1]
     token = contract.pod_token(pod.options.secret) if pod.options.secret else ""
 
     def authorize(request: Request) -> None:
@@ -64,18 +75,18 @@ def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
     async def state() -> Response:
         return _json(pod.state())
 
-    @app.post(contract.PATH_DRAIN)
+    @app.post(contract.PATH_DRAIN, openapi_extra=_body(DrainRequest), responses=_FORBIDDEN)
     async def drain(request: Request) -> Response:
         authorize_drain(request)
         pod.drain(await _read(request, DrainRequest))
         return _json(pod.state())
 
-    @app.get(contract.PATH_TOKENIZER)
+    @app.get(contract.PATH_TOKENIZER, responses=_FORBIDDEN)
     async def tokenizer(request: Request) -> Response:
         authorize(request)
         return _json(pod.bundle)
 
-    @app.post(contract.PATH_GENERATE)
+    @app.post(contract.PATH_GENERATE, openapi_extra=_body(GenerateRequest), responses=_FORBIDDEN)
     async def generate(request: Request) -> Response:
         authorize(request)
         ask = await _read(request, GenerateRequest)
