@@ -40,6 +40,7 @@ UNION_SENTENCES = {
     "prompt": "a string, a list of strings, a list of token ids, or a list of lists of token ids, "
     "at most 256 strings or lists",
     "stop": "a string or a list of at most 16 strings, each of at most 1024 characters",
+    "tool_choice": "none, auto, required or {type: function, function: {name: ...}}",
     "json": "a JSON schema: an object, or its text",
     "content": "a string or a list of {type: text, text: ...} parts",
 }

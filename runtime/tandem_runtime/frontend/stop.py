@@ -31,7 +31,7 @@ class StopStrings:
             _, start = min(matches)
             self._held = ""
             return StopResult(buffer[:start], True)
-        keep = max(_overlap(buffer, stop) for stop in self._stops)
+        keep = max(overlap(buffer, stop) for stop in self._stops)
         cut = len(buffer) - keep
         self._held = buffer[cut:]
         return StopResult(buffer[:cut], False)
@@ -42,7 +42,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` with which `stop` begins."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -26,7 +26,7 @@ JsonSchema = Json | bool | Annotated[str, Field(max_length=_MAX_CHARS)]
 Source = Annotated[str, Field(max_length=_MAX_CHARS)]
 Choices = Annotated[list[Source], Field(min_length=1, max_length=1024)]
 
-_BLANKS: Final[JsonCompileOptions] = {"whitespace_pattern": r"[ \n]{0,20}"}
+BLANKS: Final[JsonCompileOptions] = {"whitespace_pattern": r"[ \n]{0,20}"}
 """Between JSON's tokens: a model left free to may write blanks for ever."""
 
 
@@ -92,7 +92,7 @@ def json_grammar(schema: Json | bool | str) -> str:
     """Raises `BadRequest`."""
     text = schema if isinstance(schema, str) else json.dumps(schema)
     try:
-        return LLMatcher.grammar_from_json_schema(text, defaults=_BLANKS)
+        return LLMatcher.grammar_from_json_schema(text, defaults=BLANKS)
     except ValueError as error:
         raise BadRequest(f"The JSON schema cannot be read: {error}.") from None
 
@@ -112,4 +112,6 @@ async def check_grammar(source: str) -> str:
 
 @lru_cache(maxsize=256)
 def _complaint(source: str) -> str:
-    return " ".join(LLMatcher.validate_grammar(source).split())
+    reason = LLMatcher.validate_grammar(source)
+    # What follows is the grammar itself, with line numbers.
+    return " ".join(reason.split("\n   1 | ")[0].split())

@@ -566,7 +566,7 @@ BAD: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("chat/completions", {"messages": []}, "messages: list should have at least 1", "messages"),
     (
         "chat/completions",
-        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "robot", "content": "x"}]},
         "messages.0.role: input should be 'system'",
         "messages.0.role",
     ),
@@ -579,10 +579,11 @@ BAD: list[tuple[str, dict[str, Any], str, str | None]] = [
     (
         "chat/completions",
         {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
-        "messages.0.tool_calls is not supported yet",
-        "messages.0.tool_calls",
+        "messages.0.tool_calls.0.id is missing",
+        "messages.0.tool_calls.0.id",
     ),
-    ("chat/completions", {"messages": USER, "tools": [{}]}, "tools is not supported yet", "tools"),
+    ("chat/completions", {"messages": USER, "tools": [{}]}, "tools.0.type is missing", None),
+    ("chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content is missing", None),
     (
         "chat/completions",
         {"messages": USER, "response_format": {"type": "json_schema"}},

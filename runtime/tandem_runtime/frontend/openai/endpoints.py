@@ -27,6 +27,7 @@ from tandem_runtime.frontend.parameters import reseeded
 from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.frontend.respond import EventStream, unary
 from tandem_runtime.frontend.structured import check_grammar
+from tandem_runtime.frontend.tools import Spelling, spelling_of
 from tandem_runtime.protocol import Sampling
 
 _DONE: Final = b"data: [DONE]\n\n"
@@ -162,20 +163,42 @@ async def _chat(call: _Call, body: ChatCompletionRequest) -> list[Choice]:
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise BadRequest("Send max_completion_tokens or max_tokens, not both.", param="max_tokens")
     model = await call.model()
-    ids = await encode(model.tokenizer, _rendered(model, body), add_special_tokens=False)
+    text, spelling = _rendered(model, body)
+    ids = await encode(model.tokenizer, text, add_special_tokens=False)
     wanted = body.max_completion_tokens or body.max_tokens
     max_tokens = fit_prompt(model, ids, wanted, param="messages")
-    grammar = await check_grammar(body.grammar())
+    grammar, demanded = body.grammar(), body.demanded()
+    if spelling is not None and demanded:
+        if grammar:
+            raise BadRequest(
+                "An answer cannot be a tool's call and follow another format: leave out "
+                "response_format or tool_choice.",
+                param="tool_choice",
+            )
+        grammar = spelling.grammar(demanded)
+    await check_grammar(grammar)
     sampling = body.sampling(model.tokenizer.bundle, max_tokens, logprobs, grammar)
-    return call.choices(0, model, ids, sampling, partial(ChatShape, model.tokenizer))
+    return call.choices(0, model, ids, sampling, partial(ChatShape, model.tokenizer, spelling))
 
 
-def _rendered(model: ServedModel, body: ChatCompletionRequest) -> str:
+def _rendered(model: ServedModel, body: ChatCompletionRequest) -> tuple[str, Spelling | None]:
+    """The prompt, and how the model writes calls where it is told of tools."""
     if model.template is None:
         raise BadRequest(
             f"The model '{body.model}' has no chat template; use /v1/completions.", param="messages"
         )
+    functions = [function.model_dump(exclude_none=True) for function in body.offered()]
+    tools = [{"type": "function", "function": function} for function in functions]
+    speaks_of_tools = any(m.role == "tool" or m.tool_calls for m in body.messages)
+    if (tools or speaks_of_tools) and not model.template.takes_tools:
+        raise BadRequest(
+            f"The model '{body.model}' was not made for tools: its chat template has no place for "
+            "them. Leave tools out, and messages of tools.",
+            param="tools" if tools else "messages",
+        )
+    spelling = spelling_of(model.template.source) if tools else None
+    messages = [m.for_template(f"messages.{n}") for n, m in enumerate(body.messages)]
     try:
-        return model.template.render([message.for_template() for message in body.messages])
+        return model.template.render(messages, tools=tools or None), spelling
     except ChatTemplateError as error:
         raise BadRequest(f"{error}.", param="messages") from error

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from tandem_runtime.frontend.generation import Piece
 from tandem_runtime.frontend.tokenizer import Tokenizer
+from tandem_runtime.frontend.tools import CallReader, Spelling
 from tandem_runtime.protocol import TokenLogprob
 
 Json = dict[str, Any]
@@ -60,26 +61,39 @@ class Shape(Protocol):
 
 
 class ChatShape:
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, spelling: Spelling | None = None) -> None:
+        """`spelling`: how the model writes tool calls, where it was told of tools."""
         self._tokenizer = tokenizer
+        self._reader = None if spelling is None else CallReader(spelling)
         self._first: Json = {"role": "assistant"}
 
     def part(self, index: int, piece: Piece) -> Json:
-        delta = {**self._first, "content": piece.text}
+        text, calls = self._read(piece)
+        delta = {**self._first, "content": text, **({"tool_calls": calls} if calls else {})}
         self._first = {}
-        return {
-            "index": index,
-            "delta": delta,
-            "logprobs": self._logprobs(piece),
-            "finish_reason": piece.finish_reason,
-        }
+        return self._choice(index, "delta", delta, piece)
 
     def whole(self, index: int, piece: Piece) -> Json:
+        text, calls = self._read(piece)
+        message: Json = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            # The index is the chunks'; a text of nothing is none.
+            calls = [{k: v for k, v in call.items() if k != "index"} for call in calls]
+            message |= {"content": text.strip() or None, "tool_calls": calls}
+        return self._choice(index, "message", message, piece)
+
+    def _read(self, piece: Piece) -> tuple[str, list[Json]]:
+        if self._reader is None:
+            return piece.text, []
+        return self._reader.push(piece.text, ended=piece.finish_reason is not None)
+
+    def _choice(self, index: int, name: str, content: Json, piece: Piece) -> Json:
+        called = piece.finish_reason == "stop" and self._reader is not None and self._reader.calls
         return {
             "index": index,
-            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            name: content,
             "logprobs": self._logprobs(piece),
-            "finish_reason": piece.finish_reason,
+            "finish_reason": "tool_calls" if called else piece.finish_reason,
         }
 
     def _logprobs(self, piece: Piece) -> Json | None:

@@ -18,6 +18,7 @@ from tandem_runtime.frontend.structured import (
     Source,
     StructuredOutputs,
 )
+from tandem_runtime.frontend.tools import Function, NamedTool, Tool, ToolCall, ToolChoice
 
 _MAX_PROMPTS: Final = 256
 MAX_CHOICES: Final = 16
@@ -27,13 +28,10 @@ _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
     "reasoning_effort": (),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "web_search_options": (),
 }
 """Not served yet: refused, unless the value (or null) asks for nothing."""
@@ -163,15 +161,35 @@ class TextPart(BaseModel):
 class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart] | None = None
     name: Text | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Text | None = None
 
-    def for_template(self) -> dict[str, str]:
-        content = self.content
+    def for_template(self, param: str) -> dict[str, Any]:
+        """`param`: where the message is. Raises `BadRequest`."""
+        content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
-        message = {"role": self.role, "content": text}
-        return message if self.name is None else {**message, "name": self.name}
+        message: dict[str, Any] = {"role": self.role, "content": text}
+        for name in ("name", "tool_call_id"):
+            if (value := getattr(self, name)) is not None:
+                message[name] = value
+        if self.tool_calls:
+            calls = enumerate(self.tool_calls)
+            message["tool_calls"] = [c.for_template(f"{param}.tool_calls.{n}") for n, c in calls]
+        return message
+
+    def check(self, param: str) -> None:
+        """Raises `BadRequest`."""
+        if self.tool_calls and self.role != "assistant":
+            raise BadRequest(f"{param}.tool_calls is the assistant's alone.", param=param)
+        if self.content is None and not self.tool_calls:
+            raise BadRequest(f"{param}.content is missing.", param=f"{param}.content")
+        for name, value in (self.model_extra or {}).items():
+            if value not in (None, [], ""):
+                where = f"{param}.{name}"
+                raise BadRequest(f"{where} is not supported yet; leave it out.", param=where)
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -179,6 +197,26 @@ class ChatCompletionRequest(GenerationRequest):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+
+    def offered(self) -> list[Function]:
+        """The functions that the model is told of. Raises `BadRequest`."""
+        functions = [tool.function for tool in self.tools or []]
+        if self.tool_choice not in (None, "none", "auto") and not functions:
+            raise BadRequest("tool_choice needs tools.", param="tool_choice")
+        return [] if self.tool_choice == "none" else functions
+
+    def demanded(self) -> list[Function]:
+        """Those of which one must be called. Raises `BadRequest`."""
+        if not isinstance(self.tool_choice, NamedTool):
+            return self.offered() if self.tool_choice == "required" else []
+        name = self.tool_choice.function.name
+        named = [function for function in self.offered() if function.name == name]
+        if not named:
+            raise BadRequest(f"tool_choice names '{name}', no tool.", param="tool_choice")
+        return named
 
     def logprob_count(self) -> int | None:
         """`Sampling.logprobs`."""
@@ -189,7 +227,4 @@ class ChatCompletionRequest(GenerationRequest):
     def refuse_what_is_not_served(self) -> None:
         super().refuse_what_is_not_served()
         for n, message in enumerate(self.messages):
-            for name, value in (message.model_extra or {}).items():
-                if value not in (None, [], ""):
-                    where = f"messages.{n}.{name}"
-                    raise BadRequest(f"{where} is not supported yet; leave it out.", param=where)
+            message.check(f"messages.{n}")
