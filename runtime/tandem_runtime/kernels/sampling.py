@@ -34,9 +34,6 @@ import triton.language as tl
 from torch import Tensor
 
 _MASK64: Final = (1 << 64) - 1
-_SPREAD: Final = 20.0
-"""The noise lies in (-2.9, 16.7): whatever is this far below the best cannot be chosen."""
-_NUCLEUS_GUESS: Final = 256
 
 
 def noise_keys(seed: int, position: int) -> tuple[int, int]:
@@ -53,20 +50,22 @@ def _splitmix64(x: int) -> int:
 
 
 # -- reference -------------------------------------------------------------------------------------
-def _lowbias32(x: Tensor) -> Tensor:
-    """One round on unsigned 32-bit values held in int64."""
-    x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & 0xFFFFFFFF
-    x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & 0xFFFFFFFF
-    return x ^ (x >> 16)
+def _lowbias32_(x: Tensor) -> Tensor:
+    """One round in place on int32, whose products wrap as unsigned ones; masks undo the sign."""
+    x ^= (x >> 16) & 0xFFFF
+    x *= 0x7FEB352D
+    x ^= (x >> 15) & 0x1FFFF
+    x *= 0x846CA68B - (1 << 32)
+    x ^= (x >> 16) & 0xFFFF
+    return x
 
 
 def gumbel_noise(token_ids: Tensor, key0: Tensor, key1: Tensor) -> Tensor:
-    """g of int64 token ids under keys of the same (or a broadcastable) shape; float32."""
-    hashed = _lowbias32(_lowbias32(token_ids ^ key0) ^ key1)
-    u = ((hashed >> 9).float() + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(u))
+    """g of int64 token ids under keys of a shape that broadcasts with theirs; float32."""
+    hashed = _lowbias32_(token_ids.int() ^ key0.int())
+    hashed = _lowbias32_(hashed.bitwise_xor_(key1.int()))
+    u = ((hashed >> 9) & 0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
+    return u.log_().neg_().log_().neg_()
 
 
 def sample_reference(logits: Tensor, controls: Tensor, keys: Tensor) -> Tensor:
@@ -88,11 +87,10 @@ def sample_reference(logits: Tensor, controls: Tensor, keys: Tensor) -> Tensor:
         if bool(floor[narrow].isfinite().any()):
             kept = kept.masked_fill(kept < floor[narrow], float("-inf"))
         floor[narrow] = torch.maximum(floor[narrow], _nucleus_floor(kept, top_p[narrow]))
-    floor = torch.maximum(floor, best - _SPREAD)
-    row, token = (scaled >= floor).nonzero(as_tuple=True)
-    scores = torch.full_like(scaled, float("-inf"))
-    key0, key1 = keys[noisy].unbind(1)
-    scores[row, token] = scaled[row, token] + gumbel_noise(token, key0[row], key1[row])
+    noise = gumbel_noise(
+        torch.arange(logits.shape[-1], device=logits.device), *keys[noisy].mT.unsqueeze(-1)
+    )
+    scores = noise.add_(scaled).masked_fill_(scaled < floor, float("-inf"))
     chosen[noisy] = scores.argmax(-1)
     return chosen
 
@@ -103,16 +101,18 @@ def _kth_largest(scaled: Tensor, k: Tensor) -> Tensor:
     return scaled.topk(int(k.max())).values.gather(-1, k - 1)
 
 
-def _nucleus_floor(scaled: Tensor, top_p: Tensor) -> Tensor:
-    """[n, 1] the smallest scaled logit that belongs to each row's nucleus."""
+def _nucleus_floor(scaled: Tensor, top_p: Tensor, guess: int = 256) -> Tensor:
+    """[n, 1] the smallest scaled logit that belongs to each row's nucleus, which is looked for
+    among the `guess` largest first."""
     total = scaled.logsumexp(-1, keepdim=True)
-    best = scaled.topk(min(_NUCLEUS_GUESS, scaled.shape[-1])).values
+    best = scaled.topk(min(guess, scaled.shape[-1])).values
     mass = (best - total).exp().cumsum(-1)
-    if bool((mass[:, -1:] < top_p).any()):
-        best = scaled.sort(dim=-1, descending=True).values
-        mass = (best - total).exp().cumsum(-1)
     last = (mass < top_p).sum(-1, keepdim=True).clamp_(max=best.shape[-1] - 1)
-    return best.gather(-1, last)
+    floor = best.gather(-1, last)
+    wider = (mass[:, -1] < top_p[:, 0]).nonzero().flatten()
+    if len(wider) and guess < scaled.shape[-1]:
+        floor[wider] = _nucleus_floor(scaled[wider], top_p[wider], guess * 8)
+    return floor
 
 
 # -- kernel ----------------------------------------------------------------------------------------
