@@ -89,7 +89,7 @@ class DelayedRunner(LedgerRunner):
             assert max(pending) < len(self.flights[0].samples)
             assert len(set(pending)) == len(pending), "two rows await one token"
         for sample in batch.samples:
-            if sample.seed == HISTORY_SEED:
+            if sample.sampling.needs_history:
                 assert batch.token_ids[sample.row] >= 0, "it needs its history, and runs ahead"
         self.flights.append(batch)
         self.deepest = max(self.deepest, len(self.flights))
@@ -115,15 +115,6 @@ class DelayedRunner(LedgerRunner):
         ends = {table[-1] for batch in self.flights for table in batch.block_tables}
         touched = set(written) & self.blocks_in_flight()
         assert touched <= (ends if own else set()), "a block in flight is written to"
-
-
-HISTORY_SEED = 11
-
-
-class HistorySampling(Sampling, frozen=True):
-    """Of a stream whose next token depends on the ids of all before."""
-
-    needs_history = True
 
 
 def next_token(context: list[int]) -> int:
@@ -172,6 +163,7 @@ def ask(
     stops: tuple[int, ...] = (),
     history: bool = False,
 ) -> Request:
-    kind, seed = (HistorySampling, HISTORY_SEED) if history else (Sampling, 0)
-    sampling = kind(max_tokens, temperature=0.0, seed=seed, stop_token_ids=stops)
+    sampling = Sampling(
+        max_tokens, temperature=0.0, stop_token_ids=stops, presence_penalty=0.5 if history else 0.0
+    )
     return Request(name, prompt, sampling, export=export)

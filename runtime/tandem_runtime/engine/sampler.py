@@ -140,9 +140,9 @@ def _add(logits: Tensor, rows: list[SampleRow], adjusted: list[int]) -> None:
                 if token_id < logits.shape[-1]
             ]
     if added:
-        index, token, bias = zip(*added, strict=True)
-        at = _on(logits, index, np.int64), _on(logits, token, np.int64)
-        logits.index_put_(at, _on(logits, bias, np.float32), accumulate=True)
+        at = _on(logits, [place[:2] for place in added], np.int64).unbind(1)
+        bias = _on(logits, [place[2] for place in added], np.float32)
+        logits.index_put_(at, bias, accumulate=True)
 
 
 def _penalise(logits: Tensor, rows: list[SampleRow], penalised: list[int]) -> None:
