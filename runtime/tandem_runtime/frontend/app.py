@@ -36,9 +36,8 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-class FrontEnd(FastAPI):
+class _FrontEnd(FastAPI):
     schemas: Mapping[str, Any] = MappingProxyType({})
-    """By name, of bodies that FastAPI does not read itself."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -51,9 +50,15 @@ class FrontEnd(FastAPI):
         return super().openapi()
 
 
-def create_app(inference: InferenceService) -> FrontEnd:
-    """Both protocols over HTTP; the service's observer is told of every stream of either."""
-    app = FrontEnd(title="Tandem", docs_url=None, redoc_url=None, responses=_ERRORS)
+def create_app(
+    inference: InferenceService, schemas: Mapping[str, Any] = MappingProxyType({})
+) -> FastAPI:
+    """Both protocols over HTTP; the service's observer is told of every stream of either.
+
+    `schemas`: by name, of bodies that FastAPI does not read itself, for the OpenAPI document.
+    """
+    app = _FrontEnd(title="Tandem", docs_url=None, redoc_url=None, responses=_ERRORS)
+    app.schemas = schemas
     app.add_middleware(_BodyLimit)
     app.include_router(openai_endpoints.router(inference.backend, inference.observer))
     app.include_router(oip_http.router(inference))

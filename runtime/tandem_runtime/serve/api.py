@@ -21,6 +21,9 @@ from tandem_runtime.protocol import DrainRequest, GenerateRequest
 from tandem_runtime.serve.pod import Pod
 
 _SCHEMA: Final = "#/components/schemas/{name}"
+_BODIES: Final = msgspec.json.schema_components(
+    (GenerateRequest, DrainRequest), ref_template=_SCHEMA
+)[1]
 _FORBIDDEN: Final[dict[int | str, dict[str, Any]]] = {403: {"description": "A wrong token."}}
 
 
@@ -42,9 +45,7 @@ def inference_service(pod: Pod) -> InferenceService:
 
 
 def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
-    app = create_app(inference)
-    bodies = GenerateRequest, DrainRequest
-    app.schemas = msgspec.json.schema_components(bodies, ref_template=_SCHEMA)[1]
+    app = create_app(inference, _BODIES)
     token = contract.pod_token(pod.options.secret) if pod.options.secret else ""
 
     def authorize(request: Request) -> None:

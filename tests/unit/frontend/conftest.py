@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import openai
 import pytest
 import uvicorn
 from gguf import GGUFReader
@@ -215,3 +216,11 @@ async def served(backend: ScriptedBackend) -> AsyncIterator[Served]:
     server.should_exit = True
     await serving
     await grpc_server.stop(None)
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        base_url=f"{served.url}/v1", api_key="none", max_retries=0
+    ) as client:
+        yield client

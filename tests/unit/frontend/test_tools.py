@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 
@@ -42,14 +41,6 @@ def tool(name: str) -> Any:
 
 
 TOOLS = [tool("weather"), tool("time")]
-
-
-@pytest.fixture
-async def client(served: Any) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(
-        base_url=f"{served.url}/v1", api_key="none", max_retries=0
-    ) as client:
-        yield client
 
 
 @pytest.fixture
