@@ -95,7 +95,7 @@ class TestOpenAI:
             with pytest.raises(openai.BadRequestError, match="suffix is not supported yet") as bad:
                 client.completions.create(model=NAME, prompt="x", suffix="y")
             assert bad.value.param == "suffix"
-            with pytest.raises(openai.BadRequestError, match="context of 4528 tokens") as long:
+            with pytest.raises(openai.BadRequestError, match=r"context of \d{4} tokens") as long:
                 client.completions.create(model=NAME, prompt="word " * 9000)
             assert long.value.code == "context_length_exceeded"
             assert "the prompt has 9001" in str(long.value)
