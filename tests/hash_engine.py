@@ -72,6 +72,9 @@ class HashRunner:
         slots = _slots(block_ids, start, start + tokens.shape[1])
         self.cache[slots] = tokens.transpose(1, 0, 2)
 
+    def close(self) -> None:
+        pass
+
 
 def hash_engine(
     *,

@@ -67,6 +67,9 @@ class LedgerRunner:
             token = int.from_bytes(data[8 * index : 8 * index + 8], "little")
             self.slots[block_ids[position // BLOCK] * BLOCK + position % BLOCK] = token
 
+    def close(self) -> None:
+        pass
+
 
 class DelayedRunner(LedgerRunner):
     """Computes a step as late as it may, when its tokens are collected: whatever the engine does to

@@ -26,6 +26,9 @@ class EngineConfig:
     device: Device = "cpu"
     threads: int = 1
     """Of torch on the CPU; more than one pays only where the cores are the pod's own."""
+    tensor_parallel: int = 1
+    """Ranks (processes) that share the model; on GPUs each has its own. Memory and threads are the
+    pod's, of which each rank takes its share."""
     kv_block_tokens: int | None = None
     """Tokens of a KV block, the grain of prefix hits. None: 16 on a GPU; 64 on the CPU, where a
     block is one operand of a product."""
@@ -48,7 +51,7 @@ class EngineConfig:
             raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(ITEM_BYTES)}")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r} is none of cpu, cuda")
-        for name in ("threads", "max_running"):
+        for name in ("threads", "max_running", "tensor_parallel"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
         for name in (

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import torch
 
-from tandem_runtime.checkpoint.open import open_checkpoint
+from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
 from tandem_runtime.checkpoint.source import resolve_source
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.flight import Runner
+from tandem_runtime.engine.ranks import Followers, ParallelRunner, rank_device
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.engine.warmup import run_widest_step
@@ -18,36 +21,44 @@ from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.sizing import block_count
 from tandem_runtime.model.decoder import Decoder
+from tandem_runtime.model.parallel import ALONE, Ranks
+from tandem_runtime.model.sharding import Sharding
 from tandem_runtime.model.weights import open_weights
 
 
-def build_engine(config: EngineConfig, *, prefix_secret: bytes = b"") -> Engine:
+def build_engine(
+    config: EngineConfig,
+    *,
+    prefix_secret: bytes = b"",
+    lost: Callable[[Exception], None] = lambda error: None,
+) -> Engine:
     """Load the model, size the KV cache, warm up.
 
     Args:
         config: what to load and how much memory to take.
         prefix_secret: the namespace's handoff secret, from which prefix keys are derived.
+        lost: called from another thread when a rank is gone, see `Followers`. The calling thread
+            may be stuck in a step then.
 
     Raises:
         ModelError: the weights cannot be served; the sentence says why.
         ValueError: the configuration and this machine do not fit (memory, device).
+        RankLost: a process of another rank ended.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no CUDA device; use device cpu")
-    torch.set_num_threads(config.threads)
+    _check_device(config)
     checkpoint = open_checkpoint(resolve_source(config.model_uri))
     shape = checkpoint.config
     context_tokens = shape.limit_context(config.max_context_tokens)
-    device = torch.device(config.device)
+    sharding = Sharding(shape, config.tensor_parallel)
     layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.dtype)
-    with torch.inference_mode():
-        weights = open_weights(checkpoint, DTYPES[config.dtype])
-        model = Decoder(shape, weights, context_tokens, device)
-        run_widest_step(model, layout, config)
-        blocks = block_count(config, layout, context_tokens)
-        cache = KvCache(layout, blocks, config.block_tokens, device)
-        runner = TorchRunner(model, cache, config.max_running)
-        runner.capture_graphs()
+    runner: Runner
+    if sharding.size > 1:
+        followers = Followers(config, lost)
+        with followers.ended_on_error():
+            runner, blocks = build_runner(config, checkpoint, followers.join())
+        runner = ParallelRunner(runner, followers, sharding)
+    else:
+        runner, blocks = build_runner(config, checkpoint, ALONE)
     scheduler = Scheduler(
         BlockPool(blocks),
         block_tokens=config.block_tokens,
@@ -55,9 +66,6 @@ def build_engine(config: EngineConfig, *, prefix_secret: bytes = b"") -> Engine:
         max_running=config.max_running,
         prefix_caching=config.prefix_caching,
     )
-    # Weights live as long as the process: the collector need not walk them again.
-    gc.collect()
-    gc.freeze()
     return Engine(
         scheduler,
         runner,
@@ -68,3 +76,39 @@ def build_engine(config: EngineConfig, *, prefix_secret: bytes = b"") -> Engine:
         eos_token_ids=frozenset(shape.eos_token_ids),
         prefix_secret=prefix_secret,
     )
+
+
+def build_runner(
+    config: EngineConfig, checkpoint: Checkpoint, ranks: Ranks
+) -> tuple[TorchRunner, int]:
+    """This rank's share of the model and of `blocks` KV blocks, which all ranks have room for."""
+    torch.set_num_threads(max(1, config.threads // ranks.size))
+    context_tokens = checkpoint.config.limit_context(config.max_context_tokens)
+    device = rank_device(config, ranks.rank)
+    with torch.inference_mode():
+        weights = open_weights(checkpoint, DTYPES[config.dtype])
+        model = Decoder(checkpoint.config, weights, context_tokens, device, ranks=ranks)
+        shape = model.config
+        layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.dtype)
+        run_widest_step(model, layout, config)
+        blocks = ranks.least(block_count(config, layout, context_tokens))
+        cache = KvCache(layout, blocks, config.block_tokens, device)
+        runner = TorchRunner(model, cache, config.max_running)
+        runner.capture_graphs()
+    # Weights live as long as the process: the collector need not walk them again.
+    gc.collect()
+    gc.freeze()
+    return runner, blocks
+
+
+def _check_device(config: EngineConfig) -> None:
+    if config.device != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no CUDA device; use device cpu")
+    seen = torch.cuda.device_count()
+    if config.tensor_parallel > seen:
+        raise ValueError(
+            f"tensor_parallel is {config.tensor_parallel}, but torch finds {seen} CUDA devices: "
+            "give the pod a device for each rank"
+        )

@@ -196,6 +196,10 @@ class Engine:
         """Raise AssertionError unless blocks and streams agree; cheap enough for idle moments."""
         self._scheduler.check_integrity()
 
+    def close(self) -> None:
+        """Ends what the runner started; the engine is of no use afterwards."""
+        self._runner.close()
+
     # -- KV out: prefill for another pod ----------------------------------------------------------
     def read_kv(self, request_id: str, start_token: int, end_token: int) -> memoryview:
         """Canonical KV of an export's known tokens [start, end), which its spans have covered.

@@ -32,6 +32,9 @@ class Runner(Protocol):
     def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
         """The inverse of `read_kv`, from token `start` on."""
 
+    def close(self) -> None:
+        """End what computes beside this process. Nothing is called after it."""
+
 
 @dataclass(frozen=True)
 class Flight:

@@ -79,11 +79,13 @@ class TorchRunner:
         logits = self._graphs.replay(batch, step) if self._graphs is not None else None
         if logits is None:
             logits = self._forward(batch, step)
-        choice = None
-        if batch.samples:
+        choice, ranks = None, self._model.ranks
+        if batch.samples and ranks.rank == 0:  # which alone decides
             choice = choose(logits[: len(batch.samples)], batch.samples)
             if self.overlaps:
                 self._chosen[: len(batch.samples)] = choice.ids
+        if batch.samples and self.overlaps:
+            ranks.share(self._chosen)
         return Launched(choice, self._mark())
 
     def _forward(self, batch: Batch, step: Step) -> Tensor:
@@ -154,3 +156,6 @@ class TorchRunner:
         with torch.cuda.stream(self._transfers):
             yield
         self._transfers.synchronize()
+
+    def close(self) -> None:
+        """Nothing to give back: memory goes with the process."""

@@ -17,14 +17,16 @@ _STATM: Final = Path("/proc/self/statm")
 def block_count(config: EngineConfig, layout: KvLayout, context_tokens: int) -> int:
     """Blocks of the pool, the scrap block included. Call with weights loaded and a step run.
 
-    Never more than `max_running` streams of full context could use.
+    Never more than `max_running` streams of full context could use. With several ranks: what this
+    one has room for; `layout` is of its share of the kv heads.
 
     Raises:
         ValueError: not even two blocks fit.
     """
     block_bytes = layout.token_bytes * config.block_tokens
     if config.kv_cache_bytes is not None:
-        budget, what = config.kv_cache_bytes, f"kv_cache_bytes is {config.kv_cache_bytes}"
+        budget = config.kv_cache_bytes // config.tensor_parallel
+        what = f"kv_cache_bytes is {config.kv_cache_bytes}{_shared(config)}"
     else:
         free, what = _free_bytes(config)
         budget = free * config.kv_cache_percent // 100
@@ -43,12 +45,16 @@ def _free_bytes(config: EngineConfig) -> tuple[int, str]:
         free, total = torch.cuda.mem_get_info()
         return free, f"the {free} of {total} bytes of GPU memory that are free beside the weights"
     if config.memory_limit_bytes is None:
-        return (
-            DEFAULT_CPU_KV_BYTES,
-            f"the {DEFAULT_CPU_KV_BYTES} bytes taken without a memory limit",
-        )
-    free = max(config.memory_limit_bytes - resident_bytes(), 0)
-    return free, f"the {free} bytes left of the memory limit of {config.memory_limit_bytes}"
+        free = DEFAULT_CPU_KV_BYTES // config.tensor_parallel
+        return free, f"the {free} bytes taken without a memory limit"
+    free = max(config.memory_limit_bytes // config.tensor_parallel - resident_bytes(), 0)
+    limit = f"{config.memory_limit_bytes}{_shared(config)}"
+    return free, f"the {free} bytes left of the memory limit of {limit}"
+
+
+def _shared(config: EngineConfig) -> str:
+    ranks = config.tensor_parallel
+    return f" for {ranks} ranks" if ranks > 1 else ""
 
 
 def resident_bytes() -> int:

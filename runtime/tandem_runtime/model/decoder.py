@@ -9,7 +9,7 @@ and its siblings, whose logits it reproduces.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from tandem_runtime import kernels
 from tandem_runtime.checkpoint.config import MLP_NAMES, ROUTER, ModelConfig, expert_names
 from tandem_runtime.kernels import AttentionWork, ExpertLinears, LayerCache
 from tandem_runtime.model.linear import Linear
+from tandem_runtime.model.parallel import ALONE, Ranks, ShardedWeights
 from tandem_runtime.model.rope import rope_tables
+from tandem_runtime.model.sharding import Sharding
 from tandem_runtime.model.weights import Weights
 
 
@@ -68,19 +70,31 @@ class Layer:
 
 
 class Decoder:
-    """A model on one device.
+    """A model on one device, or a rank's share of it (model/sharding.py).
 
     Args:
         config: its shape.
         weights: where tensors come from.
         context_tokens: positions that will be used.
         device: where it computes.
+        ranks: who computes it together.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, context_tokens: int, device: torch.device
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        context_tokens: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
+        if ranks.size > 1:
+            sharding = Sharding(config, ranks.size)
+            weights = ShardedWeights(weights, sharding, ranks.rank)
+            config = replace(sharding.local, vocab_size=config.vocab_size)
         self.config = config
+        """Of this rank's share, with the whole vocabulary."""
+        self.ranks = ranks
         self.device = device
         self.context_tokens = context_tokens
         self._scale = config.head_dim**-0.5
@@ -116,7 +130,7 @@ class Decoder:
         config, eps = self.config, self.config.rms_eps
         heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
         cos, sin = self._cos[positions], self._sin[positions]
-        residual = self._embedding[token_ids]
+        residual = self.ranks.embed(token_ids, self._embedding)
         x = kernels.rms_norm(residual, self._layers[0].input_norm, eps)
         for index, layer in enumerate(self._layers):
             if index > 0:
@@ -127,11 +141,11 @@ class Decoder:
             kernels.rope(qkv[:, : heads + kv_heads], cos, sin)
             kernels.store_kv(qkv[:, heads:].view(-1, 2, kv_heads, dim), cache[index], slots)
             attended = kernels.paged_attention(qkv[:, :heads], cache[index], work, self._scale)
-            x = layer.output(attended.view(-1, heads * dim))
+            x = self.ranks.all_reduce(layer.output(attended.view(-1, heads * dim)))
             x = kernels.rms_norm(x, layer.mlp_norm, eps, residual)
-            x = layer.mlp(x)
+            x = self.ranks.all_reduce(layer.mlp(x))
         x = kernels.rms_norm(x, self._norm, eps, residual)
-        return self._head(x[logit_rows]).float()
+        return self.ranks.logits(self._head(x[logit_rows]), config.vocab_size).float()
 
 
 @dataclass(frozen=True)

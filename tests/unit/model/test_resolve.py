@@ -44,6 +44,7 @@ def test_the_demo_model_is_resolved_from_its_header(tmp_path: Path) -> None:
         "kvHeads": 3,
         "headDim": 64,
         "vocabSize": 49152,
+        "tensorParallelSizes": [1, 3],
         "contextTokens": 8192,
     }
 
