@@ -35,12 +35,17 @@ def main(parse: Callable[[], T], run: Callable[[T], Coroutine[Any, Any, int]]) -
     try:
         return uvloop.run(run(parse()))
     except BadConfig as error:
-        sentence = f"{error}.".replace("..", ".")
-        print(sentence, file=sys.stderr)
-        termination_log = Path(contract.TERMINATION_LOG)
-        if termination_log.exists():
-            termination_log.write_text(sentence)
+        leave_word(str(error))
         return contract.EXIT_BAD_CONFIG
+
+
+def leave_word(reason: str) -> None:
+    """Why this process gives up: the last line of its log, and what Kubernetes shows of it."""
+    sentence = f"{reason}.".replace("..", ".")
+    print(sentence, file=sys.stderr)
+    termination_log = Path(contract.TERMINATION_LOG)
+    if termination_log.exists():
+        termination_log.write_text(sentence)
 
 
 def stop_signal() -> asyncio.Event:

@@ -10,6 +10,7 @@ import msgspec
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
 from tandem_runtime.checkpoint.source import resolve_source
+from tandem_runtime.config import EngineConfig
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.frontend.chat import ChatTemplate
 from tandem_runtime.frontend.process import BadConfig
@@ -18,6 +19,7 @@ from tandem_runtime.frontend.vocabulary import (
     bundle_from_folder,
     bundle_from_gguf,
 )
+from tandem_runtime.model.sharding import check_fits
 from tandem_runtime.protocol import TokenizerBundle
 
 
@@ -32,10 +34,12 @@ def no_restart_helps() -> Iterator[None]:
         raise BadConfig(str(error)) from error
 
 
-def open_model(uri: str) -> Checkpoint:
+def open_model(config: EngineConfig) -> Checkpoint:
     """Reads headers alone, so a wrong URI or a damaged file is told at once. Raises `BadConfig`."""
     with no_restart_helps():
-        return open_checkpoint(resolve_source(uri))
+        checkpoint = open_checkpoint(resolve_source(config.model_uri))
+        check_fits(checkpoint.config, config.tensor_parallel)
+    return checkpoint
 
 
 def read_bundle(checkpoint: Checkpoint) -> TokenizerBundle:

@@ -62,6 +62,12 @@ def parser() -> argparse.ArgumentParser:
     engine = cli.add_argument_group("engine")
     engine.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the model")
     engine.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        help="processes (ranks) that share the model, on GPUs one each",
+    )
+    engine.add_argument(
         "--kv-cache-percent",
         type=int,
         default=90,
@@ -122,6 +128,7 @@ def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineC
             dtype=args.dtype,
             device="cpu" if pretended else args.device,
             threads=args.threads or max(1, int(float(cpus or 1))),
+            tensor_parallel=args.tensor_parallel,
             max_batch_tokens=args.max_batch_tokens,
             max_running=args.max_running,
             max_context_tokens=args.max_context_tokens,

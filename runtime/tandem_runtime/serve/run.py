@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import Any
 
 from tandem_runtime.frontend.oip.grpc import bind, create_server
-from tandem_runtime.frontend.process import stop_signal
+from tandem_runtime.frontend.process import leave_word, stop_signal
 from tandem_runtime.frontend.server import HttpServer
 from tandem_runtime.serve.api import create_pod_app, inference_service
 from tandem_runtime.serve.model import fitted, open_model, read_bundle
 from tandem_runtime.serve.options import ServeOptions
 from tandem_runtime.serve.pod import Pod
-from tandem_runtime.serve.worker import EngineWorker
+from tandem_runtime.serve.worker import EngineFailed, EngineWorker
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +25,17 @@ async def run(options: ServeOptions) -> int:
     """The exit status. Raises `BadConfig`, and OSError for an address that cannot be used."""
     worker = EngineWorker()
     try:
-        return await _run(options, worker)
+        await _run(options, worker)
+    except EngineFailed as failure:
+        leave_word(str(failure))
+        os._exit(1)  # the engine's thread may wait for a rank that is gone
     finally:
-        await worker.stop()  # a process does not end while its threads run
+        await worker.stop()
+    return 0
 
 
-async def _run(options: ServeOptions, worker: EngineWorker) -> int:
+async def _run(options: ServeOptions, worker: EngineWorker) -> None:
+    """Raises `EngineFailed` when the streams have been told."""
     asked_to_stop = stop_signal()
     http = HttpServer(options.host, options.port)
     await http.start()
@@ -49,24 +54,25 @@ async def _run(options: ServeOptions, worker: EngineWorker) -> int:
     await grpc.start()
     http.app = create_pod_app(pod, inference)
     log.info("%s pod %s serves %s", options.role, options.pod, ", ".join(options.served_names))
-    failed = await _until_stopped(pod, asked_to_stop)
+    await _until_stopped(pod, asked_to_stop)
     await grpc.stop(grace=5)
     await http.stop()
     await pod.close()
-    return 1 if failed else 0
+    if worker.failed.done():
+        await worker.failed
 
 
 async def _load(options: ServeOptions, worker: EngineWorker) -> Pod:
-    checkpoint = await asyncio.to_thread(open_model, options.engine.model_uri)
+    checkpoint = await asyncio.to_thread(open_model, options.engine)
     bundle = await asyncio.to_thread(read_bundle, checkpoint)
     # Torch takes seconds to import; by now the pod answers its probes.
     load = await asyncio.to_thread(import_module, "tandem_runtime.serve.load")
-    engine = await worker.start(partial(load.load_engine, options))
+    engine = await worker.start(partial(load.load_engine, options, worker.fail))
     return Pod(options, worker, engine, fitted(bundle, engine))
 
 
-async def _until_stopped(pod: Pod, asked_to_stop: asyncio.Event) -> bool:
-    """Serves until it is asked to stop and empty; True when the engine failed instead."""
+async def _until_stopped(pod: Pod, asked_to_stop: asyncio.Event) -> None:
+    """Serves until it is asked to stop and empty, or the engine fails."""
     stopping = asyncio.ensure_future(asked_to_stop.wait())
     either: set[asyncio.Future[Any]] = {stopping, pod.worker.failed}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -78,4 +84,3 @@ async def _until_stopped(pod: Pod, asked_to_stop: asyncio.Event) -> bool:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         emptying.cancel()
     stopping.cancel()
-    return pod.worker.failed.done()

@@ -29,6 +29,8 @@ AfterStep = Callable[[Engine, StepOutput], None]
 
 _IDLE_S: Final = 1.0
 """An idle thread says this often that it lives."""
+_END_S: Final = 5.0
+"""How long a failed engine's thread may take to end."""
 
 
 class EngineFailed(Exception):
@@ -45,29 +47,36 @@ class EngineWorker:
         self._receivers: dict[str, Receiver] = {}
         self._after_step: list[AfterStep] = []
         self._thread: threading.Thread | None = None
+        self._built: asyncio.Future[Engine] = self._loop.create_future()
         self._alive_s = clock()
         self.stats: EngineStats | None = None
         """As of the last step or call; None until the engine is built."""
         self._unchecked = False
         """Whether a step has run since the engine's bookkeeping was last checked."""
         self.failed: asyncio.Future[None] = self._loop.create_future()
-        """Gets `EngineFailed` when the thread dies; never a result."""
+        """Gets an exception, such as `EngineFailed`, when the engine dies; never a result."""
 
     async def start(self, build: Callable[[], Engine]) -> Engine:
         """Builds the engine in its thread, where it stays; raises what `build` raises.
 
         The caller may read the engine's constant attributes.
         """
-        built: asyncio.Future[Engine] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._run, args=(build, built), name="engine")
+        self._thread = threading.Thread(target=self._run, args=(build,), name="engine", daemon=True)
         self._thread.start()
-        return await built
+        return await self._built
 
     async def stop(self) -> None:
-        """Ends the thread after its current step; streams that still run are dropped."""
+        """Ends the thread after its current step; streams that still run are dropped.
+
+        A failed engine's thread may be stuck: it gets a few seconds.
+        """
         if self._thread is not None:
             self._calls.put(None)
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, _END_S if self.failed.done() else None)
+
+    def fail(self, error: Exception) -> None:
+        """Gives the engine up, whatever its thread does; from any thread. The first call counts."""
+        self._post(self._fail, error)
 
     # -- from the event loop ----------------------------------------------------------------------
     def call(self, work: Callable[[Engine], T]) -> asyncio.Future[T]:
@@ -104,19 +113,20 @@ class EngineWorker:
         return self._clock() - self._alive_s
 
     # -- in the thread ----------------------------------------------------------------------------
-    def _run(self, build: Callable[[], Engine], built: asyncio.Future[Engine]) -> None:
+    def _run(self, build: Callable[[], Engine]) -> None:
         try:
             engine = build()
         except BaseException as fault:
-            self._post(_set_exception, built, fault)
+            self._post(_set_exception, self._built, fault)
             return
         self.stats = engine.stats()
-        self._post(_set_result, built, engine)
+        self._post(_set_result, self._built, engine)
         try:
             self._serve(engine)
+            engine.close()
         except BaseException as fault:
             log.exception("the engine failed")
-            self._post(self._fail, EngineFailed(f"the engine failed: {fault}"))
+            self.fail(EngineFailed(f"the engine failed: {fault}"))
 
     def _serve(self, engine: Engine) -> None:
         """Raises what a step raises, and AssertionError when blocks and streams disagree."""
@@ -188,9 +198,12 @@ class EngineWorker:
             if receiver is not None:
                 receiver(stream, began_s)
 
-    def _fail(self, error: EngineFailed) -> None:
+    def _fail(self, error: Exception) -> None:
+        if self.failed.done():
+            return
         self.failed.set_exception(error)
         self.failed.exception()  # whoever awaits it sees it; nobody has to
+        _set_exception(self._built, error)
         unsettled = self._retried
         with contextlib.suppress(queue.Empty):
             while (call := self._calls.get_nowait()) is not None:
