@@ -26,6 +26,7 @@ RESOLVED = {
     "kvHeads": 3,
     "headDim": 64,
     "vocabSize": 49_152,
+    "tensorParallelSizes": [1, 3],
     "contextTokens": 8192,
 }
 

@@ -71,9 +71,9 @@ REFUSED = {
         fleet(decode={"accelerator": {"count": 0}}),
         "should be greater than or equal to 1",
     ),
-    "tensor parallel": (
-        fleet(decode={"accelerator": {"count": 4}}),
-        "more than one accelerator for a pod (tensor parallel) does not work yet; use 1",
+    "more accelerators than a pod has": (
+        fleet(decode={"accelerator": {"count": 65}}),
+        "should be less than or equal to 64",
     ),
     "no surge and no unavailability": (
         fleet(rollout={"maxSurge": 0}),

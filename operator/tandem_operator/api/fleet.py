@@ -42,20 +42,9 @@ class Accelerator(ApiModel):
     """The device plugin resource that each pod asks for."""
 
     resource: Annotated[str, Field(min_length=1, max_length=253)] = "nvidia.com/gpu"
-    count: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=64,
-            json_schema_extra=rules(
-                Rule(
-                    "self == 1",
-                    "more than one accelerator for a pod (tensor parallel) does not work yet; "
-                    "use 1",
-                )
-            ),
-        ),
-    ] = 1
+    count: Annotated[int, Field(ge=1, le=64)] = 1
+    """More than one share the model by tensor parallelism; status.resolved.tensorParallelSizes of
+    the Model says which numbers can."""
 
 
 class Scaling(ApiModel):

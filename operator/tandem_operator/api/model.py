@@ -129,6 +129,8 @@ class ResolvedModel(ApiModel):
     kv_heads: int
     head_dim: int
     vocab_size: int
+    tensor_parallel_sizes: tuple[int, ...] = (1,)
+    """Numbers of accelerators of one pod that can share the model."""
     context_tokens: int
     """Longest context that pods serve."""
 

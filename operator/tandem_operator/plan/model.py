@@ -33,6 +33,8 @@ from tandem_operator.settings import Settings
 
 FIRST_RETRY_S = 10.0
 LAST_RETRY_S = 300.0
+REPORT = 2
+"""Counts up with what resolvers report, so that Models are read again after an upgrade."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Answer:
 def inputs(spec: ModelSpec) -> str:
     """Hash of what decides the resolver's answer."""
     asked = {
+        "report": REPORT,
         "uri": spec.source.uri,
         "dtype": spec.dtype,
         "maxContextTokens": spec.max_context_tokens,

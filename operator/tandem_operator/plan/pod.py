@@ -58,6 +58,13 @@ STARTUP_FAILURES = 900
 SPREAD_OVER = ("kubernetes.io/hostname", "tandem.dev/rack", "topology.kubernetes.io/zone")
 GRACE_AFTER_DRAIN_S = 30
 
+SHARED_MEMORY_VOLUMES: tuple[Manifest, ...] = (
+    {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
+)
+"""Ranks without a direct path between their devices exchange through it; a container's own is
+64 MiB, with which NCCL ends in the middle of a step."""
+SHARED_MEMORY_MOUNTS: tuple[Manifest, ...] = ({"name": "shared-memory", "mountPath": "/dev/shm"},)
+
 MODEST_REQUESTS: Manifest = {"cpu": "100m", "memory": "256Mi"}
 """Of pods that hold no weights: a quota on requests refuses pods that have none."""
 RESTRICTED_POD: Manifest = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
@@ -91,6 +98,7 @@ def pod_template(
             "volumes": [
                 {"name": "handoff", "secret": {"secretName": HANDOFF_SECRET_NAME}},
                 *weights_volumes(model.uri),
+                *(SHARED_MEMORY_VOLUMES if ranks(pool) > 1 else ()),
             ],
         },
     }
@@ -157,6 +165,7 @@ def _container(
             *("--device", "cuda" if accelerator else "cpu"),
             *("--max-context-tokens", str(model.context_tokens)),
             *("--kv-cache-percent", str(accelerator_percent(fleet.spec))),
+            *(("--tensor-parallel", str(ranks(pool))) if ranks(pool) > 1 else ()),
         ],
         **environment,
         "env": [
@@ -182,8 +191,14 @@ def _container(
         "volumeMounts": [
             {"name": "handoff", "mountPath": HANDOFF_SECRET_DIR, "readOnly": True},
             *weights_mounts(model.uri),
+            *(SHARED_MEMORY_MOUNTS if ranks(pool) > 1 else ()),
         ],
     }
+
+
+def ranks(pool: PoolTemplate) -> int:
+    """Processes that share the model in each of a pool's pods: one for each accelerator."""
+    return pool.accelerator.count if pool.accelerator else 1
 
 
 def field_env(name: str, path: str) -> Manifest:

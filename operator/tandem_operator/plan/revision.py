@@ -17,7 +17,7 @@ from tandem_operator.api.model import ResolvedModel
 from tandem_operator.names import ANNOTATION_ROLLBACK
 from tandem_operator.plan.actions import Manifest
 from tandem_operator.plan.merge import refusal
-from tandem_operator.plan.pod import pod_template
+from tandem_operator.plan.pod import pod_template, ranks
 from tandem_operator.plan.views import FleetView, RevisionView
 from tandem_operator.settings import Settings
 
@@ -76,12 +76,26 @@ def render(
     for role, pool in roles(fleet).items():
         field = "prefill" if role == "prefill" else "decode"
         sentence = refusal(pool.template or {}, f"{field}.template")
+        sentence = sentence or _cannot_share(field, pool, model_name, model)
         if sentence:
             return Refused(sentence)
         templates[role] = pod_template(
             fleet, role, pool, model_name, model, model_template, settings
         )
     return Rendered(digest(templates), templates)
+
+
+def _cannot_share(
+    field: str, pool: PoolTemplate, model_name: str, model: ResolvedModel
+) -> str | None:
+    """Why the accelerators of a pod cannot share the model."""
+    count, sizes = ranks(pool), model.tensor_parallel_sizes
+    if count in sizes:
+        return None
+    return (
+        f"{field}.accelerator.count is {count}, but so many cannot share Model {model_name} "
+        f"evenly (tensor parallel); use {', '.join(map(str, sizes))}"
+    )
 
 
 @dataclass(frozen=True)

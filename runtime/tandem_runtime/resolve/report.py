@@ -8,6 +8,7 @@ from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
 from tandem_runtime.checkpoint.source import resolve_source
 from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.model.sharding import sizes_that_fit
 
 MAX_BYTES: Final = 4096
 """What Kubernetes keeps of a termination message."""
@@ -41,6 +42,7 @@ def _success(checkpoint: Checkpoint, dtype: str, max_context_tokens: int | None)
         "kvHeads": config.kv_heads,
         "headDim": config.head_dim,
         "vocabSize": config.vocab_size,
+        "tensorParallelSizes": sizes_that_fit(config),
         "contextTokens": config.limit_context(max_context_tokens),
     }
 

@@ -322,6 +322,20 @@ async def test_a_refused_template_changes_nothing(world: World) -> None:
     assert not set(before) & set(world.pods("chat-decode"))
 
 
+async def test_accelerators_that_cannot_share_the_model_stall_the_fleet(world: World) -> None:
+    before = world.pods("chat-decode")
+
+    def edit(body: Body) -> None:
+        body["spec"]["decode"]["accelerator"] = {"resource": "nvidia.com/gpu", "count": 2}
+
+    world.edit(FLEETS, "chat", edit)
+    await world.settle()
+    assert world.pods("chat-decode") == before
+    status, reason, sentence = world.condition("Stalled")
+    assert (status, reason) == ("True", "TemplateRefused")
+    assert sentence.endswith("evenly (tensor parallel); use 1, 3")
+
+
 async def test_a_template_that_sets_what_is_ours_is_refused(world: World) -> None:
     def edit(body: Body) -> None:
         labels = {"metadata": {"labels": {"tandem.dev/role": "decode"}}}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from builders import RESOLVED, fleet_body
 from tandem_operator.api.model import ResolvedModel
-from tandem_operator.plan.revision import Rendered, Rollback, digest, render, rollback
+from tandem_operator.plan.revision import Refused, Rendered, Rollback, digest, render, rollback
 from tandem_operator.plan.views import FleetView, fleet_view
 from tandem_operator.settings import Settings
 
@@ -35,6 +35,7 @@ def test_digests_do_not_change_with_the_order_of_keys_or_the_version_of_python()
     assert digest({"a": 1, "b": [2, "ü"]}) == digest({"b": [2, "ü"], "a": 1}) == "frvp4mxg"
 
 
+ROLES = ("prefill", "decode")
 ACCELERATOR = {"replicas": 2, "accelerator": {"resource": "nvidia.com/gpu", "count": 1}}
 
 
@@ -50,6 +51,32 @@ ACCELERATOR = {"replicas": 2, "accelerator": {"resource": "nvidia.com/gpu", "cou
 )
 def test_what_is_rendered_makes_a_revision(spec: dict[str, Any]) -> None:
     assert revision(fleet(**spec)) != revision(fleet())
+
+
+def accelerators(count: int) -> dict[str, Any]:
+    return {"replicas": 1, "accelerator": {"resource": "nvidia.com/gpu", "count": count}}
+
+
+def test_the_accelerators_of_a_pod_share_the_model() -> None:
+    """Each pool its own number; one accelerator is told nothing, so that no revision changes."""
+    view = fleet(prefill=accelerators(1), decode=accelerators(3))
+    rendered = render(view, "smollm2", MODEL, None, Settings())
+    assert isinstance(rendered, Rendered)
+    prefill, decode = (rendered.templates[role]["spec"]["containers"][0] for role in ROLES)
+    assert decode["resources"] == {"limits": {"nvidia.com/gpu": "3"}}
+    assert decode["args"][-2:] == ["--tensor-parallel", "3"]
+    assert decode["volumeMounts"][-1] == {"name": "shared-memory", "mountPath": "/dev/shm"}
+    assert "--tensor-parallel" not in prefill["args"]
+    assert "/dev/shm" not in [mount["mountPath"] for mount in prefill["volumeMounts"]]
+
+
+@pytest.mark.parametrize("pool", ["prefill", "decode"])
+def test_accelerators_that_cannot_share_the_model(pool: str) -> None:
+    refused = render(fleet(**{pool: accelerators(2)}), "smollm2", MODEL, None, Settings())
+    assert refused == Refused(
+        f"{pool}.accelerator.count is 2, but so many cannot share Model smollm2 evenly (tensor "
+        "parallel); use 1, 3"
+    )
 
 
 def test_the_weights_and_the_image_make_a_revision() -> None:
