@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -28,7 +29,7 @@ import torch.distributed as dist
 
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.contract import EXIT_BAD_CONFIG
-from tandem_runtime.engine.batch import Batch
+from tandem_runtime.engine.batch import Batch, SampleRow
 from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.sequence import SampledToken
@@ -178,10 +179,12 @@ class ParallelRunner:
         self._sharding = sharding
 
     def launch(self, batch: Batch) -> object:
-        """See `flight.Runner`."""
+        """See `flight.Runner`. Followers sample nothing: they are told of the rows alone."""
+        rows = [SampleRow(sample.row, sample.position, sample.sampling) for sample in batch.samples]
+        told = replace(batch, samples=rows)
         with self._followers.named():
             for rank in range(1, self._sharding.size):
-                self._followers.tell(rank, "launch", batch)
+                self._followers.tell(rank, "launch", told)
             return self._own.launch(batch)
 
     def collect(self, launched: Any) -> list[SampledToken | None]:
