@@ -16,6 +16,7 @@ from tandem_runtime.kernels.silu_mul import silu_mul_reference, silu_mul_triton
 from tandem_runtime.kernels.store_kv import store_kv_reference, store_kv_triton
 
 from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.roofline import Points
 from benchmarks.gpu.timing import Clock
 from benchmarks.report import Target
 
@@ -29,11 +30,15 @@ class Case(NamedTuple):
     reference: Callable[[], object] | None
 
 
-def row_targets(clock: Clock, ceilings: Ceilings, dtype: torch.dtype) -> Iterator[Target]:
+def row_targets(
+    clock: Clock, ceilings: Ceilings, points: Points, dtype: torch.dtype
+) -> Iterator[Target]:
     """Share of the bandwidth of each, and its time against torch.compile of its reference."""
     for case in _cases(clock, dtype):
         seconds = clock.kernel_s(case.run)
         share = case.moved_bytes / seconds / ceilings.bytes_per_s
+        # A handful of operations an element, which no roof but bandwidth's limits.
+        points.add(f"row by row, {case.name}", case.moved_bytes, case.moved_bytes, seconds)
         yield Target(f"{case.name}: share of bandwidth", share, None, "at least")
         if case.reference is not None:
             peer = case.reference if clock.dry else torch.compile(case.reference)

@@ -1,171 +1,147 @@
-"""Steps of an 8B-shaped model with random weights, host work included, against the roofline."""
+"""Steps of an 8B-shaped model through the engine, from token to token, against the roofline."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
 
 import torch
-from tandem_runtime.checkpoint.config import ModelConfig
-from tandem_runtime.engine.batch import Batch, SampleRow
-from tandem_runtime.engine.runner import TorchRunner
-from tandem_runtime.kv.cache import KvCache
-from tandem_runtime.kv.layout import KvLayout
-from tandem_runtime.model.decoder import Decoder
-from tandem_runtime.protocol import Sampling
+from tandem_runtime.engine.engine import Engine
 
-from benchmarks.gpu.ceilings import Ceilings
+from benchmarks.gpu.ceilings import Ceilings, Matmuls
+from benchmarks.gpu.idle import between_graphs_us, gpu_events
+from benchmarks.gpu.model import RandomModel, SkipsPrompts, StepShape
+from benchmarks.gpu.roofline import Points
 from benchmarks.gpu.timing import Clock
 from benchmarks.report import Target
 
-LLAMA_8B = ModelConfig(
-    architecture="LlamaForCausalLM",
-    layers=32,
-    hidden=4096,
-    intermediate=14336,
-    heads=32,
-    kv_heads=8,
-    head_dim=128,
-    vocab_size=128256,
-    context_tokens=8192,
-    rms_eps=1e-5,
-    rope_theta=5e5,
-    rope_scaling=None,
-    tied_embeddings=False,
-    eos_token_ids=(),
-)
-TINY = replace(
-    LLAMA_8B, layers=2, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocab_size=300
-)
-BLOCK_TOKENS = 16
-CACHE_SHARE = 0.85
-"""Of the memory that is left beside the weights."""
+WARM_STEPS = 4
+PREFILL_TOKENS = 2048
 
 
-@dataclass(frozen=True)
-class RandomWeights:
-    """A checkpoint that nobody trained."""
+@dataclass
+class Limits:
+    """What steps are compared with."""
 
-    config: ModelConfig
-    device: torch.device
-    dtype: torch.dtype
-
-    def load(self, name: str) -> torch.Tensor:
-        shape = self.config.tensor_shapes()[name]
-        return torch.randn(shape, device=self.device, dtype=self.dtype) * 0.02
-
-    def rope_factors(self) -> None:
-        return None
+    ceilings: Ceilings
+    matmuls: Matmuls
+    points: Points
+    bf16_s: dict[str, float] = field(default_factory=dict)
+    """Of steps that other formats are compared with."""
 
 
-class RandomModel:
-    """The model, its cache and what its steps must cost at least."""
-
-    def __init__(self, clock: Clock, dtype: torch.dtype) -> None:
-        self.config = TINY if clock.dry else LLAMA_8B
-        weights = RandomWeights(self.config, clock.device, dtype)
-        with torch.inference_mode():
-            model = Decoder(self.config, weights, self.config.context_tokens, clock.device)
-        config = self.config
-        self.item_bytes = torch.empty(0, dtype=dtype).element_size()
-        layout = KvLayout(
-            config.layers, config.kv_heads, config.head_dim, str(dtype).rpartition(".")[2]
-        )
-        self.token_bytes = layout.token_bytes
-        free = 64 << 20 if clock.dry else int(torch.cuda.mem_get_info()[0] * CACHE_SHARE)
-        self.blocks = min(free // (layout.token_bytes * BLOCK_TOKENS), 1 << 16)
-        cache = KvCache(layout, self.blocks, BLOCK_TOKENS, clock.device)
-        self.runner = TorchRunner(model, cache, 4 if clock.dry else 256)
-        self.runner.capture_graphs()
-
-    def run(self, batch: Batch) -> None:
-        """One step, until its tokens are here."""
-        self.runner.collect(self.runner.launch(batch))
-
-    @property
-    def linear_parameters(self) -> int:
-        """Weights that every row is multiplied with, the head's apart."""
-        shapes = self.config.tensor_shapes()
-        return sum(s[0] * s[1] for n, s in shapes.items() if "proj" in n)
-
-    @property
-    def head_parameters(self) -> int:
-        return self.config.vocab_size * self.config.hidden
-
-    def fits(self, streams: int, context: int) -> bool:
-        return streams * -(-context // BLOCK_TOKENS) < self.blocks
-
-    def bound_s(self, limits: Ceilings, streams: int, queries: int, context: int) -> float:
-        """Sum over operators of max(bytes / bandwidth, FLOP / matmul rate); weights read once."""
-        rows, attended = streams * queries, streams * queries * (context - queries / 2)
-
-        def operator(bytes_: float, flop: float) -> float:
-            return max(bytes_ / limits.bytes_per_s, flop / limits.matmul_flop_per_s)
-
-        width = self.config.heads * self.config.head_dim * self.config.layers
-        linears = operator(
-            self.item_bytes * self.linear_parameters, 2 * self.linear_parameters * rows
-        )
-        head = operator(self.item_bytes * self.head_parameters, 2 * self.head_parameters * streams)
-        attention = operator(self.token_bytes * streams * context, 4 * attended * width)
-        return linears + head + attention
+def decoding(model: RandomModel, streams: int, context: int, steps: int) -> Engine:
+    """An engine in which so many streams of so much context decode for so many steps more."""
+    engine = model.engine(SkipsPrompts(model.runner), max_batch_tokens=streams * context)
+    model.add(engine, streams, context, steps + WARM_STEPS + 4)
+    for _ in range(WARM_STEPS):
+        engine.step()
+    assert engine.stats().running == streams, "not all streams run together"
+    return engine
 
 
-def batch_of(streams: int, queries: int, context: int) -> Batch:
-    """`streams` sequences of `context` tokens, whose last `queries` are computed in this step."""
-    width = -(-context // BLOCK_TOKENS)
-    tables = [list(range(1 + s * width, 1 + (s + 1) * width)) for s in range(streams)]
-    positions = list(range(context - queries, context))
-    slots = [
-        table[p // BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS
-        for table in tables
-        for p in positions
-    ]
-    samples = [
-        SampleRow((s + 1) * queries - 1, context, Sampling(max_tokens=1, seed=s))
-        for s in range(streams)
-    ]
-    return Batch(
-        token_ids=[(7 * i) % 256 for i in range(streams * queries)],
-        positions=positions * streams,
-        slots=slots,
-        query_tokens=[queries] * streams,
-        context_tokens=[context] * streams,
-        block_tables=tables,
-        samples=samples,
-    )
+def finish(engine: Engine, model: RandomModel) -> None:
+    """Nothing of its steps is left on the device."""
+    while engine.has_work:
+        engine.step()
+    if not model.clock.dry:
+        torch.cuda.synchronize()
 
 
-def step_targets(clock: Clock, limits: Ceilings, model: RandomModel) -> Iterator[Target]:
-    """Decode from token to token, then a prefill chunk; the caller's clock, not the GPU's."""
-    if clock.dry:
-        shapes, prefill = [(1, 32), (3, 64)], 40
-    else:
-        shapes = [(b, c) for b in (1, 8, 32, 64, 128, 256) for c in (256, 1024, 4096)]
-        prefill = 2048
-    for streams, context in shapes:
-        if not model.fits(streams, context):
+def steps_s(engine: Engine, steps: int) -> float:
+    """Median seconds from one step's tokens to the next one's, as their reader sees it."""
+    times = []
+    last_s = perf_counter()
+    for _ in range(steps):
+        engine.step()
+        now_s = perf_counter()
+        times.append(now_s - last_s)
+        last_s = now_s
+    return median(times)
+
+
+def decode_s(model: RandomModel, streams: int, context: int) -> tuple[float, StepShape]:
+    """Of one step, and what it computes on average."""
+    model.clock.check()
+    steps = 2 if model.clock.dry else 24
+    engine = decoding(model, streams, context, steps)
+    seconds = steps_s(engine, steps)
+    finish(engine, model)
+    middle = context + WARM_STEPS + steps // 2
+    return seconds, StepShape([1] * streams, [middle] * streams, streams)
+
+
+def prefill_s(model: RandomModel) -> tuple[float, StepShape]:
+    """Of one prompt, in a step of its own, while others follow."""
+    model.clock.check()
+    tokens, count = (40, 3) if model.clock.dry else (PREFILL_TOKENS, 12)
+    engine = model.engine(model.runner, max_batch_tokens=tokens)
+    model.add(engine, count, tokens, 1)
+    for _ in range(count // 4):
+        engine.step()
+    seconds = steps_s(engine, count // 2)
+    finish(engine, model)
+    return seconds, StepShape([tokens], [tokens], 1)
+
+
+def decode_targets(limits: Limits, model: RandomModel) -> Iterator[Target]:
+    """The grid of batch and context, as far as memory goes."""
+    batches, contexts = (1, 8, 32, 64, 128, 256), (256, 1024, 4096)
+    grid = [(b, c) for b in batches for c in contexts]
+    # Where the issue's bounds are first.
+    grid.sort(key=lambda shape: shape not in ((1, 256), (32, 1024), (128, 1024)))
+    for streams, context in [(1, 32), (3, 64)] if model.clock.dry else grid:
+        if not model.fits(streams, context, 32):
+            print(f"# decode step, {streams} x {context}: does not fit", flush=True)
             continue
-        batch = batch_of(streams, 1, context)
-        seconds = clock.wall_s(partial(model.run, batch))
-        ratio = seconds / model.bound_s(limits, streams, 1, context)
-        yield Target(f"decode step, {streams} x {context}: time over roofline", ratio, 1.15)
-    batch = batch_of(1, prefill, prefill)
-    seconds = clock.wall_s(lambda: model.run(batch))
-    share = model.bound_s(limits, 1, prefill, prefill) / seconds
-    yield Target(f"prefill of {prefill}: share of the matmul ceiling", share, 0.70, "at least")
+        seconds, shape = decode_s(model, streams, context)
+        name = f"decode step, {streams} x {context}"
+        bound_s = model.bound_s(limits.ceilings, limits.matmuls, shape)
+        yield Target(f"{name}: ms", seconds * 1e3, None)
+        yield Target(f"{name}: time over roofline", seconds / bound_s, 1.15)
+        share = model.read_bytes(shape) / seconds / limits.ceilings.bytes_per_s
+        bound = 0.80 if streams == 1 else None
+        yield Target(f"{name}: share of bandwidth", share, bound, "at least")
+        limits.points.add(name, model.flop(shape), model.read_bytes(shape), seconds)
+        if streams == 1:
+            limits.bf16_s.setdefault("decode", seconds)
 
 
-def idle_target(clock: Clock, model: RandomModel) -> Target:
-    """How long the GPU waits for the host in a decode step of 32 x 1024."""
-    from torch.profiler import ProfilerActivity, profile
+def prefill_target(limits: Limits, model: RandomModel) -> Target:
+    """Prompts of 2048 tokens: multiplications over what the GPU could do."""
+    seconds, shape = prefill_s(model)
+    limits.bf16_s["prefill"] = seconds
+    limits.points.add("prefill step", model.flop(shape), model.read_bytes(shape), seconds)
+    share = model.flop(shape) / seconds / limits.ceilings.matmul_flop_per_s
+    tokens = sum(shape.query_tokens)
+    return Target(f"prefill of {tokens}: share of the matmul ceiling", share, 0.70, "at least")
 
-    batch = batch_of(2, 1, 32) if clock.dry else batch_of(32, 1, 1024)
-    seconds = clock.wall_s(lambda: model.run(batch))
-    if clock.dry:
-        return Target("GPU idle in a decode step, us", 0.0, None)
-    with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        model.run(batch)
-    busy_us = sum(event.self_device_time_total for event in trace.key_averages())
-    return Target("GPU idle in a decode step, us", max(0.0, seconds * 1e6 - busy_us), 50)
+
+def idle_target(model: RandomModel) -> Target:
+    """How long the GPU does nothing between two decode steps of 32 x 1024, by a trace."""
+    model.clock.check()
+    streams, context, steps = (2, 32, 3) if model.clock.dry else (32, 1024, 12)
+    engine = decoding(model, streams, context, steps)
+    events = gpu_events(lambda: steps_s(engine, steps))
+    finish(engine, model)
+    # A dry run has no GPU whose events there could be.
+    idle_us = 0.0 if model.clock.dry else between_graphs_us(events)
+    return Target("GPU idle between decode steps, us", idle_us, 50)
+
+
+def fp8_targets(clock: Clock, limits: Limits, dtype: torch.dtype) -> Iterator[Target]:
+    """fp8 weights over bfloat16 ones, where this version has them."""
+    try:
+        model = RandomModel(clock, dtype, max_running=8, quantization="fp8")
+    except (ValueError, KeyError) as error:
+        print(f"# fp8 weights: {error}", flush=True)
+        return
+    for name, seconds, bound in (
+        ("decode", decode_s(model, 1, 32 if clock.dry else 256)[0], 1.6),
+        ("prefill", prefill_s(model)[0], 1.4),
+    ):
+        if name in limits.bf16_s:
+            ratio = limits.bf16_s[name] / seconds
+            yield Target(f"fp8 weights, {name}: bfloat16's time over it", ratio, bound, "at least")

@@ -36,6 +36,11 @@ class Clock:
         if time.perf_counter() - self._begun_s > self.budget_s:
             raise OutOfTimeError(f"{self.budget_s:.0f} s are over")
 
+    @property
+    def left_s(self) -> float:
+        """Of the budget."""
+        return max(0.0, self.budget_s - (time.perf_counter() - self._begun_s))
+
     def kernel_s(self, run: Callable[[], object], repeats: int = 15) -> float:
         """Median seconds on the GPU of one call, each with a cold cache."""
         self.check()
@@ -55,13 +60,6 @@ class Clock:
             end.synchronize()
             times.append(float(begin.elapsed_time(end)) / 1e3)
         return median(times)
-
-    def wall_s(self, run: Callable[[], object], repeats: int = 15) -> float:
-        """Median seconds of one call as its caller sees it; the call itself waits for the GPU."""
-        self.check()
-        for _ in range(0 if self.dry else 3):
-            run()
-        return median(self._once_s(run) for _ in range(1 if self.dry else repeats))
 
     def _once_s(self, run: Callable[[], object]) -> float:
         begun_s = time.perf_counter()

@@ -12,19 +12,20 @@ from typing import Any
 
 import pytest
 import torch
+from tandem_runtime.engine.batch import Work, build_batch
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.graphs import DecodeGraphs, most_splits, row_counts
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.scheduler import Scheduler
-from tandem_runtime.engine.sequence import Request
+from tandem_runtime.engine.sequence import Request, Sequence
 from tandem_runtime.kernels.attention_plan import SPLIT_TOKENS, Step
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.model.decoder import Decoder
 from tandem_runtime.protocol import Sampling
 
-from benchmarks.gpu.steps import TINY, RandomWeights, batch_of
+from benchmarks.gpu.model import TINY, RandomWeights
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in multiply:RuntimeWarning")
 """The interpreter's, where noise is hashed."""
@@ -124,7 +125,10 @@ def test_a_step_with_more_splits_than_a_graph_has_room_for_goes_without(
     assert room == BLOCKS * 16 // SPLIT_TOKENS + MAX_RUNNING
     # Streams that share a prefix count it each.
     table = list(range(1, BLOCKS))
-    batch = batch_of(MAX_RUNNING, 1, len(table) * 16)
+    sequence = Sequence(Request("", [0] * len(table) * 16, Sampling(1)), 0, b"")
+    sequence.block_ids = table
+    work = Work(sequence, sequence.known_tokens - 1, 1)
+    batch, _ = build_batch([work] * MAX_RUNNING, 16)
     shared = Step([1] * 5, [len(table) * 16] * 5, [table] * 5, 16)
     assert graphs.replay(batch, shared) is None
 
