@@ -12,10 +12,12 @@ from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.engine.sequence import Request, SampledToken
+from tandem_runtime.engine.swap import Rates, Swap
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.protocol import Sampling
 
 BLOCK = 4
+SWAPS = Rates(compute_s=3, copy_s=1)
 LAYOUT = KvLayout(layers=1, kv_heads=1, head_dim=1, dtype="float32")
 
 
@@ -138,7 +140,12 @@ def make(
     reserve: int = 0,
     caching: bool = True,
     runner: type[LedgerRunner] = LedgerRunner,
+    swap_tokens: int = 0,
+    rates: Rates = SWAPS,
 ) -> Engine:
+    computes = runner(blocks + 1)
+    capacity_bytes = swap_tokens * LAYOUT.token_bytes
+    swap = Swap(computes, rates, token_bytes=LAYOUT.token_bytes, capacity_bytes=capacity_bytes)
     scheduler = Scheduler(
         BlockPool(blocks + 1),
         block_tokens=BLOCK,
@@ -146,10 +153,11 @@ def make(
         max_running=running,
         prefix_caching=caching,
         growth_reserve_tokens=reserve,
+        swap=swap if swap_tokens else None,
     )
     return Engine(
         scheduler,
-        runner(blocks + 1),
+        computes,
         layout=LAYOUT,
         layout_hash=b"layout",
         vocab_size=97,

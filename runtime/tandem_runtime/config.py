@@ -11,6 +11,7 @@ from tandem_runtime.kv.layout import ITEM_BYTES
 Device = Literal["cpu", "cuda"]
 DEFAULT_CPU_KV_BYTES: Final = 1 << 30
 _BATCH_TOKENS: Final = {"cpu": 128, "cuda": 2048}
+_SWAP_BYTES: Final = {"cpu": 0, "cuda": 4 << 30}
 _BLOCK_TOKENS: Final = {"cpu": 64, "cuda": BLOCK_TOKENS}
 
 
@@ -44,6 +45,10 @@ class EngineConfig:
     kv_cache_percent: int = 90
     memory_limit_bytes: int | None = None
     """Of the container, on the CPU; None: unknown, the cache takes at most 1 GiB."""
+    swap_bytes: int | None = None
+    """Host memory for the KV of preempted streams, which is copied where that is faster than
+    computing it again; 0: never. None: 4 GiB on a GPU, 0 on the CPU, where it is the same memory.
+    """
     prefix_caching: bool = True
 
     def __post_init__(self) -> None:
@@ -63,6 +68,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: give at least 1, or leave it out")
+        if self.swap_bytes is not None and self.swap_bytes < 0:
+            raise ValueError(
+                f"swap_bytes is {self.swap_bytes}: give 0 to recompute always, or more"
+            )
         if not 1 <= self.kv_cache_percent <= 100:
             raise ValueError(f"kv_cache_percent is {self.kv_cache_percent}: give 1 to 100")
         if self.block_tokens < 1 or KV_PAGE_TOKENS % self.block_tokens:
@@ -75,6 +84,11 @@ class EngineConfig:
                 f"max_running is {self.max_running}, but a step has only {self.batch_tokens} "
                 "tokens (max_batch_tokens): a running stream needs one in each step"
             )
+
+    @property
+    def swap_capacity_bytes(self) -> int:
+        """`swap_bytes`, or what pays on this device."""
+        return _SWAP_BYTES[self.device] if self.swap_bytes is None else self.swap_bytes
 
     @property
     def batch_tokens(self) -> int:

@@ -16,7 +16,8 @@ from tandem_runtime.engine.flight import Runner
 from tandem_runtime.engine.ranks import Followers, ParallelRunner, rank_device
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.scheduler import Scheduler
-from tandem_runtime.engine.warmup import run_widest_step
+from tandem_runtime.engine.swap import Swap
+from tandem_runtime.engine.warmup import measure_rates, run_widest_step
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.sizing import block_count
@@ -65,6 +66,7 @@ def build_engine(
         max_batch_tokens=config.batch_tokens,
         max_running=config.max_running,
         prefix_caching=config.prefix_caching,
+        swap=_swap(config, runner, layout, min(context_tokens, (blocks - 1) * config.block_tokens)),
     )
     return Engine(
         scheduler,
@@ -99,6 +101,15 @@ def build_runner(
     gc.collect()
     gc.freeze()
     return runner, blocks
+
+
+def _swap(config: EngineConfig, runner: Runner, layout: KvLayout, most_tokens: int) -> Swap | None:
+    if not config.swap_capacity_bytes:
+        return None
+    rates = measure_rates(runner, min(config.batch_tokens, most_tokens), config.block_tokens)
+    return Swap(
+        runner, rates, token_bytes=layout.token_bytes, capacity_bytes=config.swap_capacity_bytes
+    )
 
 
 def _check_device(config: EngineConfig) -> None:

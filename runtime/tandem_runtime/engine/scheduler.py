@@ -6,7 +6,8 @@ leaves, so a long prompt is computed in chunks while others go on.
 
 Blocks: a sequence is admitted only with blocks for all its known tokens, so a prefill never waits
 half-way. Decodes grow block by block; when none is left the youngest running sequence is
-preempted: its blocks go back to the pool and it recomputes later. The oldest is never preempted and
+preempted: its blocks go back to the pool and it recomputes later, or gets back the copy that was
+made of them (swap.py). The oldest is never preempted and
 every sequence was checked to fit the pool alone, so the queue always moves.
 
 Blocks of a step in flight are nobody else's until it ends: preemption waits for that, and so do the
@@ -31,6 +32,7 @@ from typing import Final
 from tandem_runtime.engine.batch import Work
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.sequence import Grant, Sequence, State
+from tandem_runtime.engine.swap import Swap
 from tandem_runtime.prefix import extend_keys, token_bytes
 
 GROWTH_RESERVE_TOKENS: Final = 64
@@ -57,6 +59,7 @@ class Scheduler:
         max_running: int,
         prefix_caching: bool = True,
         growth_reserve_tokens: int = GROWTH_RESERVE_TOKENS,
+        swap: Swap | None = None,
     ) -> None:
         self.pool = pool
         self.block_tokens = block_tokens
@@ -64,6 +67,7 @@ class Scheduler:
         self.max_running = max_running
         self.prefix_caching = prefix_caching
         self.growth_reserve_tokens = growth_reserve_tokens
+        self.swap = swap
         self.waiting: list[Sequence] = []
         """Oldest first; a preempted sequence goes back to its place."""
         self.running: list[Sequence] = []
@@ -154,6 +158,8 @@ class Scheduler:
             return False
         # The last known token is always computed: its logits give the next one.
         hits = self._match(sequence, sequence.known_tokens - 1)
+        swaps = self.swap and self.swap.pays_back(sequence, len(hits) * self.block_tokens)
+        hits = [] if swaps else hits
         missing = self.blocks_for(sequence.known_tokens) - len(hits)
         reserve = self._promised_blocks()
         if self.running:
@@ -162,6 +168,10 @@ class Scheduler:
             return False
         self._take(sequence, hits, missing)
         sequence.computed_tokens = len(hits) * self.block_tokens
+        if self.swap:
+            if swaps:
+                sequence.computed_tokens = self.swap.back(sequence)
+            self.swap.drop(sequence)
         if sequence.preemptions == 0:
             sequence.cached_tokens = min(sequence.computed_tokens, sequence.prompt_tokens)
         sequence.state = State.RUNNING
@@ -198,6 +208,8 @@ class Scheduler:
         assert victims, "blocks were promised that nobody can give back"
         victim = victims[-1]
         self.running.remove(victim)
+        if self.swap:
+            self.swap.out(victim)
         self._drop_blocks(victim)
         victim.state = State.WAITING
         victim.preemptions += 1
@@ -214,6 +226,8 @@ class Scheduler:
             State.HELD: self.held,
         }
         places[sequence.state].remove(sequence)
+        if self.swap:
+            self.swap.drop(sequence)
         if sequence.in_flight_tokens:
             sequence.state = State.LEAVING
             self.leaving.append(sequence)
@@ -322,6 +336,8 @@ class Scheduler:
             for block_id in sequence.block_ids:
                 references[block_id] = references.get(block_id, 0) + 1
         self.pool.check_references(references)
+        if self.swap:
+            self.swap.check_integrity(self.waiting)
         for sequence in self.waiting:
             assert not sequence.block_ids, f"{sequence.request_id} waits with blocks"
         for sequence in [*self.running, *self.held, *self.leaving]:

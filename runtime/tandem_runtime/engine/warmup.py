@@ -6,9 +6,13 @@ much memory activations take: what is free afterwards is the cache's.
 
 from __future__ import annotations
 
+from time import perf_counter
+
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.engine.batch import Batch, SampleRow
+from tandem_runtime.engine.flight import Runner
 from tandem_runtime.engine.runner import TorchRunner
+from tandem_runtime.engine.swap import Rates
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.model.decoder import Decoder
@@ -21,20 +25,7 @@ def run_widest_step(model: Decoder, layout: KvLayout, config: EngineConfig) -> N
     blocks = -(-tokens // block_tokens)
     cache = KvCache(layout, blocks + 1, block_tokens, model.device)
     runner = TorchRunner(model, cache, config.max_running)
-    table = list(range(1, blocks + 1))
-    positions = list(range(min(tokens, model.context_tokens)))
-    slots = [table[p // block_tokens] * block_tokens + p % block_tokens for p in positions]
-    runner.launch(
-        Batch(
-            token_ids=[0] * len(positions),
-            positions=positions,
-            slots=slots,
-            query_tokens=[len(positions)],
-            context_tokens=[len(positions)],
-            block_tables=[table],
-            samples=[_sample(len(positions) - 1)],
-        )
-    )
+    runner.launch(_chunk(min(tokens, model.context_tokens), block_tokens))
     streams = config.max_running
     runner.launch(
         Batch(
@@ -46,6 +37,35 @@ def run_widest_step(model: Decoder, layout: KvLayout, config: EngineConfig) -> N
             block_tables=[[1]] * streams,
             samples=[_sample(row) for row in range(streams)],
         )
+    )
+
+
+def measure_rates(runner: Runner, tokens: int, block_tokens: int) -> Rates:
+    """What a token costs to compute and to copy, by a chunk of so many; nobody uses the pool yet.
+
+    Each is done twice: the first time pins memory and loads kernels.
+    """
+    chunk = _chunk(tokens, block_tokens)
+    for _ in range(2):
+        begun_s = perf_counter()
+        runner.collect(runner.launch(chunk))
+        computed_s = perf_counter()
+        page = runner.read_kv(chunk.block_tables[0], 0, tokens)
+        runner.write_kv(chunk.block_tables[0], 0, page)
+        copied_s = perf_counter()
+    return Rates((computed_s - begun_s) / tokens, (copied_s - computed_s) / 2 / tokens)
+
+
+def _chunk(tokens: int, block_tokens: int) -> Batch:
+    """One prompt in the pool's first blocks."""
+    return Batch(
+        token_ids=[0] * tokens,
+        positions=list(range(tokens)),
+        slots=list(range(block_tokens, block_tokens + tokens)),
+        query_tokens=[tokens],
+        context_tokens=[tokens],
+        block_tables=[list(range(1, 1 + -(-tokens // block_tokens)))],
+        samples=[_sample(tokens - 1)],
     )
 
 

@@ -43,7 +43,9 @@ class KvCache:
     def read(self, block_ids: list[int], start: int, end: int) -> memoryview:
         """Canonical bytes of tokens [start, end) of the sequence that these blocks hold; a copy."""
         page = kernels.gather_blocks(self.data, self._ids(block_ids), start, end - start)
-        return page.cpu().view(torch.uint8).numpy().data.cast("B")
+        # Pinned where there is a GPU: several times as fast to copy to, and back.
+        host = torch.empty_like(page, device="cpu", pin_memory=page.is_cuda).copy_(page)
+        return host.view(torch.uint8).numpy().data.cast("B")
 
     def write(
         self, block_ids: list[int], start: int, payload: bytes | bytearray | memoryview
@@ -56,7 +58,9 @@ class KvCache:
         )
         if rest and last * self.block_tokens >= start:
             self.begin([block_ids[last] * self.block_tokens])
-        page = torch.frombuffer(bytearray(payload), dtype=self.data.dtype).view(shape)
+        if memoryview(payload).readonly:
+            payload = bytearray(payload)
+        page = torch.frombuffer(payload, dtype=self.data.dtype).view(shape)
         kernels.scatter_blocks(page.to(self.data.device), self.data, self._ids(block_ids), start)
 
     def _ids(self, block_ids: list[int]) -> torch.Tensor:

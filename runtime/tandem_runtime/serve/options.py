@@ -75,6 +75,11 @@ def parser() -> argparse.ArgumentParser:
     )
     engine.add_argument("--kv-cache-bytes", type=int, help="instead of a percentage")
     engine.add_argument(
+        "--swap-bytes",
+        type=int,
+        help="host memory for KV of preempted streams (default: 4 GiB on GPUs, else 0)",
+    )
+    engine.add_argument(
         "--max-batch-tokens", type=int, help="rows of one step (default: 128 on CPUs, else 2048)"
     )
     engine.add_argument("--max-running", type=int, default=64, help="streams of one step")
@@ -133,6 +138,7 @@ def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineC
             max_running=args.max_running,
             max_context_tokens=args.max_context_tokens,
             kv_cache_bytes=args.kv_cache_bytes,
+            swap_bytes=args.swap_bytes,
             kv_cache_percent=args.kv_cache_percent,
             memory_limit_bytes=int(memory) if memory else None,
         )

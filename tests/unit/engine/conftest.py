@@ -12,6 +12,7 @@ from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.scheduler import Scheduler
+from tandem_runtime.engine.swap import Rates, Swap
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.model.decoder import Decoder
@@ -36,6 +37,7 @@ def make_engine(tiny_checkpoint: Callable[..., Path]) -> MakeEngine:
         prefix_caching: bool = True,
         growth_reserve_tokens: int = 64,
         overlaps: bool = False,
+        swap_bytes: int = 0,
     ) -> Engine:
         shape = checkpoint.config
         if dtype not in models:
@@ -43,6 +45,9 @@ def make_engine(tiny_checkpoint: Callable[..., Path]) -> MakeEngine:
             models[dtype] = Decoder(shape, weights, shape.context_tokens, device)
         layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, dtype)
         cache = KvCache(layout, blocks + 1, 16, device)
+        runner = TorchRunner(models[dtype], cache, max_running, overlaps=overlaps)
+        rates = Rates(compute_s=3, copy_s=1)
+        swap = Swap(runner, rates, token_bytes=layout.token_bytes, capacity_bytes=swap_bytes)
         return Engine(
             Scheduler(
                 BlockPool(blocks + 1),
@@ -51,8 +56,9 @@ def make_engine(tiny_checkpoint: Callable[..., Path]) -> MakeEngine:
                 max_running=max_running,
                 prefix_caching=prefix_caching,
                 growth_reserve_tokens=growth_reserve_tokens,
+                swap=swap if swap_bytes else None,
             ),
-            TorchRunner(models[dtype], cache, max_running, overlaps=overlaps),
+            runner,
             layout=layout,
             layout_hash=layout.hash("tiny"),
             vocab_size=shape.vocab_size,

@@ -71,6 +71,28 @@ def test_a_small_context_is_warmed_up_within_its_bounds(config: MakeConfig) -> N
         engine.step()
 
 
+@pytest.mark.parametrize("pool_tokens", [1 << 14, 64])
+def test_an_engine_that_may_swap_has_measured_what_tokens_cost(
+    config: MakeConfig, pool_tokens: int
+) -> None:
+    plain = build_engine(config())
+    engine = build_engine(
+        config(swap_bytes=1 << 20, kv_cache_bytes=(pool_tokens + 64) * plain.layout.token_bytes)
+    )
+    swap = engine._scheduler.swap
+    assert swap is not None
+    assert min(swap._rates.compute_s, swap._rates.copy_s) > 0
+    assert plain._scheduler.swap is None
+    outputs = []
+    for each in (plain, engine):
+        each.add(Request("s", list(range(40)), GREEDY))
+        tokens = []
+        while each.has_work:
+            tokens += [stream.token for stream in each.step().streams if stream.token]
+        outputs.append(tokens)
+    assert outputs[0] == outputs[1], "the measurement left something in the pool"
+
+
 def test_threads_are_those_of_the_configuration(config: MakeConfig) -> None:
     build_engine(config(threads=2))
     assert torch.get_num_threads() == 2

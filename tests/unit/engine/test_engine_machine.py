@@ -17,10 +17,14 @@ class EngineMachine(RuleBasedStateMachine):
     """Streams come by every door and leave by every door; blocks and tokens stay right."""
 
     runner: type[LedgerRunner] = LedgerRunner
+    blocks = 12
+    swap_tokens = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = make(blocks=12, budget=7, running=4, runner=self.runner)
+        self.engine = make(
+            blocks=12, budget=7, running=4, runner=self.runner, swap_tokens=self.swap_tokens
+        )
         self.prompts: dict[str, list[int]] = {}
         self.tokens: dict[str, list[int]] = {}
         self.sampling: dict[str, Sampling] = {}
@@ -169,7 +173,22 @@ class PipelinedMachine(EngineMachine):
     runner = DelayedRunner
 
 
+class SwappingMachine(PipelinedMachine):
+    """And with room on the host for the KV of some of those that give way."""
+
+    blocks = 8
+    swap_tokens = 20
+
+    def teardown(self) -> None:
+        super().teardown()
+        swap = self.engine._scheduler.swap
+        assert swap is not None
+        assert swap.held_bytes == 0
+
+
 EngineMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestEngineMachine = EngineMachine.TestCase
 PipelinedMachine.TestCase.settings = EngineMachine.TestCase.settings
 TestPipelinedMachine = PipelinedMachine.TestCase
+SwappingMachine.TestCase.settings = EngineMachine.TestCase.settings
+TestSwappingMachine = SwappingMachine.TestCase

@@ -93,6 +93,7 @@ def naive(make_engine: MakeEngine, ask: Ask, dtype: str) -> Tokens:
     blocks=st.integers(8, 24),
     reserve=st.sampled_from([0, 64]),
     overlaps=st.booleans(),
+    swap_bytes=st.sampled_from([0, 1 << 14, 1 << 30]),
 )
 def test_batched_chunked_cached_and_preempted_runs_equal_the_naive_run(
     make_engine: MakeEngine,
@@ -102,6 +103,7 @@ def test_batched_chunked_cached_and_preempted_runs_equal_the_naive_run(
     blocks: int,
     reserve: int,
     overlaps: bool,
+    swap_bytes: int,
 ) -> None:
     engine = make_engine(
         dtype=dtype,
@@ -110,6 +112,7 @@ def test_batched_chunked_cached_and_preempted_runs_equal_the_naive_run(
         max_running=min(budget, 5),
         growth_reserve_tokens=reserve,
         overlaps=overlaps,
+        swap_bytes=swap_bytes,
     )
     pending: dict[int, list[Request]] = {}
     for index, ask in enumerate(streams):
@@ -218,8 +221,15 @@ def test_every_position_is_a_place_to_resume_from(
         assert whole[:done] + rest == whole
 
 
-def test_preemption_happens_in_these_tests(make_engine: MakeEngine) -> None:
-    engine = make_engine(blocks=8, max_batch_tokens=40, max_running=4, growth_reserve_tokens=0)
+@pytest.mark.parametrize("swap_bytes", [0, 1 << 30])
+def test_preemption_happens_in_these_tests(make_engine: MakeEngine, swap_bytes: int) -> None:
+    engine = make_engine(
+        blocks=8,
+        max_batch_tokens=40,
+        max_running=4,
+        growth_reserve_tokens=0,
+        swap_bytes=swap_bytes,
+    )
     sampling = Sampling(max_tokens=70, temperature=0.0, ignore_eos=True)
     asks = [Ask((index + 1,) * 10, sampling, 0) for index in range(3)]
     tokens = drain(engine, {0: [request(str(i), ask) for i, ask in enumerate(asks)]})

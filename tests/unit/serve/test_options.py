@@ -34,6 +34,18 @@ def test_the_budget_of_a_step_follows_the_device(device: str, tokens: int, secre
     assert parse(given, {}).engine.batch_tokens == 512
 
 
+@pytest.mark.parametrize(("device", "default"), [("cpu", 0), ("cuda", 4 << 30)])
+def test_host_memory_for_swapping_follows_the_device(
+    device: str, default: int, secret: Path
+) -> None:
+    arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
+    arguments += ["--device", device]
+    assert parse(arguments, {}).engine.swap_capacity_bytes == default
+    assert parse([*arguments, "--swap-bytes", "77"], {}).engine.swap_capacity_bytes == 77
+    with pytest.raises(BadConfig, match="swap_bytes is -1"):
+        parse([*arguments, "--swap-bytes", "-1"], {})
+
+
 def test_the_pods_environment(secret: Path) -> None:
     arguments = ["--role", "decode", *MODEL, "--device", "cuda"]
     arguments += ["--handoff-secret-file", str(secret), "--served-name", "a", "--served-name", "b"]
