@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from ledger_engine import DelayedRunner, LedgerRunner, ask, expected, make, next_token
 from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.protocol import Sampling
@@ -18,6 +18,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     runner: type[LedgerRunner] = LedgerRunner
     blocks = 12
+    caching = True
     swap_tokens = 0
 
     def __init__(self) -> None:
@@ -91,13 +92,15 @@ class EngineMachine(RuleBasedStateMachine):
             first = SampledToken(next_token(prompt))
             self._take(name, first, self.engine.start_decode(name, first).finish_reason)
 
-    @rule()
-    def step(self) -> None:
-        output = self.engine.step()
-        assert output.batch_tokens <= 7
-        for stream in output.streams:
-            if stream.token is not None:
-                self._take(stream.request_id, stream.token, stream.finish_reason)
+    @rule(count=st.integers(1, 12))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            output = self.engine.step()
+            assert output.batch_tokens <= 7
+            for stream in output.streams:
+                if stream.token is not None:
+                    self._take(stream.request_id, stream.token, stream.finish_reason)
+            self.engine.check_integrity()
 
     def _take(self, name: str, token: SampledToken, reason: str | None) -> None:
         self.tokens[name].append(token.token_id)
@@ -174,10 +177,18 @@ class PipelinedMachine(EngineMachine):
 
 
 class SwappingMachine(PipelinedMachine):
-    """And with room on the host for the KV of some of those that give way."""
+    """And with room on the host for the KV of some of those that give way, which are many in a
+    small pool; without a prefix cache, which would have most of it."""
 
     blocks = 8
+    caching = False
     swap_tokens = 20
+
+    @initialize(prompts=st.lists(st.integers(1, 8), min_size=2, max_size=5))
+    def crowd(self, prompts: list[int]) -> None:
+        """Streams that outgrow the pool, all at once."""
+        for length in prompts:
+            self.add(list(range(length)), 12, False, False, ())
 
     def teardown(self) -> None:
         super().teardown()
