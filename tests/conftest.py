@@ -4,6 +4,9 @@ The first test that asks for `cluster` starts one for the whole run: etcd, API s
 manager, scheduler, four node agents; no operator. `operator` installs crds/ and manifests/ into it
 and waits until the operator is available; `crds` only the CRDs. The cluster goes down with pytest,
 however pytest ends; after a failed run its logs are kept where the last line says.
+
+The control plane's binaries are got before the first test: on a new machine they are built, which
+takes longer than any test may.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 
 import pytest
 from tandem.agent.api import Api
+from tandem.cluster.binaries import find_all
 from tandem.cluster.down import down
 from tandem.cluster.process import identify
 from tandem.cluster.running import KubectlError, Running
@@ -32,6 +36,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def note(line: str) -> None:
     """Progress of slow set-up; pytest shows it with a failure, or with -s."""
     sys.stderr.write(f"[cluster] {line}\n")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """No test's time-out runs yet."""
+    needed = any("start_cluster" in getattr(item, "fixturenames", ()) for item in session.items)
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if needed and terminal is not None and not session.config.option.collectonly:
+        find_all(lambda line: terminal.write_line(f"[cluster] {line}"))
 
 
 @pytest.fixture(scope="session")
