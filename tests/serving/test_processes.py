@@ -133,7 +133,7 @@ def start_with(uri: str, *flags: str, **environment: str) -> subprocess.Complete
 BAD: list[tuple[list[str], dict[str, str], str]] = [
     (["--role", "decode", "--handoff-secret-file", "/nowhere/key"], {}, "secret /nowhere/key is"),
     (["--model-uri", "file:///nowhere/model.gguf"], {}, "there is no /nowhere/model.gguf"),
-    (["--model-uri", "hf://org/model"], {}, "hf:// is no source"),
+    (["--model-uri", "hf://model"], {}, "names no repository"),
     (["--device", "cuda"], {}, "torch finds no CUDA device"),
     (["--max-context-tokens", "100000"], {}, "the model was made for 8192"),
     (["--kv-cache-percent", "0"], {}, "kv_cache_percent is 0"),
@@ -149,6 +149,16 @@ def test_bad_configuration_ends_with_a_sentence(
     last = result.stderr.strip().splitlines()[-1]
     assert sentence in last
     assert last.endswith(".")
+
+
+def test_a_source_that_does_not_answer_is_tried_again() -> None:
+    """By the next start of the pod, which is told why there is one."""
+    result = start_with("hf://org/model", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("hf://org/model cannot be fetched")
+    assert last.endswith("HF_ENDPOINT.")
 
 
 def test_a_port_in_use_ends_the_pod(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.frontend.oip.grpc import bind, create_server
 from tandem_runtime.frontend.process import leave_word, stop_signal
 from tandem_runtime.frontend.server import HttpServer
@@ -26,6 +27,9 @@ async def run(options: ServeOptions) -> int:
     worker = EngineWorker()
     try:
         await _run(options, worker)
+    except ModelError as error:
+        leave_word(str(error))
+        return 1  # a source that does not answer now; what no restart mends is `BadConfig`
     except EngineFailed as failure:
         leave_word(str(failure))
         os._exit(1)  # the engine's thread may wait for a rank that is gone
