@@ -10,6 +10,7 @@ from typing import Any
 
 import openai
 import pytest
+from tandem_runtime.config import EngineConfig
 from tandem_runtime.contract import HEADER_TRACE
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -60,7 +61,7 @@ def greedy_tokens_of_transformers() -> list[list[bytes]]:
 
 
 async def greedy_tokens(url: str, model: str) -> tuple[list[list[bytes]], list[dict[str, Any]]]:
-    """Each prompt's tokens as bytes, and its trace, from a gateway."""
+    """Each prompt's tokens as bytes, and its trace with `prompt_tokens`, from a gateway."""
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", timeout=300)
     turn = asyncio.Semaphore(STREAMS)
 
@@ -78,7 +79,9 @@ async def greedy_tokens(url: str, model: str) -> tuple[list[list[bytes]], list[d
         assert logprobs is not None
         assert logprobs.content is not None
         pieces = [bytes(token.bytes or ()) for token in logprobs.content]
-        return pieces, (answer.model_extra or {})["tandem"]
+        assert answer.usage is not None
+        trace = (answer.model_extra or {})["tandem"]
+        return pieces, {**trace, "prompt_tokens": answer.usage.prompt_tokens}
 
     answers = await asyncio.gather(*(one(text) for text in PROMPTS))
     await client.close()
@@ -103,4 +106,8 @@ async def test_split_and_aggregated_fleets_agree_with_transformers(
     assert all(trace["handoff_tokens"] > 0 for trace in traces)
     again, cached = await greedy_tokens(split.url, split.model)
     assert again == expected, "prefix-cache hits change nothing"
-    assert all(trace["cached_tokens"] > 0 for trace in cached)
+    # The last token is computed each time, the blocks before it are found.
+    block_tokens = EngineConfig(model_uri="").block_tokens
+    reusable = [(t["prompt_tokens"] - 1) // block_tokens * block_tokens for t in cached]
+    assert [trace["cached_tokens"] for trace in cached] == reusable
+    assert any(reusable)
