@@ -25,6 +25,7 @@ FORGET = 0.998
 PRIOR = 4.0
 """Weight of "it does not grow" before anything was seen."""
 SHORTEST_S = 8.0
+LAST_BIN = len(GROWTH_BINS) - 1
 
 
 def look(state: ScalingState, need: float, startup_s: float, now_s: float) -> ScalingState:
@@ -70,7 +71,8 @@ def _class(need: float, before: float) -> int:
 def _counted(
     growth: tuple[tuple[float, ...], ...], kind: int, grown: float, weight: float
 ) -> tuple[tuple[float, ...], ...]:
-    index = min(bisect_left(GROWTH_BINS, grown), len(GROWTH_BINS) - 1)
+    # Growth by less than a turn is noise.
+    index = 0 if grown <= 1.0 + TURN else min(bisect_left(GROWTH_BINS, grown), LAST_BIN)
     counts = [FORGET * count for count in growth[kind]]
     counts[index] += weight
     return (*growth[:kind], tuple(counts), *growth[kind + 1 :])

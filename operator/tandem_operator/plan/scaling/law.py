@@ -65,7 +65,8 @@ def decide(policy: Policy, state: ScalingState, window: PoolWindow, now_s: float
         steps=remember(state.steps, load.steps),
         arrivals=arrived(state.arrivals, window.window_s, load.prompt_tokens, policy.window_s),
     )
-    cost = fit(state.steps)
+    cost = fit(state.steps, state.cost)
+    state = replace(state, cost=cost)
     need = need_of(policy, cost, state.steps, state.arrivals, load, startup_s) if cost else None
     if need is None or not need.capacity:
         wish = _unlearned(policy, state, window, load, now_s)
@@ -85,8 +86,9 @@ def _by_need(
     """The decision once the load is known in replicas."""
     startup_s = numbers.startup_s
     replicas = need.replicas / state.trim
-    state = forecast.look(state, replicas, startup_s, now_s)
-    growth = forecast.factor(state, replicas, policy.forecast_percent)
+    # A trim that changes is no growth.
+    state = forecast.look(state, need.replicas, startup_s, now_s)
+    growth = forecast.factor(state, need.replicas, policy.forecast_percent)
     hold_s = startup_s if policy.hold_s is None else policy.hold_s
     state = replace(state, held=_held(state.held, Sample(now_s, replicas * growth), hold_s))
     held = state.held[0].need

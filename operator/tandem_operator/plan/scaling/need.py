@@ -5,16 +5,17 @@ computation), the pool must do W(w) tokens in w + slack seconds, for each span w
 the W(w) tokens that arrived in it. The largest W(w) / (w + slack) is the rate that is needed: a
 burst shorter than the slack asks for less than its peak, a long one for its mean.
 
-Streams: those that run and those that wait, over what a replica holds at the target.
+Streams: those that run and those that wait, over what a replica holds at the target. A pool that
+does both needs the larger of the two.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tandem_operator.plan.scaling.capacity import StepCost, prompt_rate, streams_at
+from tandem_operator.plan.scaling.capacity import prompt_rate, streams_at
 from tandem_operator.plan.scaling.policy import Policy
-from tandem_operator.plan.scaling.window import Load, StepSums
+from tandem_operator.plan.scaling.window import Load, StepCost, StepSums
 
 MOST_WINDOWS = 24
 LEAST_SLACK = 0.25
@@ -72,9 +73,8 @@ def need_of(
         demand = load.streams + (load.queued_requests if policy.role == "decode" else 0.0)
         capacity = streams_at(cost, sums, load, policy.tpot_ms / 1000.0)
         streams = Need(demand, capacity, demand / capacity if capacity else 0.0)
-    if policy.role == "prefill":
-        return prompt
-    return Need(streams.demand, streams.capacity, streams.replicas + prompt.replicas)
+    # Streams account for the prompts between their tokens, but not for a burst of prompts.
+    return max(prompt, streams, key=lambda need: need.replicas)
 
 
 def _prompts(policy: Policy, rate: float, arrivals: Arrivals, load: Load, startup_s: float) -> Need:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tandem_operator.plan.scaling.window import NO_STEPS, StepSums
+from tandem_operator.plan.scaling.window import NO_STEPS, StepCost, StepSums
 
 CLASSES = 3
 """Of past looks: load that fell, that stayed, that rose."""
@@ -30,6 +30,8 @@ class ScalingState:
 
     steps: StepSums = NO_STEPS
     """Past steps, older ones counted less."""
+    cost: StepCost | None = None
+    """Of a step, as last learned."""
     startup_s: float | None = None
     """As measured, smoothed."""
     arrivals: tuple[tuple[float, float], ...] = ()

@@ -62,6 +62,15 @@ def step(prompt_tokens: int, streams: int, seconds: float) -> StepSums:
 
 
 @dataclass(frozen=True)
+class StepCost:
+    """Seconds of a step, of each prompt token in it and of each stream in it."""
+
+    base_s: float
+    prompt_s: float
+    stream_s: float
+
+
+@dataclass(frozen=True)
 class Load:
     """What the pool was asked and did during the window."""
 
