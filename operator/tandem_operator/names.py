@@ -90,6 +90,14 @@ class Reason(StrEnum):
     INSUFFICIENT_CAPACITY = "InsufficientCapacity"
     REVISION_RECORDED = "RevisionRecorded"
     HISTORY_LIMIT = "HistoryLimit"
+    # autoscaling
+    SCALED = "Scaled"
+    SCALING = "Scaling"
+    SHADOW = "Shadow"
+    POLICY_NOT_FOUND = "PolicyNotFound"
+    BUDGET_TOO_SMALL = "BudgetTooSmall"
+    NO_LOAD_DATA = "NoLoadData"
+    REPLICAS_CONTENDED = "ReplicasContended"
     # fleet
     SERVING = "Serving"
     NAME_CONFLICT = "NameConflict"
@@ -97,7 +105,6 @@ class Reason(StrEnum):
     NAMES_CHANGED = "NamesChanged"
     GATEWAY_READY = "GatewayReady"
     GATEWAY_NOT_READY = "GatewayNotReady"
-    SCALING_NOT_IMPLEMENTED = "NotImplemented"
     OBJECTIVES_MET = "ObjectivesMet"
     OBJECTIVES_MISSED = "ObjectivesMissed"
     NO_MEASUREMENT = "NoMeasurement"

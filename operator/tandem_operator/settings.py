@@ -34,6 +34,8 @@ class Settings:
     """Reconciles at a time, of different keys."""
     resync_s: float = 300.0
     scrape_interval_s: float = 10.0
+    scaling_interval_s: float = 5.0
+    """Between two looks at the load of autoscaled fleets."""
     lease_duration_s: float = 15.0
     lease_renew_s: float = 5.0
 
@@ -47,7 +49,7 @@ class Settings:
         for name in ("gateway_replicas", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TANDEM_{name.upper()} must be at least 1")
-        for name in ("resync_s", "scrape_interval_s", "lease_renew_s"):
+        for name in ("resync_s", "scrape_interval_s", "scaling_interval_s", "lease_renew_s"):
             if not SHORTEST_S <= getattr(self, name) < float("inf"):
                 raise ValueError(f"TANDEM_{name.upper()} must be at least {SHORTEST_S:g} seconds")
         if self.gateway_grace_s < 0:

@@ -95,7 +95,7 @@ class ScalingPolicySpec(ApiModel):
 
 
 class ScalingPolicyStatus(ApiModel):
-    """Nothing yet: what a policy does is in the status of each fleet."""
+    """Empty: what a policy does is in the status of its fleets and their Pools."""
 
     observed_generation: int | None = None
     conditions: Conditions = ()

@@ -12,6 +12,7 @@ from typing import Any
 
 import kopf
 
+from tandem_operator.autoscale import Autoscaler
 from tandem_operator.facts import Facts
 from tandem_operator.handlers.watch import IndexCache, configure, register
 from tandem_operator.keys import Key, gateway_key
@@ -56,6 +57,7 @@ class Leader:
         cached = CachedReader(self._cache)
         recorder = EventRecorder(kube, settings.pod_name, time.time)
         observer = Observer(cached, LiveReader(kube, cached), pods, self._facts, time.time)
+        self._autoscaler = Autoscaler(cached, pods, self._facts, metrics, time.time)
         executor = Executor(kube, pods, recorder, os.urandom)
         self._reconciler = Reconciler(
             observer, executor, self._facts, lease, metrics, settings, time.time
@@ -80,7 +82,7 @@ class Leader:
     def _loops(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside Kopf."""
         workers = [self._work() for _ in range(self._settings.workers)]
-        return [self._lease.keep(), self._resync(), self._scrape(), *workers]
+        return [self._lease.keep(), self._resync(), self._scrape(), self._scale(), *workers]
 
     async def _work(self) -> None:
         await work(
@@ -127,6 +129,15 @@ class Leader:
                     measured = merged(reports.get(key.name, []))
                     if self._facts.learn_latency(namespace, key.name, measured, time.time()):
                         self._queue.add(key)
+
+    async def _scale(self) -> None:
+        """Look at the load of autoscaled fleets; queue those whose size or status has to change."""
+        while True:
+            self._pulse.beat("scale", 24 * self._settings.scaling_interval_s)
+            await asyncio.sleep(self._settings.scaling_interval_s)
+            for namespace in self._cache.namespaces(FLEETS):
+                for key in await self._autoscaler.look(namespace):
+                    self._queue.add(key)
 
 
 async def _first_of(operator: Coroutine[Any, Any, None], *loops: Coroutine[Any, Any, None]) -> None:

@@ -7,7 +7,7 @@ what matters after a restart.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -15,12 +15,15 @@ import msgspec
 from tandem_operator.plan.scaling.decision import Decision
 from tandem_operator.plan.scaling.fleet import decide_fleet
 from tandem_operator.plan.scaling.policy import Policy
-from tandem_operator.plan.scaling.state import ScalingState
+from tandem_operator.plan.scaling.state import Sample, ScalingState
 from tandem_operator.plan.scaling.window import PoolWindow
 
 DIGITS = 6
 UNIX_S = 1e8
 """Larger numbers of a state are times."""
+CHANGE = 0.10
+LEAST = (1e-4, 1e-7, 1e-6, 0.5, 0.01, 0.1, 0.1)
+"""Changes of cost, start-up time, trim and needs that are none."""
 LONGEST = 4096
 """Of a state's text."""
 
@@ -53,6 +56,34 @@ def state_of(text: str | None) -> ScalingState:
         return msgspec.json.decode(text, type=ScalingState)
     except msgspec.MsgspecError:
         return ScalingState()
+
+
+def adopted(state: ScalingState, now_s: float) -> ScalingState:
+    """A state from a status, gone on with. A status is not written while nothing changes, so what
+    it holds was true until now, however old it is."""
+    late_s = max(0.0, now_s - state.held[-1].at_s) if state.held else 0.0
+    busy = bool(state.held) and state.held[-1].need > 0.0
+    return replace(
+        state,
+        held=tuple(Sample(s.at_s + late_s, s.need) for s in state.held),
+        last_load_s=now_s if busy or state.last_load_s is None else state.last_load_s,
+    )
+
+
+def changed(before: ScalingState, now: ScalingState) -> bool:
+    """Whether what a new operator would go on with differs by more than CHANGE."""
+    return any(
+        abs(new - old) > CHANGE * max(abs(old), abs(new)) and abs(new - old) > least
+        for old, new, least in zip(_marks(before), _marks(now), LEAST, strict=True)
+    )
+
+
+def _marks(state: ScalingState) -> tuple[float, ...]:
+    cost = state.cost
+    costs = (cost.base_s, cost.prompt_s, cost.stream_s) if cost else (0.0, 0.0, 0.0)
+    held = state.held[0].need if state.held else 0.0
+    latest = state.held[-1].need if state.held else 0.0
+    return (*costs, state.startup_s or 0.0, state.trim, held, latest)
 
 
 def line(fleet: str, look: Look, decisions: Mapping[str, Decision]) -> str:

@@ -1,0 +1,205 @@
+"""Looks at the load of autoscaled fleets and decides their pools' sizes.
+
+Only decides: what was decided is a fact of the fleet's next snapshot, and its plan writes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from tandem_runtime.contract import COMPONENT_RUNTIME, LABEL_COMPONENT, LABEL_FLEET
+from tandem_runtime.protocol import GatewayState, PodState
+
+from tandem_operator.api.fleet import Latency
+from tandem_operator.facts import Facts
+from tandem_operator.keys import Key
+from tandem_operator.metrics import Metrics
+from tandem_operator.observe import Body, Reader, parsed
+from tandem_operator.plan.autoscale import Group, scalings
+from tandem_operator.plan.latency import merged
+from tandem_operator.plan.scaled import Scaled, settle, troubled
+from tandem_operator.plan.scaling.decision import Decision
+from tandem_operator.plan.scaling.record import Look, adopted, line, state_of
+from tandem_operator.plan.scaling.state import ScalingState
+from tandem_operator.plan.scaling.window import PoolWindow
+from tandem_operator.plan.signals import Seen, pods_to_measure, window_of
+from tandem_operator.plan.views import (
+    FleetView,
+    PodView,
+    PoolView,
+    fleet_view,
+    pod_view,
+    pool_view,
+    scaling_policy_view,
+)
+from tandem_operator.resources import FLEETS, PODS, POOLS, SCALING_POLICIES
+from tandem_operator.scrape import gateway_hosts, scrape
+
+log = logging.getLogger(__name__)
+decisions = logging.getLogger("tandem_operator.decisions")
+
+
+class DataPlane(Protocol):
+    """Asks pods and gateways."""
+
+    async def state(self, host: str) -> PodState:
+        """Raises OSError when the pod does not answer."""
+
+    async def gateway(self, host: str) -> GatewayState:
+        """Raises OSError when it does not answer."""
+
+
+class Autoscaler:
+    """Decides for one fleet at a time; remembers what it saw last."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        data_plane: DataPlane,
+        facts: Facts,
+        metrics: Metrics,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._reader = reader
+        self._data_plane = data_plane
+        self._facts = facts
+        self._metrics = metrics
+        self._now_s = now_s
+        self._seen: dict[str, Seen] = {}
+        """By pool uid."""
+        self._logged: dict[str, tuple[int, str]] = {}
+        """The last decision in the log, by pool uid."""
+        self._names: dict[tuple[str, str], str] = {}
+        """Pool uids by namespace and name."""
+
+    async def look(self, namespace: str) -> list[Key]:
+        """Decide for all autoscaled fleets of a namespace; those whose plan has to run."""
+        fleets = parsed(fleet_view, await self._reader.list(FLEETS, namespace, {}))
+        keys = []
+        scaling = [fleet for fleet in fleets if _scales(fleet) and not fleet.deleting]
+        self._facts.keep_scaled(namespace, {fleet.name for fleet in scaling})
+        if not scaling:
+            self._forget(namespace, set())
+            return []
+        pods = await self._reader.list(PODS, namespace, {})
+        reports = await scrape(self._data_plane, gateway_hosts(pods))
+        for fleet in scaling:
+            latency = merged(reports.get(fleet.name, []))
+            if await self._fleet(fleet, pods, latency):
+                keys.append(Key("InferenceFleet", namespace, fleet.name))
+        self._forget(namespace, set(self._facts.scaled_pools(namespace)))
+        return keys
+
+    def _forget(self, namespace: str, pools: set[str]) -> None:
+        """Drop what is remembered of pools of the namespace that are not autoscaled any more."""
+        for where, name in [key for key in self._names if key[0] == namespace]:
+            if name not in pools:
+                uid = self._names.pop((where, name))
+                self._seen.pop(uid, None)
+                self._logged.pop(uid, None)
+                self._metrics.forget_scaling(namespace, name)
+
+    async def _fleet(
+        self, fleet: FleetView, pod_bodies: Sequence[Body], latency: Latency | None
+    ) -> bool:
+        """Decide for one fleet; whether its plan has to run."""
+        pods = parsed(pod_view, [b for b in pod_bodies if _runs(fleet, b)])
+        bodies = await self._reader.list(POOLS, fleet.namespace, {LABEL_FLEET: fleet.name})
+        pools = [
+            p for p in parsed(pool_view, bodies) if p.owner_uid == fleet.uid and not p.deleting
+        ]
+        policies = parsed(
+            scaling_policy_view, await self._reader.list(SCALING_POLICIES, fleet.namespace, {})
+        )
+        wanted = scalings(fleet, pools, policies)
+        before = self._facts.scaled(fleet.namespace, fleet.name)
+        found: dict[str, Scaled] = {
+            pool.name: troubled(before.get(pool.name), pool, wanted.troubles[pool.name])
+            for pool in pools
+            if pool.name in wanted.troubles
+        }
+        for group in wanted.groups:
+            found |= await self._group(fleet, group, pods, latency, before)
+        return self._facts.learn_scaled(fleet.namespace, fleet.name, found)
+
+    async def _group(
+        self,
+        fleet: FleetView,
+        group: Group,
+        pods: Sequence[PodView],
+        latency: Latency | None,
+        before: Mapping[str, Scaled],
+    ) -> dict[str, Scaled]:
+        measured = [p for m in group.pools.values() for p in pods_to_measure(pods, m.pool.uid)]
+        states = await self._states(measured)
+        now_s = self._now_s()
+        windows: dict[str, PoolWindow] = {}
+        for name, policy in group.pools.items():
+            past = self._seen.get(policy.pool.uid)
+            windows[name], seen = window_of(policy, pods, states, latency, past, now_s)
+            self._seen[policy.pool.uid] = seen
+            self._names[fleet.namespace, name] = policy.pool.uid
+        laws = {name: policy.law for name, policy in group.pools.items()}
+        remembered = {
+            name: _state(before.get(name), policy.pool, now_s)
+            for name, policy in group.pools.items()
+        }
+        look = Look(now_s, laws, remembered, windows, group.budget_gpus)
+        decided = look.decide()
+        self._account(fleet, group, look, decided)
+        return {
+            name: settle(before.get(name), policy.pool, decided[name], now_s, shadow=policy.shadow)
+            for name, policy in group.pools.items()
+        }
+
+    async def _states(self, pods: Sequence[PodView]) -> dict[str, PodState]:
+        """What pods say; a silent one is left out."""
+
+        async def ask(pod: PodView) -> tuple[str, PodState | None]:
+            try:
+                return pod.uid, await self._data_plane.state(pod.ip or "")
+            except OSError as error:
+                log.info("pod %s does not say how much work it has: %s", pod.name, error)
+                return pod.uid, None
+
+        answers = await asyncio.gather(*(ask(pod) for pod in pods))
+        return {uid: state for uid, state in answers if state is not None}
+
+    def _account(
+        self, fleet: FleetView, group: Group, look: Look, decided: Mapping[str, Decision]
+    ) -> None:
+        """The decision log, where a decision is another one than before, and the metric."""
+        news = False
+        for name, policy in group.pools.items():
+            decision = decided[name]
+            said = (decision.target, decision.reason.value)
+            news = news or self._logged.get(policy.pool.uid) != said
+            self._logged[policy.pool.uid] = said
+            self._metrics.scaling_decision(
+                fleet.namespace, name, decision.reason.value, decision.target
+            )
+        if news:
+            decisions.info("%s", line(f"{fleet.namespace}/{fleet.name}", look, decided))
+
+
+def _state(before: Scaled | None, pool: PoolView, now_s: float) -> ScalingState:
+    """What the law remembers: from the look before, or after a restart from the status."""
+    if before is not None and before.decision is not None:
+        return before.decision.state
+    status = pool.status.scaling
+    return adopted(state_of(status.state if status else None), now_s)
+
+
+def _scales(fleet: FleetView) -> bool:
+    templates = (fleet.spec.prefill, fleet.spec.decode)
+    return any(template is not None and template.scaling is not None for template in templates)
+
+
+def _runs(fleet: FleetView, body: Body) -> bool:
+    """Whether a pod is one of the fleet's runtime pods."""
+    labels = body["metadata"].get("labels") or {}
+    own = {LABEL_COMPONENT: COMPONENT_RUNTIME, LABEL_FLEET: fleet.name}
+    return own.items() <= labels.items()

@@ -1,0 +1,286 @@
+"""Autoscaled pools in a fleet: from what pods say to sizes, statuses and sentences."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from builders import NAMESPACE, fleet_body, model_body
+from operator_world import World
+from tandem_operator.plan.scaling.record import replay
+from tandem_operator.resources import FLEETS, POOLS, SCALING_POLICIES, Ref
+from tandem_runtime.protocol import PodWork, StepSums
+
+SCALING = {"minReplicas": 1, "maxReplicas": 8}
+STREAMS_AT_TARGET = 68.0
+"""Of a replica whose steps take 8 ms + 0.25 ms a stream, at 25 ms."""
+OBJECTIVES = {"timePerOutputToken": {"targetMilliseconds": 25}}
+
+
+@dataclass
+class Load:
+    """Decode streams spread over the pods that serve, as the pods would report them."""
+
+    world: World
+    streams: float = 0.0
+    sums: dict[str, list[float]] = field(default_factory=dict)
+
+    async def look(self, seconds: float = 5.0) -> None:
+        pods = [p for p in self.world.pods("chat-decode") if p not in self.world.draining]
+        # A new pod of an old name counts from nothing.
+        self.sums = {pod: total for pod, total in self.sums.items() if pod in pods}
+        for pod in pods:
+            batch = self.streams / len(pods)
+            total = self.sums.setdefault(pod, [0.0] * 10)
+            for varied in (0.8, 1.0, 1.2) if batch else ():
+                s = varied * batch
+                step_s = 0.008 + 0.00025 * s
+                n = seconds / 3 / step_s
+                for i, value in enumerate((1, step_s, 0, s, 0, 0, s * s, 0, s * step_s, s)):
+                    total[i] += n * value
+            requests, output = int(total[9] / 100), int(total[9])
+            sums = StepSums(*total[:9])
+            self.world.work[pod] = PodWork(requests, 0, output, sums, 0, 0, 8192, 256)
+            self.world.running[pod] = round(batch)
+        for pod in self.world.draining:
+            self.world.running[pod] = 0
+        await self.world.look(seconds)
+
+
+@pytest.fixture
+async def world() -> World:
+    """A fleet that serves, with an autoscaled decode pool."""
+    world = World()
+    world.kube.user_write(model_body())
+    world.kube.user_write(fleet_body(decode={"scaling": SCALING}, objectives=OBJECTIVES))
+    await world.settle()
+    await world.look()
+    await world.settle()
+    return world
+
+
+@pytest.fixture
+def load(world: World) -> Load:
+    return Load(world)
+
+
+def policy(name: str = "p", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": SCALING_POLICIES.api_version,
+        "kind": SCALING_POLICIES.kind,
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": spec,
+    }
+
+
+def size(world: World, pool: str = "chat-decode") -> int:
+    return int(world.body(POOLS, pool)["spec"]["replicas"])
+
+
+def status(world: World) -> dict[str, Any]:
+    found: dict[str, Any] = world.body(POOLS, "chat-decode")["status"]["scaling"]
+    return found
+
+
+def refer(world: World, name: str = "p") -> None:
+    scaling = SCALING | {"policyRef": {"name": name}}
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(scaling=scaling))
+
+
+async def test_a_pool_follows_its_load_and_says_why(world: World, load: Load) -> None:
+    load.streams = 20.0
+    for _ in range(6):
+        await load.look()
+    assert size(world) == 1
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(6):
+        await load.look()
+    assert 5 <= size(world) <= 6
+    assert len(world.pods("chat-decode")) == size(world)
+    assert size(world, "chat-prefill") == 1
+    last = status(world)["decisions"][-1]
+    assert last["replicas"] == size(world)
+    assert last["reason"] == "LoadOverBand"
+    assert last["demand"] == 272
+    assert last["capacity"] == pytest.approx(STREAMS_AT_TARGET, rel=0.1)
+    told = [e for e in world.events if e.reason == "Scaled"]
+    assert told[-1].note.startswith("Pool chat-decode: ")
+    assert "LoadOverBand: load of" in told[-1].note
+    series = 'tandem_scaling_decision{namespace="team",pool="chat-decode",reason="'
+    lines = world.metrics.text().decode().splitlines()
+    assert [float(line.split()[-1]) for line in lines if line.startswith(series)] == [size(world)]
+    # And back, by draining: nobody's stream is lost.
+    load.streams = 10.0
+    for _ in range(80):
+        await load.look()
+    assert size(world) == 1
+    assert world.ended == []
+
+
+async def test_constant_load_writes_nothing(world: World, load: Load) -> None:
+    load.streams = 60.0
+    for _ in range(60):
+        await load.look()
+    before = len(world.kube.writes)
+    for _ in range(60):
+        await load.look()
+    assert world.kube.writes[before:] == []
+    load.streams = 0.0
+    for _ in range(60):
+        await load.look()
+    before = len(world.kube.writes)
+    for _ in range(60):
+        await load.look()
+    assert world.kube.writes[before:] == []
+
+
+async def test_a_restart_forgets_nothing(world: World, load: Load) -> None:
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(30):
+        await load.look()
+    busy = size(world)
+    world.restart()
+    writes = len(world.kube.writes)
+    await load.look()
+    assert world.kube.writes[writes:] == [], "the first look of a new operator compares nothing"
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+    # Load that falls in the same moment is held as long as without a restart.
+    load.streams = 10.0
+    for _ in range(15):
+        await load.look()
+    assert size(world) == busy
+    for _ in range(80):
+        await load.look()
+    assert size(world) == 1
+
+
+async def test_shadow_reports_and_leaves_the_size(world: World, load: Load) -> None:
+    world.kube.user_write(policy(mode="Shadow"))
+    refer(world)
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(8):
+        await load.look()
+    assert size(world) == 1
+    assert world.condition("ScalingActive")[:2] == ("False", "Shadow")
+    last = status(world)["decisions"][-1]
+    assert (last["replicasBefore"], last["shadow"]) == (1, True)
+    assert last["replicas"] > 1
+    assert len(status(world)["decisions"]) <= 4
+    assert not [e for e in world.events if e.reason == "Scaled"]
+
+
+async def test_another_writer_is_reported_and_not_fought(world: World, load: Load) -> None:
+    load.streams = 10.0
+    for _ in range(6):
+        await load.look()
+    await world.kube.scale(Ref(POOLS, NAMESPACE, "chat-decode"), 6, manager="hpa")
+    for _ in range(20):
+        await load.look()
+    assert size(world) == 6
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "ReplicasContended")
+    assert "Remove the other writer" in said.sentence
+    assert [e.type for e in world.events if e.reason == "ReplicasContended"] == ["Warning"]
+    # It stands back across a restart, too; and goes on from what it finds.
+    world.restart()
+    await load.look()
+    await load.look()
+    assert world.condition("ScalingActive").reason == "ReplicasContended"
+    for _ in range(200):
+        await load.look()
+    assert size(world) == 1
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+
+
+async def test_its_own_writes_are_no_other_writers(world: World, load: Load) -> None:
+    for tick in range(120):
+        load.streams = 300.0 if tick // 30 % 2 else 20.0
+        await load.look()
+        assert world.condition("ScalingActive").reason == "Scaling"
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "sentence"),
+    [
+        (None, "PolicyNotFound", "ScalingPolicy p does not exist in namespace team"),
+        ({"gpuBudget": 1}, "BudgetTooSmall", "minReplicas of chat-decode take 2 GPUs"),
+    ],
+)
+async def test_a_policy_that_cannot_work_holds(
+    world: World, load: Load, spec: dict[str, Any] | None, reason: str, sentence: str
+) -> None:
+    if spec is not None:
+        world.kube.user_write(policy(**spec))
+    scaling = {"minReplicas": 2, "maxReplicas": 8, "policyRef": {"name": "p"}}
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(scaling=scaling))
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(5):
+        await load.look()
+    assert size(world) == 1
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", reason)
+    assert sentence in said.sentence
+    world.kube.user_write(policy())
+    for _ in range(5):
+        await load.look()
+    assert size(world) > 1
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+
+
+async def test_pods_that_do_not_answer_hold_the_size(world: World, load: Load) -> None:
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(10):
+        await load.look()
+    busy = size(world)
+    world.work.clear()
+    await world.look()
+    assert world.condition("ScalingActive").reason == "Scaling", "one failed look is nothing"
+    for _ in range(40):
+        await world.look()
+    assert size(world) == busy
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "NoLoadData")
+    assert "do not say how much work they have" in said.sentence
+
+
+async def test_every_change_of_mode_starts_from_the_live_size(world: World, load: Load) -> None:
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(10):
+        await load.look()
+    busy = size(world)
+    modes = [
+        ({"replicas": 2}, 2),
+        ({"scaling": SCALING}, busy),
+        ({}, busy),
+        ({"scaling": SCALING}, busy),
+        ({"replicas": 3}, 3),
+        ({}, 3),
+        ({"replicas": 3}, 3),
+    ]
+    for decode, expected in modes:
+        world.edit(FLEETS, "chat", lambda b, d=decode: b["spec"].update(decode=dict(d)))
+        for _ in range(6):
+            await load.look()
+        assert abs(size(world) - expected) <= ("scaling" in decode)
+        assert not [e for e in world.events if e.type == "Warning"]
+        scaled = world.body(POOLS, "chat-decode")["status"].get("scaling")
+        assert (scaled is not None) == ("scaling" in decode)
+
+
+async def test_the_log_replays_to_the_same_decisions(
+    world: World, load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tandem_operator.decisions")
+    for tick in range(90):
+        load.streams = 300.0 if tick // 30 % 2 else 20.0
+        await load.look()
+    lines = [r.getMessage() for r in caplog.records if r.name == "tandem_operator.decisions"]
+    replayed = [found for line in lines if (found := replay(line)) is not None]
+    assert len(replayed) > 5
+    assert all(one.same for one in replayed)
+    assert {one.fleet for one in replayed} == {"team/chat"}
+    assert all(json.loads(line) for line in lines)
