@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from builders import NAMESPACE, fleet_body, model_body
 from operator_world import World
-from tandem_operator.plan.scaling.record import replay
+from tandem_operator.logs import JsonFormatter
+from tandem_operator.replay import main
 from tandem_operator.resources import FLEETS, POOLS, SCALING_POLICIES, Ref
 from tandem_runtime.protocol import PodWork, StepSums
 
@@ -272,15 +273,26 @@ async def test_every_change_of_mode_starts_from_the_live_size(world: World, load
 
 
 async def test_the_log_replays_to_the_same_decisions(
-    world: World, load: Load, caplog: pytest.LogCaptureFixture
+    world: World,
+    load: Load,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.INFO, "tandem_operator.decisions")
     for tick in range(90):
         load.streams = 300.0 if tick // 30 % 2 else 20.0
         await load.look()
-    lines = [r.getMessage() for r in caplog.records if r.name == "tandem_operator.decisions"]
-    replayed = [found for line in lines if (found := replay(line)) is not None]
-    assert len(replayed) > 5
-    assert all(one.same for one in replayed)
-    assert {one.fleet for one in replayed} == {"team/chat"}
-    assert all(json.loads(line) for line in lines)
+    records = [r for r in caplog.records if r.name == "tandem_operator.decisions"]
+    lines = [JsonFormatter().format(record) for record in records]
+    log = tmp_path / "operator.log"
+    log.write_text("not JSON\n" + "\n".join(lines))
+    assert main([str(log)]) == 0
+    looks = int(capsys.readouterr().out.split()[0])
+    assert 5 < looks < len(lines)
+    # A log that says something else is noticed.
+    log.write_text(log.read_text().replace('"target": 6', '"target": 7'))
+    assert main([str(log)]) == 1
+    assert "team/chat: logged {'chat-decode': (7," in capsys.readouterr().out
+    log.write_text("")
+    assert main([str(log)]) == 2

@@ -114,11 +114,16 @@ class Replayed:
 
 
 def replay(text: str) -> Replayed | None:
-    """Decide a line of the log again; None for a line that is about something else."""
+    """Decide a line of the log again; None for a line that is about something else.
+
+    A line of the operator's own output has the log's line under `decision`.
+    """
     try:
         entry = msgspec.json.decode(text)
     except msgspec.MsgspecError:
         return None
+    if isinstance(entry, dict):
+        entry = entry.get("decision", entry)
     if not isinstance(entry, dict) or "scaling" not in entry:
         return None
     look = msgspec.convert(entry["look"], Look)
