@@ -81,11 +81,11 @@ REFUSED = {
     ),
     "equal bands": (
         policy(bands={"lowPercent": 85}),
-        "lowPercent 85 must be under highPercent 85: a size between the bands is one that stays",
+        "lowPercent must be under highPercent: a size between the bands is one that stays",
     ),
     "bands the wrong way round": (
         policy(bands={"lowPercent": 60, "highPercent": 40}),
-        "lowPercent 60 must be under highPercent 40",
+        "lowPercent must be under highPercent",
     ),
     "no budget at all": (policy(gpuBudget=0), "should be greater than or equal to 1"),
     "unknown mode": (policy(mode="Auto"), 'supported values: "Active", "Shadow"'),

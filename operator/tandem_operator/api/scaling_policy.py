@@ -24,8 +24,6 @@ class Bands(ApiModel):
         Rule(
             "self.lowPercent < self.highPercent",
             "lowPercent must be under highPercent: a size between the bands is one that stays",
-            "'lowPercent ' + string(self.lowPercent) + ' must be under highPercent ' "
-            "+ string(self.highPercent) + ': a size between the bands is one that stays'",
         ),
     )
 
