@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from builders import NAMESPACE
 from fake_kube import Body, Clock, FakeKube
-from tandem_operator.autoscale import Autoscaler
+from tandem_operator.autoscale import Autoscaler, Queries
 from tandem_operator.facts import Facts
 from tandem_operator.keys import Key, gateway_key
 from tandem_operator.kube.client import ApiError
@@ -58,6 +58,8 @@ class World:
         self.draining: set[str] = set()
         self.work: dict[str, PodWork] = {}
         """What each pod says of its work, by name; a pod without says nothing."""
+        self.prometheus: Queries | None = None
+        """Takes effect with a restart."""
         self.latency: dict[str, FleetLatency] = {}
         """What the gateway measured, by fleet."""
         self.ended: list[str] = []
@@ -73,7 +75,9 @@ class World:
         self.facts = Facts()
         observer = Observer(cached, LiveReader(self.kube, cached), self, self.facts, self.clock)
         self.metrics = Metrics()
-        self.autoscaler = Autoscaler(cached, self, self.facts, self.metrics, self.clock)
+        self.autoscaler = Autoscaler(
+            cached, self, self.facts, self.metrics, self.clock, self.prometheus
+        )
         executor = FaultyExecutor(self, Executor(self.kube, self, self, lambda n: b"k" * n))
         self.reconciler = Reconciler(
             observer, executor, self.facts, AlwaysLeader(), self.metrics, self.settings, self.clock

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from tandem_runtime.contract import COMPONENT_RUNTIME, LABEL_COMPONENT, LABEL_FLEET
@@ -17,9 +18,12 @@ from tandem_operator.api.fleet import Latency
 from tandem_operator.facts import Facts
 from tandem_operator.keys import Key
 from tandem_operator.metrics import Metrics
+from tandem_operator.names import Reason
 from tandem_operator.observe import Body, Reader, parsed
-from tandem_operator.plan.autoscale import Group, scalings
+from tandem_operator.plan.autoscale import Group, Trouble, scalings
 from tandem_operator.plan.latency import merged
+from tandem_operator.plan.promql import PromqlRefused
+from tandem_operator.plan.queries import Answer, queries, with_answers
 from tandem_operator.plan.scaled import Scaled, settle, troubled
 from tandem_operator.plan.scaling.decision import Decision
 from tandem_operator.plan.scaling.record import Look, adopted, line, state_of
@@ -52,6 +56,13 @@ class DataPlane(Protocol):
         """Raises OSError when it does not answer."""
 
 
+class Queries(Protocol):
+    """A Prometheus."""
+
+    async def ask(self, query: str) -> Answer:
+        """Raises nothing: that it does not answer is an answer."""
+
+
 class Autoscaler:
     """Decides for one fleet at a time; remembers what it saw last."""
 
@@ -62,8 +73,10 @@ class Autoscaler:
         facts: Facts,
         metrics: Metrics,
         now_s: Callable[[], float],
+        prometheus: Queries | None = None,
     ) -> None:
         self._reader = reader
+        self._prometheus = prometheus
         self._data_plane = data_plane
         self._facts = facts
         self._metrics = metrics
@@ -114,7 +127,7 @@ class Autoscaler:
         policies = parsed(
             scaling_policy_view, await self._reader.list(SCALING_POLICIES, fleet.namespace, {})
         )
-        wanted = scalings(fleet, pools, policies)
+        wanted = scalings(fleet, pools, policies, prometheus=self._prometheus is not None)
         before = self._facts.scaled(fleet.namespace, fleet.name)
         found: dict[str, Scaled] = {
             pool.name: troubled(before.get(pool.name), pool, wanted.troubles[pool.name])
@@ -142,6 +155,7 @@ class Autoscaler:
             windows[name], seen = window_of(policy, pods, states, latency, past, now_s)
             self._seen[policy.pool.uid] = seen
             self._names[fleet.namespace, name] = policy.pool.uid
+        unknown = await self._answers(fleet, group, windows)
         laws = {name: policy.law for name, policy in group.pools.items()}
         remembered = {
             name: _state(before.get(name), policy.pool, now_s)
@@ -151,9 +165,38 @@ class Autoscaler:
         decided = look.decide()
         self._account(fleet, group, look, decided)
         return {
-            name: settle(before.get(name), policy.pool, decided[name], now_s, shadow=policy.shadow)
+            name: settle(
+                before.get(name),
+                policy.pool,
+                decided[name],
+                now_s,
+                shadow=policy.shadow,
+                unknown=unknown.get(name),
+            )
             for name, policy in group.pools.items()
         }
+
+    async def _answers(
+        self, fleet: FleetView, group: Group, windows: dict[str, PoolWindow]
+    ) -> dict[str, Trouble]:
+        """Put Prometheus' numbers into the windows, if there is one; what is wrong with them."""
+        troubles: dict[str, Trouble] = {}
+        if self._prometheus is None:
+            return troubles
+        for name, policy in group.pools.items():
+            try:
+                wanted = queries(policy, fleet.name)
+            except PromqlRefused as error:
+                sentence = f"{error}; Pool {name} keeps its size"
+                troubles[name] = Trouble(Reason.QUERY_REFUSED, sentence)
+                windows[name] = replace(windows[name], load=None)
+                continue
+            found = await asyncio.gather(*(self._prometheus.ask(q) for q in wanted.values()))
+            answers = dict(zip(wanted, found, strict=True))
+            windows[name], trouble = with_answers(windows[name], name, answers)
+            if trouble is not None:
+                troubles[name] = trouble
+        return troubles
 
     async def _states(self, pods: Sequence[PodView]) -> dict[str, PodState]:
         """What pods say; a silent one is left out."""

@@ -97,6 +97,10 @@ class Reason(StrEnum):
     POLICY_NOT_FOUND = "PolicyNotFound"
     BUDGET_TOO_SMALL = "BudgetTooSmall"
     NO_LOAD_DATA = "NoLoadData"
+    PROMETHEUS_MISSING = "PrometheusMissing"
+    PROMETHEUS_FAILED = "PrometheusFailed"
+    QUERY_REFUSED = "QueryRefused"
+    QUERY_UNUSABLE = "QueryUnusable"
     REPLICAS_CONTENDED = "ReplicasContended"
     # fleet
     SERVING = "Serving"

@@ -76,6 +76,23 @@ class Forecast(ApiModel):
     """Growth is provided for that was not exceeded this often in the past; 0: none."""
 
 
+Query = Annotated[str, Field(min_length=1, max_length=2048)]
+
+
+class Promql(ApiModel):
+    """Queries instead of the built-in ones, each with one number as its answer. $fleet and $pool
+    are the names; every selector is confined to the policy's namespace."""
+
+    time_to_first_token: Query | None = None
+    """Milliseconds, at the percentile that the objective names."""
+    time_per_output_token: Query | None = None
+    """Likewise."""
+    prompt_tokens_per_second: Query | None = None
+    """That arrive and are in no cache."""
+    running_requests: Query | None = None
+    waiting_requests: Query | None = None
+
+
 class ScalingPolicySpec(ApiModel):
     """How pools that refer to this policy scale."""
 
@@ -90,6 +107,8 @@ class ScalingPolicySpec(ApiModel):
     windows: Windows = Windows()
     steps: Steps = Steps()
     forecast: Forecast = Forecast()
+    promql: Promql | None = None
+    """Only with a Prometheus in the operator's settings."""
 
 
 class ScalingPolicyStatus(ApiModel):

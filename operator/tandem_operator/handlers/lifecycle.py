@@ -24,6 +24,7 @@ from tandem_operator.metrics import Metrics
 from tandem_operator.observe import CachedReader, LiveReader, Observer
 from tandem_operator.plan.latency import merged
 from tandem_operator.probes import Pulse
+from tandem_operator.prometheus import Prometheus
 from tandem_operator.queue import KeyedQueue
 from tandem_operator.reconcile import Reconciler, work
 from tandem_operator.resources import FLEETS, MODELS, PODS
@@ -57,7 +58,10 @@ class Leader:
         cached = CachedReader(self._cache)
         recorder = EventRecorder(kube, settings.pod_name, time.time)
         observer = Observer(cached, LiveReader(kube, cached), pods, self._facts, time.time)
-        self._autoscaler = Autoscaler(cached, pods, self._facts, metrics, time.time)
+        prometheus = None
+        if settings.prometheus_url:
+            prometheus = Prometheus(settings.prometheus_url, settings.prometheus_token_file)
+        self._autoscaler = Autoscaler(cached, pods, self._facts, metrics, time.time, prometheus)
         executor = Executor(kube, pods, recorder, os.urandom)
         self._reconciler = Reconciler(
             observer, executor, self._facts, lease, metrics, settings, time.time

@@ -29,6 +29,8 @@ class PoolPolicy:
     shadow: bool
     ttft_percentile: int
     tpot_percentile: int
+    promql: Mapping[str, str] = field(default_factory=dict)
+    """The policy's own queries, by signal."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,13 @@ def template_of(fleet: FleetView, pool: PoolView) -> PoolTemplate | None:
 
 
 def scalings(
-    fleet: FleetView, pools: Iterable[PoolView], policies: Iterable[ScalingPolicyView]
+    fleet: FleetView,
+    pools: Iterable[PoolView],
+    policies: Iterable[ScalingPolicyView],
+    *,
+    prometheus: bool,
 ) -> Scalings:
-    """How the fleet's pools scale."""
+    """How the fleet's pools scale; `prometheus`: whether there is one to ask."""
     known = {policy.name: policy.spec for policy in policies}
     troubles: dict[str, Trouble] = {}
     shared: dict[str | None, dict[str, PoolPolicy]] = {}
@@ -73,6 +79,14 @@ def scalings(
             )
             continue
         spec = known[ref.name] if ref is not None else ScalingPolicySpec()
+        if spec.promql is not None and ref is not None and not prometheus:
+            troubles[pool.name] = Trouble(
+                Reason.PROMETHEUS_MISSING,
+                f"ScalingPolicy {ref.name} has promql, and the operator knows no Prometheus; Pool "
+                f"{pool.name} keeps its size. Set TANDEM_PROMETHEUS_URL of the operator, or remove "
+                "promql",
+            )
+            continue
         group = shared.setdefault(ref.name if ref is not None else None, {})
         group[pool.name] = _pool_policy(fleet, pool, template, spec)
     groups: list[Group] = []
@@ -129,7 +143,9 @@ def _pool_policy(
         in_interval_s=float(spec.steps.scale_in.interval_seconds),
         gpus_per_replica=template.accelerator.count if template.accelerator else 1,
     )
-    return PoolPolicy(pool, law, spec.mode == "Shadow", _percentile(ttft), _percentile(tpot))
+    promql = spec.promql.model_dump(by_alias=True, exclude_none=True) if spec.promql else {}
+    shadow = spec.mode == "Shadow"
+    return PoolPolicy(pool, law, shadow, _percentile(ttft), _percentile(tpot), promql)
 
 
 def _target(objective: Objective | None, default_ms: float) -> float:

@@ -51,21 +51,29 @@ class Scaled:
 
 
 def settle(
-    before: Scaled | None, pool: PoolView, decision: Decision, now_s: float, *, shadow: bool
+    before: Scaled | None,
+    pool: PoolView,
+    decision: Decision,
+    now_s: float,
+    *,
+    shadow: bool,
+    unknown: Trouble | None = None,
 ) -> Scaled:
-    """The pool's new decision, with what the status is to say."""
+    """The pool's new decision, with what the status is to say. `unknown`: why the load is not
+    known, where that is more than that pods do not answer."""
     size = pool.spec.replicas
     found = before or _found(pool)
     foreign_s = _foreign(before, pool, now_s)
     contended = foreign_s is not None and 0.0 <= now_s - foreign_s < STAND_BACK_S
-    blind = decision.reason == ScaleReason.NO_DATA and decision.numbers.ready > 0
+    blind = decision.numbers.ready > 0 and decision.reason == ScaleReason.NO_DATA
+    blind = blind or unknown is not None
     blind_s = (found.blind_since_s or now_s) if blind else None
     trouble = None
     if contended and not shadow:
         assert foreign_s is not None
         trouble = _contended(pool, foreign_s)
     elif blind_s is not None and now_s - blind_s >= PATIENCE_S:
-        trouble = _blind(pool)
+        trouble = unknown or _blind(pool)
     new = replace(
         found,
         size=size,

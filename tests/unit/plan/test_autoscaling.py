@@ -11,6 +11,7 @@ import pytest
 from builders import NAMESPACE, fleet_body, model_body
 from operator_world import World
 from tandem_operator.logs import JsonFormatter
+from tandem_operator.plan.queries import Answer
 from tandem_operator.replay import main
 from tandem_operator.resources import FLEETS, POOLS, SCALING_POLICIES, Ref
 from tandem_runtime.protocol import PodWork, StepSums
@@ -296,3 +297,103 @@ async def test_the_log_replays_to_the_same_decisions(
     assert "team/chat: logged {'chat-decode': (7," in capsys.readouterr().out
     log.write_text("")
     assert main([str(log)]) == 2
+
+
+@dataclass
+class Answers:
+    """A Prometheus that answers each query by what it is about."""
+
+    streams: float = 20.0
+    wrong: Answer | None = None
+    asked: list[str] = field(default_factory=list)
+
+    async def ask(self, query: str) -> Answer:
+        self.asked.append(query)
+        if "running" not in query:
+            return Answer((0.0,)) if "waiting" in query else Answer((float("nan"),))
+        return self.wrong or Answer((self.streams,))
+
+
+async def test_a_prometheus_says_what_the_load_is(world: World, load: Load) -> None:
+    prometheus = Answers()
+    world.prometheus = prometheus
+    world.restart()
+    load.streams = 60.0
+    for _ in range(6):
+        await load.look()
+    assert size(world) == 1
+    prometheus.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(3):
+        await load.look()
+    assert size(world) >= 5
+    assert len(prometheus.asked) == 9 * 3
+    assert all('namespace="team"' in query for query in prometheus.asked)
+    assert any(
+        '{namespace="team",pod=~"chat-decode-[a-z0-9]+-[0-9]+"}' in q for q in prometheus.asked
+    )
+    assert any('{namespace="team",fleet="chat"}' in q for q in prometheus.asked)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason", "sentence"),
+    [
+        (
+            Answer(error="Prometheus at http://p does not answer: the connection fails"),
+            "PrometheusFailed",
+            "runningRequests of Pool chat-decode: Prometheus at http://p does not answer",
+        ),
+        (Answer((1.0, 2.0)), "QueryUnusable", "returns 2 series where one is needed; wrap it in"),
+        (Answer((float("nan"),)), "QueryUnusable", "its query returns nan"),
+        (Answer(), "QueryUnusable", "no series; see whether Prometheus scrapes the pods"),
+    ],
+)
+async def test_a_prometheus_that_cannot_be_used_holds_and_says_so(
+    world: World, load: Load, wrong: Answer, reason: str, sentence: str
+) -> None:
+    prometheus = Answers(4 * STREAMS_AT_TARGET)
+    world.prometheus = prometheus
+    world.restart()
+    load.streams = 60.0
+    for _ in range(6):
+        await load.look()
+    busy = size(world)
+    assert busy > 1
+    prometheus.wrong = wrong
+    await load.look()
+    assert world.condition("ScalingActive").reason == "Scaling", "one failed look is nothing"
+    for _ in range(40):
+        await load.look()
+    assert size(world) == busy
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", reason)
+    assert sentence in said.sentence
+    prometheus.wrong = None
+    await load.look()
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+
+
+async def test_a_policys_own_queries(world: World, load: Load) -> None:
+    queries = {"runningRequests": 'sum(mine{pool="$pool",fleet="$fleet"}) + 0 * running'}
+    world.kube.user_write(policy(promql=queries))
+    refer(world)
+    for _ in range(4):
+        await load.look()
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "PrometheusMissing")
+    assert "Set TANDEM_PROMETHEUS_URL of the operator, or remove promql" in said.sentence
+    prometheus = Answers()
+    world.prometheus = prometheus
+    world.restart()
+    for _ in range(4):
+        await load.look()
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+    mine = 'sum(mine{namespace="team",pool="chat-decode",fleet="chat"}) + 0 * running'
+    assert mine + '{namespace="team"}' in prometheus.asked
+    world.edit(
+        SCALING_POLICIES, "p", lambda b: b["spec"].update(promql={"runningRequests": "1 # up"})
+    )
+    for _ in range(6):
+        await load.look()
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "QueryRefused")
+    assert said.sentence.startswith("promql.runningRequests is refused: '# up' is no PromQL")
