@@ -31,7 +31,14 @@ from tandem_runtime.contract import (
     LABEL_POOL,
     LABEL_REVISION,
 )
-from tandem_runtime.protocol import DrainRequest, FleetLatency, GatewayState, PodState, PodWork
+from tandem_runtime.protocol import (
+    DrainRequest,
+    FleetLatency,
+    GatewayState,
+    PodState,
+    PodWork,
+    Wakeable,
+)
 
 
 class Said(NamedTuple):
@@ -62,6 +69,10 @@ class World:
         """Takes effect with a restart."""
         self.latency: dict[str, FleetLatency] = {}
         """What the gateway measured, by fleet."""
+        self.held: dict[str, int] = {}
+        """Requests that wait at the gateway, by fleet."""
+        self.told: dict[str, tuple[str, ...]] | None = None
+        """What the gateway was last told to hold requests for."""
         self.ended: list[str] = []
         """Pods that were told to end their streams."""
         self.stale: dict[tuple[Resource, str], list[Body]] | None = None
@@ -135,7 +146,13 @@ class World:
         return PodState(pod, "", "", "", True, draining, running, 0, 0, 0.0, 0, 0.0, 0, work)
 
     async def gateway(self, host: str) -> GatewayState:
-        return GatewayState(host, True, 0, 0.0, self.latency)
+        return GatewayState(host, True, 0, 0.0, self.latency, self.held)
+
+    async def wakeable(self, host: str, uid: str, told: Wakeable) -> GatewayState:
+        if self.kube.objects[PODS, NAMESPACE, self._at(host)]["metadata"]["uid"] != uid:
+            raise OSError(f"{host} answered 403")
+        self.told = dict(told.fleets)
+        return await self.gateway(host)
 
     # -- the cluster around it -------------------------------------------------------------------
 

@@ -12,16 +12,14 @@ from dataclasses import replace
 from typing import Protocol
 
 from tandem_runtime.contract import COMPONENT_RUNTIME, LABEL_COMPONENT, LABEL_FLEET
-from tandem_runtime.protocol import GatewayState, PodState
+from tandem_runtime.protocol import GatewayState, PodState, Wakeable
 
-from tandem_operator.api.fleet import Latency
 from tandem_operator.facts import Facts
 from tandem_operator.keys import Key
 from tandem_operator.metrics import Metrics
 from tandem_operator.names import Reason
 from tandem_operator.observe import Body, Reader, parsed
-from tandem_operator.plan.autoscale import Group, Trouble, scalings
-from tandem_operator.plan.latency import merged
+from tandem_operator.plan.autoscale import Group, Trouble, scalings, wakeable
 from tandem_operator.plan.promql import PromqlRefused
 from tandem_operator.plan.queries import Answer, queries, with_answers
 from tandem_operator.plan.scaled import Scaled, settle, troubled
@@ -29,7 +27,14 @@ from tandem_operator.plan.scaling.decision import Decision
 from tandem_operator.plan.scaling.record import Look, adopted, line, state_of
 from tandem_operator.plan.scaling.state import ScalingState
 from tandem_operator.plan.scaling.window import PoolWindow
-from tandem_operator.plan.signals import Seen, pods_to_measure, window_of
+from tandem_operator.plan.signals import (
+    Doorstep,
+    Seen,
+    doorstep,
+    knocked,
+    pods_to_measure,
+    window_of,
+)
 from tandem_operator.plan.views import (
     FleetView,
     PodView,
@@ -40,7 +45,7 @@ from tandem_operator.plan.views import (
     scaling_policy_view,
 )
 from tandem_operator.resources import FLEETS, PODS, POOLS, SCALING_POLICIES
-from tandem_operator.scrape import gateway_hosts, scrape
+from tandem_operator.scrape import gateways
 
 log = logging.getLogger(__name__)
 decisions = logging.getLogger("tandem_operator.decisions")
@@ -53,6 +58,9 @@ class DataPlane(Protocol):
         """Raises OSError when the pod does not answer."""
 
     async def gateway(self, host: str) -> GatewayState:
+        """Raises OSError when it does not answer."""
+
+    async def wakeable(self, host: str, uid: str, told: Wakeable) -> GatewayState:
         """Raises OSError when it does not answer."""
 
 
@@ -85,6 +93,10 @@ class Autoscaler:
         """By pool uid."""
         self._logged: dict[str, tuple[int, str]] = {}
         """The last decision in the log, by pool uid."""
+        self._told: set[str] = set()
+        """Namespaces whose gateways were told of fleets that are woken."""
+        self.asleep: set[str] = set()
+        """Namespaces with a pool at zero: a request there is not to wait for the next look."""
         self._names: dict[tuple[str, str], str] = {}
         """Pool uids by namespace and name."""
 
@@ -96,14 +108,17 @@ class Autoscaler:
         self._facts.keep_scaled(namespace, {fleet.name for fleet in scaling})
         if not scaling:
             self._forget(namespace, set())
+            self.asleep.discard(namespace)
             return []
         pods = await self._reader.list(PODS, namespace, {})
-        reports = await scrape(self._data_plane, gateway_hosts(pods))
+        states = await self._gateways(namespace, pods, scaling)
         for fleet in scaling:
-            latency = merged(reports.get(fleet.name, []))
-            if await self._fleet(fleet, pods, latency):
+            if await self._fleet(fleet, pods, doorstep(states, fleet.name)):
                 keys.append(Key("InferenceFleet", namespace, fleet.name))
         self._forget(namespace, set(self._facts.scaled_pools(namespace)))
+        decided = [self._facts.scaled(namespace, fleet.name).values() for fleet in scaling]
+        sleeps = any(scaled.size == 0 for found in decided for scaled in found)
+        (self.asleep.add if sleeps else self.asleep.discard)(namespace)
         return keys
 
     def _forget(self, namespace: str, pools: set[str]) -> None:
@@ -115,9 +130,30 @@ class Autoscaler:
                 self._logged.pop(uid, None)
                 self._metrics.forget_scaling(namespace, name)
 
-    async def _fleet(
-        self, fleet: FleetView, pod_bodies: Sequence[Body], latency: Latency | None
-    ) -> bool:
+    async def _gateways(
+        self, namespace: str, pods: Sequence[Body], fleets: Sequence[FleetView]
+    ) -> list[GatewayState]:
+        """Tell the gateways which fleets are woken, and ask them what waits."""
+        names = wakeable(
+            fleets, {fleet.name: self._facts.scaled(namespace, fleet.name) for fleet in fleets}
+        )
+        tell = bool(names) or namespace in self._told
+
+        async def ask(host: str, uid: str) -> GatewayState | None:
+            try:
+                if tell:
+                    return await self._data_plane.wakeable(host, uid, Wakeable(names))
+                return await self._data_plane.gateway(host)
+            except OSError as error:
+                log.info("gateway does not answer: %s", error)
+                return None
+
+        found = await asyncio.gather(*(ask(*item) for item in sorted(gateways(pods).items())))
+        if names:
+            self._told.add(namespace)
+        return [state for state in found if state is not None]
+
+    async def _fleet(self, fleet: FleetView, pod_bodies: Sequence[Body], door: Doorstep) -> bool:
         """Decide for one fleet; whether its plan has to run."""
         pods = parsed(pod_view, [b for b in pod_bodies if _runs(fleet, b)])
         bodies = await self._reader.list(POOLS, fleet.namespace, {LABEL_FLEET: fleet.name})
@@ -135,7 +171,7 @@ class Autoscaler:
             if pool.name in wanted.troubles
         }
         for group in wanted.groups:
-            found |= await self._group(fleet, group, pods, latency, before)
+            found |= await self._group(fleet, group, pods, door, before)
         return self._facts.learn_scaled(fleet.namespace, fleet.name, found)
 
     async def _group(
@@ -143,7 +179,7 @@ class Autoscaler:
         fleet: FleetView,
         group: Group,
         pods: Sequence[PodView],
-        latency: Latency | None,
+        door: Doorstep,
         before: Mapping[str, Scaled],
     ) -> dict[str, Scaled]:
         measured = [p for m in group.pools.values() for p in pods_to_measure(pods, m.pool.uid)]
@@ -152,7 +188,8 @@ class Autoscaler:
         windows: dict[str, PoolWindow] = {}
         for name, policy in group.pools.items():
             past = self._seen.get(policy.pool.uid)
-            windows[name], seen = window_of(policy, pods, states, latency, past, now_s)
+            window, seen = window_of(policy, pods, states, door.latency, past, now_s)
+            windows[name] = knocked(window, policy, door)
             self._seen[policy.pool.uid] = seen
             self._names[fleet.namespace, name] = policy.pool.uid
         unknown = await self._answers(fleet, group, windows)
@@ -184,6 +221,8 @@ class Autoscaler:
         if self._prometheus is None:
             return troubles
         for name, policy in group.pools.items():
+            if not windows[name].ready:
+                continue  # No pod has metrics.
             try:
                 wanted = queries(policy, fleet.name)
             except PromqlRefused as error:

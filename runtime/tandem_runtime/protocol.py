@@ -231,6 +231,14 @@ class GatewayState(msgspec.Struct, frozen=True):
     api_view_age_s: float
     """Seconds since the Kubernetes API last confirmed the gateway's view of the pods."""
     fleets: dict[str, FleetLatency]
+    held: dict[str, int] = {}
+    """Requests that wait for a sleeping fleet to wake, by fleet."""
+
+
+class Wakeable(msgspec.Struct, frozen=True):
+    """Tells a gateway which fleets the operator wakes from zero pods, and the names they serve."""
+
+    fleets: dict[str, tuple[str, ...]]
 
 
 class TokenizerBundle(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -78,3 +81,27 @@ def test_a_policy_that_goes_holds_the_size(fleets: Fleets) -> None:
     assert size(fleets) == 1
     table = fleets.kubectl("get", "tandem")
     assert "pool.tandem.dev/chat-decode" in table
+
+
+def test_to_zero_and_woken_by_a_request_at_the_gateway(fleets: Fleets) -> None:
+    idle = {"windows": {"holdSeconds": 0, "idleSeconds": 30}}
+    fleets.edit("scalingpolicy/quick", {"spec": idle})
+    zero = {"scaling": {"minReplicas": 0, "maxReplicas": 4}}
+    fleets.edit("inferencefleet/chat", {"spec": {"decode": zero}})
+    assert eventually(lambda: size(fleets) == 0, timeout_s=60)
+    assert eventually(lambda: not fleets.pods("chat-decode", terminating=True), timeout_s=30)
+    fleets.wait_condition("Ready", "True", "ScaledToZero")
+    assert scaled(fleets)[-1]["reason"] == "Idle"
+    url = fleets.get("inferencefleet/chat")["status"]["url"]
+    body = json.dumps({"model": "smollm2", "prompt": "x", "max_tokens": 1}).encode()
+    request = urllib.request.Request(
+        f"{url}/v1/completions", data=body, headers={"content-type": "application/json"}
+    )
+    with ThreadPoolExecutor() as pool:
+        # Stand-ins have no tokenizer: the request wakes a pod, and waits on.
+        asking = pool.submit(urllib.request.urlopen, request, timeout=20)
+        assert eventually(lambda: size(fleets) == 1, timeout_s=15)
+        assert eventually(lambda: len(fleets.pods("chat-decode")) == 1, timeout_s=15)
+        assert scaled(fleets)[-1]["reason"] == "Wake"
+        with pytest.raises(TimeoutError):
+            asking.result()

@@ -75,9 +75,17 @@ REFUSED = {
         fleet(decode={"scaling": {"minReplicas": 3, "maxReplicas": 2}}),
         "minReplicas exceeds maxReplicas; lower one or raise the other",
     ),
-    "zero minReplicas": (
-        fleet(decode={"scaling": {"minReplicas": 0, "maxReplicas": 2}}),
-        "minReplicas in body should be greater than or equal to 1",
+    "negative minReplicas": (
+        fleet(decode={"scaling": {"minReplicas": -1, "maxReplicas": 2}}),
+        "minReplicas in body should be greater than or equal to 0",
+    ),
+    "always zero": (
+        fleet(decode={"scaling": {"minReplicas": 0, "maxReplicas": 0}}),
+        "maxReplicas in body should be greater than or equal to 1",
+    ),
+    "idle for a moment": (
+        policy(windows={"idleSeconds": 1}),
+        "should be greater than or equal to 30",
     ),
     "equal bands": (
         policy(bands={"lowPercent": 85}),
@@ -252,6 +260,7 @@ ACCEPTED = {
         windows={"holdSeconds": 0},
         forecast={"percent": 0},
     ),
+    "autoscaled from zero": fleet(decode={"scaling": {"minReplicas": 0, "maxReplicas": 2}}),
     "autoscaled by a policy": fleet(
         decode={"scaling": {"maxReplicas": 2, "policyRef": {"name": "p"}}}
     ),

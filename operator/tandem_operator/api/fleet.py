@@ -57,7 +57,9 @@ class Scaling(ApiModel):
         ),
     )
 
-    min_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] = 1
+    """0: without requests for the policy's windows.idleSeconds the pool has no pods; then the next
+    request waits at the gateway until one serves."""
     max_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)]
     policy_ref: NameRef | None = None
     """A ScalingPolicy of this namespace; without it, the defaults of one."""

@@ -43,6 +43,8 @@ class Windows(ApiModel):
     hold_seconds: Annotated[int, Field(ge=0, le=MAX_SECONDS)] | None = None
     """How long a need must be gone before replicas are removed; without it, the time that a pod
     takes to start."""
+    idle_seconds: Annotated[int, Field(ge=30, le=MAX_SECONDS)] = 600
+    """Without a request for that long a pool with minReplicas 0 goes to zero."""
     startup_seconds: Annotated[int, Field(ge=1, le=MAX_SECONDS)] = 100
     """The time that a pod takes to start, until it has been measured."""
 

@@ -33,6 +33,8 @@ from tandem_operator.scrape import gateway_hosts, scrape_all
 from tandem_operator.settings import Settings
 
 log = logging.getLogger(__name__)
+WAKE_S = 1.0
+"""Between two looks at fleets that sleep."""
 
 
 class Leader:
@@ -136,12 +138,17 @@ class Leader:
 
     async def _scale(self) -> None:
         """Look at the load of autoscaled fleets; queue those whose size or status has to change."""
+        interval_s, next_s = self._settings.scaling_interval_s, 0.0
         while True:
-            self._pulse.beat("scale", 24 * self._settings.scaling_interval_s)
-            await asyncio.sleep(self._settings.scaling_interval_s)
+            self._pulse.beat("scale", 24 * interval_s)
+            await asyncio.sleep(min(WAKE_S, interval_s))
+            due = time.monotonic() >= next_s
+            if due:
+                next_s = time.monotonic() + interval_s
             for namespace in self._cache.namespaces(FLEETS):
-                for key in await self._autoscaler.look(namespace):
-                    self._queue.add(key)
+                if due or namespace in self._autoscaler.asleep:
+                    for key in await self._autoscaler.look(namespace):
+                        self._queue.add(key)
 
 
 async def _first_of(operator: Coroutine[Any, Any, None], *loops: Coroutine[Any, Any, None]) -> None:

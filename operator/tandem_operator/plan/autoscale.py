@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tandem_operator.api.fleet import Objective, Objectives, PoolTemplate
 from tandem_operator.api.scaling_policy import ScalingPolicySpec
 from tandem_operator.names import Reason
 from tandem_operator.plan.scaling.policy import DEFAULT_TPOT_MS, DEFAULT_TTFT_MS, Policy
 from tandem_operator.plan.views import FleetView, PoolView, ScalingPolicyView
+
+if TYPE_CHECKING:
+    from tandem_operator.plan.scaled import Scaled
 
 
 @dataclass(frozen=True)
@@ -141,11 +145,27 @@ def _pool_policy(
         in_step=spec.steps.scale_in.replicas,
         in_step_percent=spec.steps.scale_in.percent,
         in_interval_s=float(spec.steps.scale_in.interval_seconds),
+        idle_s=float(spec.windows.idle_seconds) if bounds.min_replicas == 0 else None,
         gpus_per_replica=template.accelerator.count if template.accelerator else 1,
     )
     promql = spec.promql.model_dump(by_alias=True, exclude_none=True) if spec.promql else {}
     shadow = spec.mode == "Shadow"
     return PoolPolicy(pool, law, shadow, _percentile(ttft), _percentile(tpot), promql)
+
+
+def wakeable(
+    fleets: Iterable[FleetView], scaled: Mapping[str, Mapping[str, Scaled]]
+) -> dict[str, tuple[str, ...]]:
+    """The names of the fleets whose decode pool is woken from zero, by fleet; `scaled` are the last
+    decisions by fleet and pool."""
+    found = {}
+    for fleet in fleets:
+        scaling = fleet.spec.decode.scaling
+        last = scaled.get(fleet.name, {}).get(f"{fleet.name}-decode")
+        stands = last is not None and (last.shadow or last.trouble is not None)
+        if scaling is not None and scaling.min_replicas == 0 and not stands:
+            found[fleet.name] = fleet.status.served_names or ()
+    return found
 
 
 def _target(objective: Objective | None, default_ms: float) -> float:

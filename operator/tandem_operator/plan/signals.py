@@ -8,15 +8,16 @@ taken to be typical as long as half of them answer; with fewer the load is not k
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from msgspec.structs import astuple
-from tandem_runtime.protocol import PodState, PodWork
+from tandem_runtime.protocol import GatewayState, PodState, PodWork
 from tandem_runtime.protocol import StepSums as ReportedSums
 
 from tandem_operator.api.fleet import Latency, Percentiles
 from tandem_operator.plan.autoscale import PoolPolicy
+from tandem_operator.plan.latency import merged
 from tandem_operator.plan.scaling.window import NO_STEPS, Load, PoolWindow, StepSums
 from tandem_operator.plan.views import PodView
 
@@ -77,6 +78,49 @@ def window_of(
         load=_load(policy, ready, states, latency, known, seen) if before else None,
     )
     return window, seen
+
+
+@dataclass(frozen=True)
+class Doorstep:
+    """What the gateways know of a fleet."""
+
+    latency: Latency | None = None
+    held: int = 0
+    """Requests that wait for a pod of the fleet."""
+    requests: int = 0
+    """Measured in the last minute."""
+    answered: bool = False
+    """At least one gateway did."""
+
+
+def doorstep(states: Iterable[GatewayState], fleet: str) -> Doorstep:
+    """A fleet at the gateways that answered."""
+    seen = list(states)
+    reports = [report for state in seen if (report := state.fleets.get(fleet)) is not None]
+    return Doorstep(
+        latency=merged(reports),
+        held=sum(max(0, state.held.get(fleet, 0)) for state in seen),
+        requests=sum(max(0, report.requests) for report in reports),
+        answered=bool(seen),
+    )
+
+
+def knocked(window: PoolWindow, policy: PoolPolicy, door: Doorstep) -> PoolWindow:
+    """The window of a pool without a pod to measure: whether anybody wants one.
+
+    A prefill pool may sleep while its fleet serves: any request of the fleet wakes it.
+    """
+    if window.ready or window.size > 1 or not door.answered:
+        return window
+    prefill = policy.pool.spec.role == "prefill"
+    load = Load(
+        requests=float(door.held + (door.requests if prefill else 0)),
+        prompt_tokens=0.0,
+        output_tokens=0.0,
+        streams=0.0,
+        queued_requests=float(door.held),
+    )
+    return replace(window, load=load)
 
 
 def _serves(pod: PodView) -> bool:

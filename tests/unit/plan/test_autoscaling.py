@@ -13,7 +13,7 @@ from operator_world import World
 from tandem_operator.logs import JsonFormatter
 from tandem_operator.plan.queries import Answer
 from tandem_operator.replay import main
-from tandem_operator.resources import FLEETS, POOLS, SCALING_POLICIES, Ref
+from tandem_operator.resources import FLEETS, PODS, POOLS, SCALING_POLICIES, Ref
 from tandem_runtime.protocol import PodWork, StepSums
 
 SCALING = {"minReplicas": 1, "maxReplicas": 8}
@@ -47,6 +47,8 @@ class Load:
             sums = StepSums(*total[:9])
             self.world.work[pod] = PodWork(requests, 0, output, sums, 0, 0, 8192, 256)
             self.world.running[pod] = round(batch)
+        for pod in self.world.pods("chat-prefill"):
+            self.world.work[pod] = PodWork(0, 0, 0, StepSums(), 0, 0, 8192, 256)
         for pod in self.world.draining:
             self.world.running[pod] = 0
         await self.world.look(seconds)
@@ -397,3 +399,77 @@ async def test_a_policys_own_queries(world: World, load: Load) -> None:
     said = world.condition("ScalingActive")
     assert said[:2] == ("False", "QueryRefused")
     assert said.sentence.startswith("promql.runningRequests is refused: '# up' is no PromQL")
+
+
+def gateway_pod(world: World) -> None:
+    """A gateway that answers."""
+    labels = {"app.kubernetes.io/component": "gateway"}
+    meta = {"name": "gateway-0", "namespace": NAMESPACE, "labels": labels}
+    world.kube.user_write({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {}})
+    world.body(PODS, "gateway-0")["status"] = {"phase": "Running", "podIP": "127.0.0.250"}
+
+
+async def test_to_zero_when_idle_and_back_with_the_first_request(world: World, load: Load) -> None:
+    gateway_pod(world)
+    zero = {"minReplicas": 0, "maxReplicas": 4, "policyRef": {"name": "p"}}
+    world.kube.user_write(policy(windows={"idleSeconds": 60}))
+    pools = {"prefill": {"scaling": zero}, "decode": {"scaling": zero}}
+    world.edit(FLEETS, "chat", lambda b: b["spec"].update(pools))
+    load.streams = 20.0
+    for _ in range(20):
+        await load.look()
+    assert size(world) == 1
+    assert world.told == {"chat": ("smollm2",)}
+    load.streams = 0.0
+    for _ in range(14):
+        await load.look()
+    assert (size(world), size(world, "chat-prefill")) == (0, 0)
+    assert world.pods("chat-decode") == {}
+    assert status(world)["decisions"][-1]["reason"] == "Idle"
+    assert world.condition("Ready")[:2] == ("True", "ScaledToZero")
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+    assert world.autoscaler.asleep == {NAMESPACE}
+    # Nothing happens for a long time, across a restart, and nothing is written.
+    writes = len(world.kube.writes)
+    for _ in range(30):
+        await load.look(60.0)
+    world.restart()
+    await load.look()
+    await load.look()
+    assert (size(world), world.kube.writes[writes:]) == (0, [])
+    world.held = {"chat": 1}
+    await load.look(1.0)
+    assert (size(world), size(world, "chat-prefill")) == (1, 1)
+    assert status(world)["decisions"][-1]["reason"] == "Wake"
+    assert len(world.pods("chat-decode")) == 1
+    world.held = {}
+    for _ in range(5):
+        await load.look()
+    assert size(world) == 1
+    assert world.autoscaler.asleep == set()
+
+
+async def test_a_gateway_that_does_not_answer_wakes_and_ends_nothing(
+    world: World, load: Load
+) -> None:
+    zero = {"minReplicas": 0, "maxReplicas": 4}
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(scaling=zero))
+    await world.kube.scale(Ref(POOLS, NAMESPACE, "chat-decode"), 0, manager="kubectl")
+    world.restart()
+    world.held = {"chat": 1}
+    for _ in range(5):
+        await load.look()
+    assert size(world) == 0
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+
+
+async def test_shadow_holds_no_request_for_a_pod_that_nobody_wakes(
+    world: World, load: Load
+) -> None:
+    gateway_pod(world)
+    world.kube.user_write(policy(mode="Shadow"))
+    zero = {"minReplicas": 0, "maxReplicas": 4, "policyRef": {"name": "p"}}
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(scaling=zero))
+    for _ in range(3):
+        await load.look()
+    assert world.told == {}
