@@ -68,7 +68,7 @@ class Served:
 
     async def state(self) -> PodState:
         reply = await self.http.get(contract.PATH_STATE)
-        return PodState(**reply.json())
+        return msgspec.json.decode(reply.content, type=PodState)
 
     def view(self, **changes: Any) -> PodView:
         """As a gateway would see it."""

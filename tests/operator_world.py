@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from builders import NAMESPACE
 from fake_kube import Body, Clock, FakeKube
+from tandem_operator.autoscale import Autoscaler, Queries
 from tandem_operator.facts import Facts
 from tandem_operator.keys import Key, gateway_key
 from tandem_operator.kube.client import ApiError
@@ -30,7 +31,14 @@ from tandem_runtime.contract import (
     LABEL_POOL,
     LABEL_REVISION,
 )
-from tandem_runtime.protocol import DrainRequest, PodState
+from tandem_runtime.protocol import (
+    DrainRequest,
+    FleetLatency,
+    GatewayState,
+    PodState,
+    PodWork,
+    Wakeable,
+)
 
 
 class Said(NamedTuple):
@@ -55,6 +63,16 @@ class World:
         self.running: dict[str, int] = {}
         """Streams that each pod has, by name."""
         self.draining: set[str] = set()
+        self.work: dict[str, PodWork] = {}
+        """What each pod says of its work, by name; a pod without says nothing."""
+        self.prometheus: Queries | None = None
+        """Takes effect with a restart."""
+        self.latency: dict[str, FleetLatency] = {}
+        """What the gateway measured, by fleet."""
+        self.held: dict[str, int] = {}
+        """Requests that wait at the gateway, by fleet."""
+        self.told: dict[str, tuple[str, ...]] | None = None
+        """What the gateway was last told to hold requests for."""
         self.ended: list[str] = []
         """Pods that were told to end their streams."""
         self.stale: dict[tuple[Resource, str], list[Body]] | None = None
@@ -67,9 +85,13 @@ class World:
         cached = CachedReader(self)
         self.facts = Facts()
         observer = Observer(cached, LiveReader(self.kube, cached), self, self.facts, self.clock)
+        self.metrics = Metrics()
+        self.autoscaler = Autoscaler(
+            cached, self, self.facts, self.metrics, self.clock, self.prometheus
+        )
         executor = FaultyExecutor(self, Executor(self.kube, self, self, lambda n: b"k" * n))
         self.reconciler = Reconciler(
-            observer, executor, self.facts, AlwaysLeader(), Metrics(), self.settings, self.clock
+            observer, executor, self.facts, AlwaysLeader(), self.metrics, self.settings, self.clock
         )
 
     # -- what the operator talks to ----------------------------------------------------------------
@@ -120,7 +142,17 @@ class World:
     def _state(self, pod: str) -> PodState:
         running = self.running.get(pod, 0)
         draining = pod in self.draining
-        return PodState(pod, "", "", "", True, draining, running, 0, 0, 0.0, 0, 0.0)
+        work = self.work.get(pod)
+        return PodState(pod, "", "", "", True, draining, running, 0, 0, 0.0, 0, 0.0, 0, work)
+
+    async def gateway(self, host: str) -> GatewayState:
+        return GatewayState(host, True, 0, 0.0, self.latency, self.held)
+
+    async def wakeable(self, host: str, uid: str, told: Wakeable) -> GatewayState:
+        if self.kube.objects[PODS, NAMESPACE, self._at(host)]["metadata"]["uid"] != uid:
+            raise OSError(f"{host} answered 403")
+        self.told = dict(told.fleets)
+        return await self.gateway(host)
 
     # -- the cluster around it -------------------------------------------------------------------
 
@@ -147,6 +179,14 @@ class World:
             gateway_key(NAMESPACE),
             *(Key("InferenceFleet", NAMESPACE, name) for name in sorted(names)),
         ]
+
+    async def look(self, seconds: float = 5.0) -> None:
+        """Some time later, one look of the autoscaler, and what follows from it."""
+        self.clock.sleep(seconds)
+        await self.autoscaler.look(NAMESPACE)
+        for _ in range(3):
+            await self.reconcile()
+            self.kubelet()
 
     async def settle(self, passes: int = 60) -> None:
         """Reconcile until nothing is written any more, with pods that start and leave at once.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from tandem import demo, rollout
+from tandem import demo, explain, rollout
 from tandem.cluster import commands as cluster_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 cluster_commands.register(app)
 demo.register(app)
+explain.register(app)
 app.add_typer(rollout.app, name="rollout")
 
 

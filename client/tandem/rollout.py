@@ -7,37 +7,31 @@ fleet (docs/design/revisions.md), so that a GitOps tool sees no drift.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from tandem.cluster.binaries import candidates
+from tandem.kubectl import (
+    CommandFailed,
+    Fleet,
+    Namespace,
+    attempt,
+    console,
+    fleet_name,
+    get_json,
+    kubectl,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Follow and steer the rollouts of a fleet.")
-console = Console(highlight=False, soft_wrap=True)
 
-Fleet = Annotated[str, typer.Argument(metavar="fleet/NAME", help="The InferenceFleet.")]
-Namespace = Annotated[
-    str | None, typer.Option("--namespace", "-n", help="Its namespace; else the context's own.")
-]
 ROLLBACK = "tandem.dev/rollback"
 RESTARTED_AT = "tandem.dev/restartedAt"
 POLL_S = 0.5
-T = TypeVar("T")
-
-
-class RolloutError(RuntimeError):
-    """The command cannot be done; the message is a sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +57,6 @@ class Progress:
 # -- pure ------------------------------------------------------------------------------------------
 
 
-def fleet_name(argument: str) -> str:
-    """NAME of `fleet/NAME`, `inferencefleet/NAME` or `NAME`. Raises RolloutError."""
-    kind, slash, name = argument.rpartition("/")
-    if slash and kind not in ("fleet", "inferencefleet", "inferencefleets"):
-        raise RolloutError(f"{argument} is not a fleet: write fleet/NAME")
-    return name
-
-
 def revisions(items: Sequence[dict[str, Any]]) -> list[Revision]:
     """A fleet's recorded revisions, newest first, from its pools' ControllerRevisions."""
     found: dict[str, Revision] = {}
@@ -88,24 +74,24 @@ def revisions(items: Sequence[dict[str, Any]]) -> list[Revision]:
 
 
 def undo_target(fleet: dict[str, Any], known: Sequence[Revision], wanted: str | None) -> str:
-    """The revision to go back to. Raises RolloutError with what could be chosen instead."""
+    """The revision to go back to. Raises CommandFailed with what could be chosen instead."""
     status = fleet.get("status") or {}
     now = status.get("revision") or {}
     spec = now.get("spec")
     if status.get("observedGeneration") != (fleet.get("metadata") or {}).get("generation"):
-        raise RolloutError(
+        raise CommandFailed(
             "the operator has not seen the newest change yet, so there is nothing to undo: "
             "try again in a moment"
         )
     if spec is None:
-        raise RolloutError("the fleet has no revision yet: there is nothing to undo")
+        raise CommandFailed("the fleet has no revision yet: there is nothing to undo")
     names = [revision.name for revision in known]
     if wanted is not None:
         if wanted not in names:
-            raise RolloutError(f"revision {wanted} is not recorded; there are: {', '.join(names)}")
+            raise CommandFailed(f"revision {wanted} is not recorded; there are: {', '.join(names)}")
         return wanted
     if now.get("target") != spec:
-        raise RolloutError(
+        raise CommandFailed(
             f"revision {spec} is undone already ({now.get('target')} is served); name another "
             "with --to-revision"
         )
@@ -114,16 +100,16 @@ def undo_target(fleet: dict[str, Any], known: Sequence[Revision], wanted: str | 
         return str(serving)
     older = [name for name in names if name != spec]
     if not older:
-        raise RolloutError(f"revision {spec} is the only one: there is nothing to go back to")
+        raise CommandFailed(f"revision {spec} is the only one: there is nothing to go back to")
     return older[0]
 
 
 def refuse_restart(fleet: dict[str, Any]) -> None:
-    """Raises RolloutError where a restart would roll out again what was undone."""
+    """Raises CommandFailed where a restart would roll out again what was undone."""
     now = (fleet.get("status") or {}).get("revision") or {}
     spec, target = now.get("spec"), now.get("target")
     if spec and target != spec and ROLLBACK in (fleet["metadata"].get("annotations") or {}):
-        raise RolloutError(
+        raise CommandFailed(
             f"revision {spec} is undone and {target} is served: a restart would roll {spec} out "
             "again; correct the spec instead, or take the undo back first: kubectl annotate "
             f"inferencefleet {fleet['metadata']['name']} {ROLLBACK}-"
@@ -179,7 +165,7 @@ def status_command(
     deadline_s = time.monotonic() + timeout if timeout else float("inf")
     said = None
     while True:
-        now = progress(_attempt(lambda: _fleet(fleet, namespace)))
+        now = progress(attempt(lambda: _fleet(fleet, namespace)))
         if now.sentence != said:
             console.print(now.sentence)
             said = now.sentence
@@ -193,10 +179,10 @@ def status_command(
 @app.command("history")
 def history_command(fleet: Fleet, namespace: Namespace = None) -> None:
     """List the revisions that the fleet can go back to."""
-    body = _attempt(lambda: _fleet(fleet, namespace))
+    body = attempt(lambda: _fleet(fleet, namespace))
     now = (body.get("status") or {}).get("revision") or {}
     table = Table("NUMBER", "REVISION", "MODEL", "IMAGE", "RECORDED", "NOW", box=None)
-    for revision in _attempt(lambda: _revisions(fleet, namespace)):
+    for revision in attempt(lambda: _revisions(fleet, namespace)):
         marks = [mark for mark in ("spec", "target", "serving") if now.get(mark) == revision.name]
         cells = (revision.name, revision.model, revision.image, revision.created, ", ".join(marks))
         table.add_row(str(revision.number), *cells)
@@ -219,7 +205,7 @@ def undo_command(
         _annotate(fleet, namespace, ROLLBACK, note)
         return origin, to
 
-    origin, to = _attempt(undo)
+    origin, to = attempt(undo)
     console.print(
         f"revision {to} instead of {origin}, until the spec changes or the annotation "
         f"{ROLLBACK} is removed"
@@ -235,54 +221,25 @@ def restart_command(fleet: Fleet, namespace: Namespace = None) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         _annotate(fleet, namespace, RESTARTED_AT, now)
 
-    _attempt(restart)
+    attempt(restart)
     console.print(f"{fleet_name(fleet)} restarts")
 
 
 # -- kubectl ---------------------------------------------------------------------------------------
 
 
-def _attempt(action: Callable[[], T]) -> T:
-    """The action's result, or its sentence and exit status 1."""
-    try:
-        return action()
-    except RolloutError as error:
-        _fail(str(error))
-
-
-def _fail(sentence: str) -> NoReturn:
-    console.print(f"[red]{sentence}[/red]")
-    raise typer.Exit(1)
-
-
 def _fleet(fleet: str, namespace: str | None) -> dict[str, Any]:
     name = fleet_name(fleet)
-    body: dict[str, Any] = _get(namespace, f"inferencefleet/{name}")
+    body: dict[str, Any] = get_json(namespace, f"inferencefleet/{name}")
     return body
 
 
 def _revisions(fleet: str, namespace: str | None) -> list[Revision]:
     selector = f"app.kubernetes.io/managed-by=tandem,tandem.dev/fleet={fleet_name(fleet)}"
-    answer = _get(namespace, "controllerrevisions", "--selector", selector)
+    answer = get_json(namespace, "controllerrevisions", "--selector", selector)
     return revisions(answer["items"])
 
 
 def _annotate(fleet: str, namespace: str | None, key: str, value: str) -> None:
     name = fleet_name(fleet)
-    _kubectl(namespace, "annotate", "--overwrite", f"inferencefleet/{name}", f"{key}={value}")
-
-
-def _get(namespace: str | None, *arguments: str) -> Any:
-    return json.loads(_kubectl(namespace, "get", "--output=json", *arguments))
-
-
-def _kubectl(namespace: str | None, *arguments: str) -> str:
-    """kubectl's output, with the user's own kubeconfig. Raises RolloutError."""
-    path = next(candidates("kubectl", os.environ, Path(sys.executable).parent), None)
-    if path is None:
-        raise RolloutError("kubectl is not on PATH: install it")
-    where = ["--namespace", namespace] if namespace else []
-    answer = subprocess.run([path, *where, *arguments], capture_output=True, text=True)
-    if answer.returncode != 0:
-        raise RolloutError(answer.stderr.strip())
-    return answer.stdout
+    kubectl(namespace, "annotate", "--overwrite", f"inferencefleet/{name}", f"{key}={value}")

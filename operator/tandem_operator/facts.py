@@ -8,6 +8,7 @@ from __future__ import annotations
 from tandem_operator.api.fleet import Latency
 from tandem_operator.keys import Key
 from tandem_operator.plan.latency import Published, publish
+from tandem_operator.plan.scaled import Scaled
 from tandem_operator.plan.views import TemplateCheck
 
 REFUSAL_LIFETIME_S = 240.0
@@ -22,6 +23,7 @@ class Facts:
         self._secrets: dict[str, float] = {}
         self._latencies: dict[tuple[str, str], Published] = {}
         self._refusals: dict[Key, str] = {}
+        self._scaled: dict[tuple[str, str], dict[str, Scaled]] = {}
 
     def learn_check(self, namespace: str, key: str, check: TemplateCheck, now_s: float) -> None:
         """The API server's answer to a dry run."""
@@ -67,9 +69,36 @@ class Facts:
         self._latencies[namespace, fleet] = after
         return after.latency != before.latency
 
+    def scaled(self, namespace: str, fleet: str) -> dict[str, Scaled]:
+        """The last decisions for a fleet's autoscaled pools, by pool name."""
+        return self._scaled.get((namespace, fleet), {})
+
+    def learn_scaled(self, namespace: str, fleet: str, found: dict[str, Scaled]) -> bool:
+        """New decisions; whether the fleet's plan has something to do about them."""
+        before = self.scaled(namespace, fleet)
+        self._scaled[namespace, fleet] = found
+        return any(
+            now.writes
+            or (old := before.get(name)) is None
+            or (now.published, now.trouble, now.shadow) != (old.published, old.trouble, old.shadow)
+            for name, now in found.items()
+        )
+
+    def scaled_pools(self, namespace: str) -> list[str]:
+        """Names of the namespace's autoscaled pools."""
+        return [
+            pool for (ns, _), found in self._scaled.items() if ns == namespace for pool in found
+        ]
+
+    def keep_scaled(self, namespace: str, fleets: set[str]) -> None:
+        """Forget the decisions for fleets that are not autoscaled any more."""
+        for key in [k for k in self._scaled if k[0] == namespace and k[1] not in fleets]:
+            del self._scaled[key]
+
     def forget_fleet(self, namespace: str, fleet: str) -> None:
         """The fleet is gone; a later one of its name has not been measured yet."""
         self._latencies.pop((namespace, fleet), None)
+        self._scaled.pop((namespace, fleet), None)
 
     def latency(self, namespace: str, fleet: str) -> Latency | None:
         """What the fleet's status should say."""

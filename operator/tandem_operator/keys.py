@@ -23,6 +23,7 @@ from tandem_operator.resources import (
     PODS,
     POOLS,
     REVISIONS,
+    SCALING_POLICIES,
     SERVICES,
     Resource,
 )
@@ -61,6 +62,8 @@ def keys_of(
         # Another fleet's spec decides who serves a name; its status does not.
         moved = gone or observed != meta.get("generation") or "deletionTimestamp" in meta
         return own | (every_fleet if moved else set())
+    if resource == SCALING_POLICIES:
+        return every_fleet
     if resource == MODELS:
         return {Key("Model", namespace, name)} | every_fleet
     if resource == BUDGETS and labels.get(LABEL_COMPONENT) == COMPONENT_GATEWAY:

@@ -46,8 +46,29 @@ class Metrics:
             "When all keys were last queued",
             registry=self.registry,
         )
+        self._scaling = Gauge(
+            "tandem_scaling_decision",
+            "The size last decided for an autoscaled pool, by why",
+            ["namespace", "pool", "reason"],
+            registry=self.registry,
+        )
+        self._scaling_reasons: dict[tuple[str, str], str] = {}
         info = Gauge("tandem_operator_info", "Build", ["version"], registry=self.registry)
         info.labels(__version__).set(1)
+
+    def scaling_decision(self, namespace: str, pool: str, reason: str, replicas: int) -> None:
+        """The last decision for a pool: the series of its former reason ends."""
+        former = self._scaling_reasons.get((namespace, pool))
+        if former is not None and former != reason:
+            self._scaling.remove(namespace, pool, former)
+        self._scaling_reasons[namespace, pool] = reason
+        self._scaling.labels(namespace, pool, reason).set(replicas)
+
+    def forget_scaling(self, namespace: str, pool: str) -> None:
+        """A pool that is not autoscaled any more has no decision."""
+        former = self._scaling_reasons.pop((namespace, pool), None)
+        if former is not None:
+            self._scaling.remove(namespace, pool, former)
 
     def text(self) -> bytes:
         """The exposition."""

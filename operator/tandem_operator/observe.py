@@ -52,6 +52,7 @@ from tandem_operator.resources import (
     POOLS,
     REVISIONS,
     ROLE_BINDINGS,
+    SCALING_POLICIES,
     SERVICE_ACCOUNTS,
     SERVICES,
     Resource,
@@ -66,6 +67,7 @@ WATCHED = (
     MODELS,
     FLEETS,
     POOLS,
+    SCALING_POLICIES,
     PODS,
     REVISIONS,
     BUDGETS,
@@ -80,7 +82,7 @@ _ANY: Labels = {}
 
 def selector(resource: Resource) -> dict[str, str]:
     """What is watched and listed of a kind: all of ours, only what we made of Kubernetes' own."""
-    return {} if resource in (MODELS, FLEETS) else {LABEL_MANAGED_BY: MANAGED_BY}
+    return {} if resource in (MODELS, FLEETS, SCALING_POLICIES) else {LABEL_MANAGED_BY: MANAGED_BY}
 
 
 class Reader(Protocol):
@@ -178,16 +180,17 @@ class Observer:
         wanted |= dict.fromkeys((POOLS, REVISIONS, BUDGETS), own)
         wanted |= {PODS: {**own, LABEL_COMPONENT: COMPONENT_RUNTIME}}
         found = await self._lists(live, key.namespace, wanted)
-        fleets = _parsed(fleet_view, found[FLEETS])
-        models = _parsed(model_view, found[MODELS])
+        fleets = parsed(fleet_view, found[FLEETS])
+        models = parsed(model_view, found[MODELS])
         fleet = next((f for f in fleets if f.name == key.name), None)
         if fleet is None:
             self._facts.forget_fleet(key.namespace, key.name)
-        pods = _parsed(pod_view, found[PODS])
-        pools = _parsed(pool_view, found[POOLS])
+        pods = parsed(pod_view, found[PODS])
+        pools = parsed(pool_view, found[POOLS])
         now_s = self._now_s()
         model = fleet.spec.model_ref.name if fleet else ""
-        asked = pods_to_ask(pods, wanted_sizes(fleet, pools))
+        scaled = self._facts.scaled(key.namespace, key.name)
+        asked = pods_to_ask(pods, wanted_sizes(fleet, pools, scaled))
         return FleetSnapshot(
             namespace=key.namespace,
             name=key.name,
@@ -198,7 +201,7 @@ class Observer:
             models=models,
             pools=pools,
             pods=pods,
-            revisions=_parsed(revision_view, found[REVISIONS]),
+            revisions=parsed(revision_view, found[REVISIONS]),
             budgets={b["metadata"]["name"]: b for b in found[BUDGETS]},
             gateway=gateway_view(
                 key.namespace, _named(found[DEPLOYMENTS]), _named(found[SERVICES])
@@ -206,6 +209,7 @@ class Observer:
             states=await self._states(asked),
             checks=self._facts.checks(key.namespace, now_s),
             latency=self._facts.latency(key.namespace, key.name),
+            scaled=scaled,
             refused=self._facts.refusal(key),
         )
 
@@ -226,11 +230,11 @@ class Observer:
         """Everything about one Model."""
         labels = {LABEL_COMPONENT: COMPONENT_RESOLVER, LABEL_MODEL: key.name}
         found = await self._lists(live, key.namespace, {MODELS: {}, PODS: labels})
-        models = _parsed(model_view, found[MODELS])
+        models = parsed(model_view, found[MODELS])
         return ModelSnapshot(
             now_s=self._now_s(),
             model=next((m for m in models if m.name == key.name), None),
-            resolvers=_parsed(resolver_view, found[PODS]),
+            resolvers=parsed(resolver_view, found[PODS]),
             refused=self._facts.refusal(key),
         )
 
@@ -240,12 +244,12 @@ class Observer:
         everything = dict.fromkeys((FLEETS, PODS, *kinds), _ANY)
         found = await self._lists(live, key.namespace, everything)
         objects = {kind.kind: _named(found[kind]) for kind in kinds}
-        fleets = _parsed(fleet_view, found[FLEETS])
+        fleets = parsed(fleet_view, found[FLEETS])
         if not fleets:
             self._facts.forget_namespace(key.namespace)
         now_s = self._now_s()
         waiting = [p for p in found[PODS] if _waits_for_volumes(p)]
-        late = [p for p in _parsed(pod_view, waiting) if now_s - p.created_s > VOLUMES_PATIENCE_S]
+        late = [p for p in parsed(pod_view, waiting) if now_s - p.created_s > VOLUMES_PATIENCE_S]
         return GatewaySnapshot(
             namespace=key.namespace,
             now_s=now_s,
@@ -279,7 +283,7 @@ def _named(bodies: Iterable[Body]) -> Body | None:
     return next((b for b in bodies if b["metadata"]["name"] == GATEWAY_NAME), None)
 
 
-def _parsed(parse: Callable[[Body], T], bodies: Iterable[Body]) -> tuple[T, ...]:
+def parsed(parse: Callable[[Body], T], bodies: Iterable[Body]) -> tuple[T, ...]:
     """Every object that this operator understands, by name; one that it does not must not stop the
     rest. The order of a cache is no order: sentences that list objects would change with it."""
     views = []

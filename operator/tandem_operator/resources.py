@@ -40,6 +40,7 @@ _OWN = f"{GROUP}/{VERSION}"
 MODELS: Final = Resource(_OWN, "Model", "models")
 FLEETS: Final = Resource(_OWN, "InferenceFleet", "inferencefleets")
 POOLS: Final = Resource(_OWN, "Pool", "pools")
+SCALING_POLICIES: Final = Resource(_OWN, "ScalingPolicy", "scalingpolicies")
 PODS: Final = Resource("v1", "Pod", "pods")
 SECRETS: Final = Resource("v1", "Secret", "secrets")
 SERVICES: Final = Resource("v1", "Service", "services")
@@ -55,6 +56,7 @@ ALL: Final = (
     MODELS,
     FLEETS,
     POOLS,
+    SCALING_POLICIES,
     PODS,
     SECRETS,
     SERVICES,

@@ -7,8 +7,8 @@ from typing import Any, Self, TypeVar
 
 import aiohttp
 import msgspec
-from tandem_runtime.contract import HTTP_PORT, PATH_DRAIN, PATH_STATE
-from tandem_runtime.protocol import DrainRequest, GatewayState, PodState
+from tandem_runtime.contract import HTTP_PORT, PATH_DRAIN, PATH_STATE, PATH_WAKEABLE
+from tandem_runtime.protocol import DrainRequest, GatewayState, PodState, Wakeable
 
 TIMEOUT_S = 3.0
 MAX_BYTES = 1 << 20
@@ -50,6 +50,14 @@ class RuntimePods:
     async def gateway(self, host: str) -> GatewayState:
         """What a gateway says of itself. Raises OSError."""
         return await self._call("GET", host, PATH_STATE, GatewayState)
+
+    async def wakeable(self, host: str, uid: str, told: Wakeable) -> GatewayState:
+        """Tell the gateway that has this uid which fleets are woken. Raises OSError."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {uid}"}
+        body = msgspec.json.encode(told)
+        return await self._call(
+            "POST", host, PATH_WAKEABLE, GatewayState, data=body, headers=headers
+        )
 
     async def _call(self, method: str, host: str, path: str, answer: type[T], **request: Any) -> T:
         url = f"http://{host}:{self._port}{path}"

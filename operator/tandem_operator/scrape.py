@@ -23,13 +23,18 @@ class GatewaySource(Protocol):
 
 def gateway_hosts(pods: Sequence[Body]) -> list[str]:
     """Addresses of the gateway pods that can be asked."""
-    return sorted(
-        pod["status"]["podIP"]
+    return sorted(gateways(pods))
+
+
+def gateways(pods: Sequence[Body]) -> dict[str, str]:
+    """Uids of those pods by their addresses."""
+    return {
+        pod["status"]["podIP"]: pod["metadata"].get("uid", "")
         for pod in pods
         if (pod["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == COMPONENT_GATEWAY
         and (pod.get("status") or {}).get("podIP")
         and (pod.get("status") or {}).get("phase") == "Running"
-    )
+    }
 
 
 async def scrape_all(

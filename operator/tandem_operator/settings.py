@@ -34,6 +34,12 @@ class Settings:
     """Reconciles at a time, of different keys."""
     resync_s: float = 300.0
     scrape_interval_s: float = 10.0
+    scaling_interval_s: float = 5.0
+    """Between two looks at the load of autoscaled fleets."""
+    prometheus_url: str = ""
+    """Where the load of autoscaled fleets is read; empty: pods and gateways are asked."""
+    prometheus_token_file: str = ""
+    """A file with the bearer token for it, mounted from a Secret."""
     lease_duration_s: float = 15.0
     lease_renew_s: float = 5.0
 
@@ -44,10 +50,15 @@ class Settings:
                 f"TANDEM_GATEWAY_SERVICE_TYPE is {self.gateway_service_type!r}; "
                 f"use one of {', '.join(SERVICE_TYPES)}"
             )
+        if self.prometheus_url and not self.prometheus_url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"TANDEM_PROMETHEUS_URL is {self.prometheus_url!r}; write http://HOST:PORT or "
+                "https://HOST"
+            )
         for name in ("gateway_replicas", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TANDEM_{name.upper()} must be at least 1")
-        for name in ("resync_s", "scrape_interval_s", "lease_renew_s"):
+        for name in ("resync_s", "scrape_interval_s", "scaling_interval_s", "lease_renew_s"):
             if not SHORTEST_S <= getattr(self, name) < float("inf"):
                 raise ValueError(f"TANDEM_{name.upper()} must be at least {SHORTEST_S:g} seconds")
         if self.gateway_grace_s < 0:

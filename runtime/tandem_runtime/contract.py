@@ -69,6 +69,9 @@ the address be.
 """
 PATH_GENERATE: Final = "/tandem/v1/generate"
 """POST `protocol.GenerateRequest`; streams JSON lines of `protocol.GenerateEvent`."""
+PATH_WAKEABLE: Final = "/tandem/v1/wakeable"
+"""POST `protocol.Wakeable` to a gateway; answers `protocol.GatewayState`. The bearer token is the
+gateway pod's uid, as for `PATH_DRAIN`."""
 PATH_TOKENIZER: Final = "/tandem/v1/tokenizer"
 """GET: `protocol.TokenizerBundle`, so that a gateway needs no access to weights."""
 

@@ -130,6 +130,44 @@ class GenerateEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """Name of the pod at fault, where it is not the one that answers."""
 
 
+class StepSums(msgspec.Struct, frozen=True):
+    """Sums over an engine's steps since it started, from which the cost of a step is fitted.
+
+    Of each step: its seconds, its prompt tokens, and the streams that it gave their next token.
+    """
+
+    steps: float = 0.0
+    seconds: float = 0.0
+    prompt: float = 0.0
+    streams: float = 0.0
+    prompt_prompt: float = 0.0
+    """Of prompt x prompt; the same for the following."""
+    prompt_streams: float = 0.0
+    streams_streams: float = 0.0
+    seconds_prompt: float = 0.0
+    seconds_streams: float = 0.0
+
+
+class PodWork(msgspec.Struct, frozen=True):
+    """What a pod was asked and did since it started, for whoever sizes its pool: two looks differ
+    by what happened between them."""
+
+    requests: int
+    """Streams taken in."""
+    prompt_tokens: int
+    """Admitted to be computed here and not found in the cache."""
+    output_tokens: int
+    steps: StepSums
+    queued_tokens: int
+    """Prompt tokens of streams that wait now."""
+    kv_tokens: int
+    """Tokens of KV cache that streams hold now."""
+    step_tokens: int
+    """Tokens that one step computes at most."""
+    max_streams: int
+    """Streams that run at the same time at most."""
+
+
 class PodState(msgspec.Struct, frozen=True, omit_defaults=False):
     """What a runtime pod says of itself; the operator's only view into a pod."""
 
@@ -151,6 +189,8 @@ class PodState(msgspec.Struct, frozen=True, omit_defaults=False):
     started_unix_s: float
     context_tokens: int = 0
     """The longest prompt and answer together that the pod can hold; 0: it does not say."""
+    work: PodWork | None = None
+    """None: it does not say, or its engine is not built yet."""
 
     @property
     def in_flight(self) -> int:
@@ -191,6 +231,14 @@ class GatewayState(msgspec.Struct, frozen=True):
     api_view_age_s: float
     """Seconds since the Kubernetes API last confirmed the gateway's view of the pods."""
     fleets: dict[str, FleetLatency]
+    held: dict[str, int] = {}
+    """Requests that wait for a sleeping fleet to wake, by fleet."""
+
+
+class Wakeable(msgspec.Struct, frozen=True):
+    """Tells a gateway which fleets the operator wakes from zero pods, and the names they serve."""
+
+    fleets: dict[str, tuple[str, ...]]
 
 
 class TokenizerBundle(msgspec.Struct, frozen=True, omit_defaults=True):

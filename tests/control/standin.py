@@ -2,6 +2,7 @@
 
 Run as the `runtime` container of a fleet's template. It reads from its environment:
 STANDIN_FAIL (a sentence: leave it as the termination message and exit 64), STANDIN_READY_AFTER_S.
+With STANDIN_WORK it reports steps of 8 ms and 0.25 ms for each stream.
 `POST /standin/running?n=N` pretends that N streams run.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 from tandem_runtime import contract
-from tandem_runtime.protocol import DrainRequest, PodState
+from tandem_runtime.protocol import DrainRequest, PodState, PodWork, StepSums
 
 
 class Standin:
@@ -26,6 +27,8 @@ class Standin:
     def __init__(self) -> None:
         self.started_s = time.time()
         self.running = 0
+        self.worked_s = time.time()
+        self.sums = StepSums()
         self.draining = False
         self.idle = asyncio.Event()
         self.idle.set()
@@ -51,8 +54,25 @@ class Standin:
             kv_usage=0.0,
             kv_capacity_tokens=0,
             started_unix_s=self.started_s,
+            work=self.work() if os.environ.get("STANDIN_WORK") else None,
         )
         return web.Response(body=msgspec.json.encode(state), content_type="application/json")
+
+    def work(self) -> PodWork:
+        """As of now, of streams that never end."""
+        now_s, past = time.time(), self.sums
+        for streams in (0.8 * self.running, 1.2 * self.running) if self.running else ():
+            seconds = 0.008 + 0.00025 * streams
+            steps = (now_s - self.worked_s) / 2 / seconds
+            past = StepSums(
+                steps=past.steps + steps,
+                seconds=past.seconds + steps * seconds,
+                streams=past.streams + steps * streams,
+                streams_streams=past.streams_streams + steps * streams * streams,
+                seconds_streams=past.seconds_streams + steps * seconds * streams,
+            )
+        self.worked_s, self.sums = now_s, past
+        return PodWork(int(past.streams / 100), 0, int(past.streams), past, 0, 0, 8192, 256)
 
     async def drain(self, request: web.Request) -> web.Response:
         if request.headers.get("authorization") != f"Bearer {os.environ[contract.ENV_POD_UID]}":
@@ -68,6 +88,7 @@ class Standin:
 
     def pretend(self, running: int) -> None:
         """That many streams run."""
+        self.work()
         self.running = running
         self.idle.clear() if running else self.idle.set()
 

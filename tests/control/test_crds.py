@@ -28,6 +28,18 @@ MODEL: Body = {
 }
 
 
+POLICY: Body = {
+    "apiVersion": "tandem.dev/v1alpha1",
+    "kind": "ScalingPolicy",
+    "metadata": {"name": "p"},
+    "spec": {},
+}
+
+
+def policy(**spec: Any) -> Body:
+    return POLICY | {"spec": spec}
+
+
 def fleet(**spec: Any) -> Body:
     body = copy.deepcopy(FLEET)
     body["spec"] |= spec
@@ -63,10 +75,41 @@ REFUSED = {
         fleet(decode={"scaling": {"minReplicas": 3, "maxReplicas": 2}}),
         "minReplicas exceeds maxReplicas; lower one or raise the other",
     ),
-    "zero minReplicas": (
-        fleet(decode={"scaling": {"minReplicas": 0, "maxReplicas": 2}}),
-        "minReplicas in body should be greater than or equal to 1",
+    "negative minReplicas": (
+        fleet(decode={"scaling": {"minReplicas": -1, "maxReplicas": 2}}),
+        "minReplicas in body should be greater than or equal to 0",
     ),
+    "always zero": (
+        fleet(decode={"scaling": {"minReplicas": 0, "maxReplicas": 0}}),
+        "maxReplicas in body should be greater than or equal to 1",
+    ),
+    "idle for a moment": (
+        policy(windows={"idleSeconds": 1}),
+        "should be greater than or equal to 30",
+    ),
+    "equal bands": (
+        policy(bands={"lowPercent": 85}),
+        "lowPercent must be under highPercent: a size between the bands is one that stays",
+    ),
+    "bands the wrong way round": (
+        policy(bands={"lowPercent": 60, "highPercent": 40}),
+        "lowPercent must be under highPercent",
+    ),
+    "no budget at all": (policy(gpuBudget=0), "should be greater than or equal to 1"),
+    "unknown mode": (policy(mode="Auto"), 'supported values: "Active", "Shadow"'),
+    "zero target": (
+        policy(objectives={"timePerOutputToken": {"targetMilliseconds": 0}}),
+        "should be greater than or equal to 1",
+    ),
+    "certain forecast": (
+        policy(forecast={"percent": 100}),
+        "should be less than or equal to 99",
+    ),
+    "step of nothing": (
+        policy(steps={"scaleOut": {"replicas": 0}}),
+        "should be greater than or equal to 1",
+    ),
+    "a schedule": (policy(schedules=[]), 'unknown field "spec.schedules"'),
     "no accelerators": (
         fleet(decode={"accelerator": {"count": 0}}),
         "should be greater than or equal to 1",
@@ -208,6 +251,19 @@ ACCEPTED = {
     ),
     "longest name": named(FLEET, "a" * 40),
     "smallest model": MODEL,
+    "smallest policy": POLICY,
+    "policy": policy(
+        mode="Shadow",
+        gpuBudget=16,
+        objectives={"timeToFirstToken": {"targetMilliseconds": 500}},
+        bands={"lowPercent": 50},
+        windows={"holdSeconds": 0},
+        forecast={"percent": 0},
+    ),
+    "autoscaled from zero": fleet(decode={"scaling": {"minReplicas": 0, "maxReplicas": 2}}),
+    "autoscaled by a policy": fleet(
+        decode={"scaling": {"maxReplicas": 2, "policyRef": {"name": "p"}}}
+    ),
     "claim": model(source={"uri": "pvc://weights/llama/model.safetensors"}),
     "hub": model(source={"uri": "hf://meta-llama/Llama-3.1-8B@main", "secretRef": {"name": "hub"}}),
     "a file of the hub": model(source={"uri": "hf://org/name/model-q4.gguf"}),
@@ -241,7 +297,7 @@ def test_defaults_are_the_servers(kubectl: Callable[..., str]) -> None:
 
 @pytest.mark.usefixtures("crds")
 def test_the_schemas_are_structural(cluster: Running) -> None:
-    for plural in ("models", "inferencefleets", "pools"):
+    for plural in ("models", "inferencefleets", "pools", "scalingpolicies"):
         answer = cluster.kubectl("get", f"crd/{plural}.tandem.dev", "-o", "yaml")
         conditions = {
             c["type"]: c["status"] for c in yaml.safe_load(answer)["status"]["conditions"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
 
 import pytest
 from fleets import ABSENT, Fleets, eventually, fleet, is_ready, model, pool
@@ -249,15 +248,6 @@ def test_a_deleted_fleet_gives_streams_a_while_and_leaves_nothing(chat: Fleets) 
         eventually(lambda what=what: not chat.get(what)["items"])
     eventually(lambda: not chat.find("secret/tandem-handoff"))
     eventually(lambda: not chat.find("serviceaccount/tandem-gateway"))
-
-
-def test_scaling_is_pinned_and_says_so(fleets: Fleets) -> None:
-    scaling: dict[str, Any] = {"scaling": {"minReplicas": 2, "maxReplicas": 8}}
-    fleets.apply(model(), fleet(decode=pool(None) | scaling))
-    fleets.wait_ready()
-    assert len(fleets.pods("chat-decode")) == 2
-    said = fleets.condition("ScalingActive")
-    assert (said.status, said.reason) == ("False", "NotImplemented")
 
 
 def test_served_names_change_without_a_rollout(chat: Fleets) -> None:

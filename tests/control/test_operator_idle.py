@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fleets import Fleets, eventually, fleet, model
+from fleets import Fleets, eventually, fleet, model, pool
 from tandem.cluster.running import Running
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -27,7 +27,12 @@ def test_five_idle_minutes(
     eventually(lambda: not _going(cluster), timeout_s=200)
     fleets = Fleets(cluster, namespace)
     fleets.apply(model(), fleet())
-    # One that never serves idles, too.
+    # One whose size follows a load that does not change idles, too.
+    scaling = {"scaling": {"minReplicas": 1, "maxReplicas": 4}}
+    scaled = fleet("scaled", prefill=pool(1), decode=pool(None, STANDIN_WORK="1") | scaling)
+    fleets.apply(scaled)
+    fleets.wait_condition("ScalingActive", "True", what="inferencefleet/scaled")
+    # And one that never serves.
     fleets.apply(fleet("waiting", modelRef={"name": "nope"}))
     fleets.wait_ready()
     fleets.wait_condition("Stalled", "True", what="inferencefleet/waiting")

@@ -48,7 +48,7 @@ class Accelerator(ApiModel):
 
 
 class Scaling(ApiModel):
-    """Bounds for an autoscaled pool. Not implemented yet: the pool stays at minReplicas."""
+    """An autoscaled pool: its bounds, and the policy by which it follows its load."""
 
     cel: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -57,8 +57,12 @@ class Scaling(ApiModel):
         ),
     )
 
-    min_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] = 1
+    """0: without requests for the policy's windows.idleSeconds the pool has no pods; then the next
+    request waits at the gateway until one serves."""
     max_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)]
+    policy_ref: NameRef | None = None
+    """A ScalingPolicy of this namespace; without it, the defaults of one."""
 
 
 FixedReplicas = Annotated[

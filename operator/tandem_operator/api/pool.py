@@ -24,6 +24,46 @@ class PoolSpec(ApiModel):
     POOL-REVISION."""
 
 
+class ScalingDecision(ApiModel):
+    """One decision to change the pool's size, with the numbers that led to it."""
+
+    time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    replicas_before: int
+    replicas: int
+    reason: Annotated[str, Field(max_length=63)]
+    shadow: bool = False
+    """It was not carried out: the policy only reports."""
+    demand: int
+    """Prompt tokens per second, or streams."""
+    capacity: int
+    """Of one replica, in the same unit; 0: not learned yet."""
+    need_percent: int
+    """Replicas that the load takes at full use, times 100."""
+    growth_percent: int
+    """What the need was multiplied with for the time that a pod takes to start."""
+    latency_milliseconds: int | None = None
+    """The percentile as measured."""
+    target_milliseconds: int
+    startup_seconds: int
+    ready: int
+    starting: int
+    limited_by: Annotated[str, Field(max_length=63)] = ""
+    """What cut the size: minReplicas, maxReplicas, step or budget."""
+
+
+class PoolScaling(ApiModel):
+    """How an autoscaled pool came to its size."""
+
+    decisions: Annotated[tuple[ScalingDecision, ...], Field(max_length=10)] = ()
+    """The last ones, newest last."""
+    state: Annotated[str, Field(max_length=4096)] = ""
+    """What the law remembers, so that another operator goes on from it."""
+    stands_back_until: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = (
+        None
+    )
+    """Somebody else wrote the pool's size: the policy leaves it alone until then."""
+
+
 class PoolStatus(ApiModel):
     """What the pool has."""
 
@@ -39,6 +79,8 @@ class PoolStatus(ApiModel):
     it."""
     decided_replicas: int | None = None
     """The size that the fleet decides, as last seen; absent where the Pool's own counts."""
+    scaling: PoolScaling | None = None
+    """Of an autoscaled pool."""
     established_replicas: int | None = None
     """How many of `replicas` were Ready at the same time since the size last changed: losing one
     of these makes the pool not Ready, waiting for more does not."""

@@ -53,6 +53,15 @@ def _collect(model: type[ApiModel]) -> dict[str, type[ApiModel]]:
     return found
 
 
+def _given(default: Schema) -> Schema:
+    """A default without what is left out in it: the API server takes no null for that."""
+    return {
+        key: _given(value) if isinstance(value, dict) else value
+        for key, value in default.items()
+        if value is not None
+    }
+
+
 class _Inliner:
     """Resolves the references of one schema document."""
 
@@ -83,6 +92,8 @@ class _Inliner:
             return self._optional(node)
         schema = {key: node[key] for key in _KEPT if key in node}
         schema |= {key: value for key, value in node.items() if key.startswith(_EXTENSION)}
+        if isinstance(schema.get("default"), dict):
+            schema["default"] = _given(schema["default"])
         if "const" in node:
             schema["enum"] = [node["const"]]
         if "description" in schema:

@@ -12,6 +12,7 @@ from typing import Any
 
 import kopf
 
+from tandem_operator.autoscale import Autoscaler
 from tandem_operator.facts import Facts
 from tandem_operator.handlers.watch import IndexCache, configure, register
 from tandem_operator.keys import Key, gateway_key
@@ -23,6 +24,7 @@ from tandem_operator.metrics import Metrics
 from tandem_operator.observe import CachedReader, LiveReader, Observer
 from tandem_operator.plan.latency import merged
 from tandem_operator.probes import Pulse
+from tandem_operator.prometheus import Prometheus
 from tandem_operator.queue import KeyedQueue
 from tandem_operator.reconcile import Reconciler, work
 from tandem_operator.resources import FLEETS, MODELS, PODS
@@ -31,6 +33,8 @@ from tandem_operator.scrape import gateway_hosts, scrape_all
 from tandem_operator.settings import Settings
 
 log = logging.getLogger(__name__)
+WAKE_S = 1.0
+"""Between two looks at fleets that sleep."""
 
 
 class Leader:
@@ -56,6 +60,10 @@ class Leader:
         cached = CachedReader(self._cache)
         recorder = EventRecorder(kube, settings.pod_name, time.time)
         observer = Observer(cached, LiveReader(kube, cached), pods, self._facts, time.time)
+        prometheus = None
+        if settings.prometheus_url:
+            prometheus = Prometheus(settings.prometheus_url, settings.prometheus_token_file)
+        self._autoscaler = Autoscaler(cached, pods, self._facts, metrics, time.time, prometheus)
         executor = Executor(kube, pods, recorder, os.urandom)
         self._reconciler = Reconciler(
             observer, executor, self._facts, lease, metrics, settings, time.time
@@ -80,7 +88,7 @@ class Leader:
     def _loops(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside Kopf."""
         workers = [self._work() for _ in range(self._settings.workers)]
-        return [self._lease.keep(), self._resync(), self._scrape(), *workers]
+        return [self._lease.keep(), self._resync(), self._scrape(), self._scale(), *workers]
 
     async def _work(self) -> None:
         await work(
@@ -126,6 +134,20 @@ class Leader:
                 for key in self._fleets(namespace):
                     measured = merged(reports.get(key.name, []))
                     if self._facts.learn_latency(namespace, key.name, measured, time.time()):
+                        self._queue.add(key)
+
+    async def _scale(self) -> None:
+        """Look at the load of autoscaled fleets; queue those whose size or status has to change."""
+        interval_s, next_s = self._settings.scaling_interval_s, 0.0
+        while True:
+            self._pulse.beat("scale", 24 * interval_s)
+            await asyncio.sleep(min(WAKE_S, interval_s))
+            due = time.monotonic() >= next_s
+            if due:
+                next_s = time.monotonic() + interval_s
+            for namespace in self._cache.namespaces(FLEETS):
+                if due or namespace in self._autoscaler.asleep:
+                    for key in await self._autoscaler.look(namespace):
                         self._queue.add(key)
 
 

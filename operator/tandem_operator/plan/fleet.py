@@ -17,6 +17,7 @@ from tandem_operator.plan.pods import Pods, end_orphans, plan_pods
 from tandem_operator.plan.pool_status import PoolHealth, health, pool_status, worry
 from tandem_operator.plan.pools import Pools, plan_pools
 from tandem_operator.plan.rollout import complete
+from tandem_operator.plan.scaling_status import scaling_status
 from tandem_operator.plan.served_names import Names, assign
 from tandem_operator.plan.target import Target, choose
 from tandem_operator.plan.verdict import judge
@@ -60,7 +61,8 @@ def _statuses(
         judged = health(pool, state, worry(snapshot, pool))
         retired = pool.name not in target.roles
         size, done = pools.sizes[pool.name], rolled_out and not retired
-        writes += pool_status(pool, state, size, judged, done, snapshot.now_s)
+        scaling = None if retired else scaling_status(fleet, pool, snapshot.scaled.get(pool.name))
+        writes += pool_status(pool, state, size, judged, done, scaling, snapshot.now_s)
         serving[state.role] = state.target if rolled_out else state.serving
         if not retired:
             healths.append(judged)

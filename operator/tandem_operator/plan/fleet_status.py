@@ -22,6 +22,7 @@ from tandem_operator.api.meta import Judgement, set_conditions
 from tandem_operator.names import Condition, Reason
 from tandem_operator.plan.actions import Notify, WriteStatus
 from tandem_operator.plan.pool_status import PoolHealth
+from tandem_operator.plan.scaling_status import scaling_judgement
 from tandem_operator.plan.served_names import Names
 from tandem_operator.plan.target import Target
 from tandem_operator.plan.times import to_text
@@ -49,10 +50,7 @@ def judgements(
         found.append(Judgement(Condition.RECONCILING, True, verdict.reason, verdict.sentence))
     if verdict.stuck:
         found.append(Judgement(Condition.STALLED, True, verdict.reason, verdict.sentence))
-    if any(p and p.scaling for p in (fleet.spec.prefill, fleet.spec.decode)):
-        sentence = "autoscaling does not work yet; the pool stays at scaling.minReplicas"
-        reason = Reason.SCALING_NOT_IMPLEMENTED
-        found.append(Judgement(Condition.SCALING_ACTIVE, False, reason, sentence))
+    found += scaling_judgement(fleet, snapshot.pools, snapshot.scaled)
     if fleet.spec.objectives:
         found.append(_objectives(fleet, snapshot.latency))
     return found
@@ -194,6 +192,7 @@ _TOLD = (
     Condition.MODEL_RESOLVED,
     Condition.NAMES_SERVED,
     Condition.ROLLED_BACK,
+    Condition.SCALING_ACTIVE,
 )
 _NORMAL = (
     Reason.PODS_STARTING,
@@ -201,6 +200,7 @@ _NORMAL = (
     Reason.RESOLVING,
     Reason.MODEL_NOT_RESOLVED,
     Reason.TEMPLATE_NOT_CHECKED,
+    Reason.SHADOW,
 )
 
 

@@ -16,6 +16,7 @@ from tandem_runtime.contract import (
     ENV_NAMESPACE,
     ENV_POD_IP,
     ENV_POD_NAME,
+    ENV_POD_UID,
     GATEWAY_NAME,
     GRPC_PORT,
     HANDOFF_SECRET_DIR,
@@ -194,6 +195,7 @@ def _container(namespace: str, settings: Settings) -> Manifest:
         "env": [
             field_env(ENV_POD_NAME, "metadata.name"),
             field_env(ENV_POD_IP, "status.podIP"),
+            field_env(ENV_POD_UID, "metadata.uid"),
             field_env(ENV_NAMESPACE, "metadata.namespace"),
         ],
         "ports": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tandem_operator.api.meta import Judgement, set_conditions
-from tandem_operator.api.pool import PoolStatus
+from tandem_operator.api.pool import PoolScaling, PoolStatus
 from tandem_operator.names import Condition, Reason
 from tandem_operator.plan.actions import WriteStatus
 from tandem_operator.plan.build import pool_selector, selector_text
@@ -76,6 +76,7 @@ def pool_status(
     size: Size,
     judged: PoolHealth,
     rolled_out: bool,
+    scaling: PoolScaling | None,
     now_s: float,
 ) -> tuple[WriteStatus, ...]:
     """The write of a pool's status, where it differs."""
@@ -96,6 +97,7 @@ def pool_status(
         selector=selector_text(pool_selector(pool.spec.fleet_ref.name, pool.name)),
         current_revision=state.target if rolled_out else pool.status.current_revision,
         decided_replicas=_decided(pool, size),
+        scaling=scaling,
         established_replicas=judged.established,
     )
     if status == pool.status:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tandem_operator.api.fleet import PoolTemplate
@@ -16,6 +16,7 @@ from tandem_operator.plan.build import (
 )
 from tandem_operator.plan.replicas import Size, decide, overwritten_note
 from tandem_operator.plan.revision import expired, recorded
+from tandem_operator.plan.scaled import Scaled, sentence
 from tandem_operator.plan.target import Target
 from tandem_operator.plan.views import FleetSnapshot, FleetView, PoolView, RevisionView
 
@@ -54,8 +55,10 @@ def plan_pools(snapshot: FleetSnapshot, fleet: FleetView, target: Target) -> Poo
         ready = ready and existing is not None
     sizes = {}
     for pool in live:
-        sizes[pool.name] = _size(fleet, pool, retired=pool.name not in target.roles)
-        actions += _scale(fleet, pool, sizes[pool.name])
+        scaled = snapshot.scaled.get(pool.name)
+        retired = pool.name not in target.roles
+        sizes[pool.name] = _size(fleet, pool, scaled, retired=retired)
+        actions += _scale(fleet, pool, sizes[pool.name], scaled)
         actions += apply_if_needed(budget_manifest(fleet, pool), snapshot.budgets.get(pool.name))
         records, complete = _records(snapshot, fleet, pool, target)
         actions += records
@@ -64,11 +67,14 @@ def plan_pools(snapshot: FleetSnapshot, fleet: FleetView, target: Target) -> Poo
     return Pools(live, sizes, ready, tuple(actions))
 
 
-def wanted_sizes(fleet: FleetView | None, pools: Iterable[PoolView]) -> dict[str, int]:
+def wanted_sizes(
+    fleet: FleetView | None, pools: Iterable[PoolView], scaled: Mapping[str, Scaled]
+) -> dict[str, int]:
     """The size of each pool by name, before anything else is known of it."""
     if fleet is None:
         return {}
-    return {pool.name: _size(fleet, pool, retired=False).replicas for pool in pools}
+    sizes = ((pool, _size(fleet, pool, scaled.get(pool.name), retired=False)) for pool in pools)
+    return {pool.name: size.replicas for pool, size in sizes}
 
 
 def _foreign(pool: PoolView) -> str:
@@ -85,18 +91,28 @@ def _template_of(fleet: FleetView, pool: PoolView) -> tuple[PoolTemplate | None,
     return fleet.spec.decode, "decode"
 
 
-def _size(fleet: FleetView, pool: PoolView, *, retired: bool) -> Size:
+def _size(fleet: FleetView, pool: PoolView, scaled: Scaled | None, *, retired: bool) -> Size:
     template, field = _template_of(fleet, pool)
     if retired:
         return Size(0)
     if template is None:
         return Size(pool.spec.replicas)
-    return decide(template, field, pool.spec.replicas, pool.status.decided_replicas)
+    live = pool.spec.replicas
+    # A decision for another size than the live one is a decision of the past.
+    decided = scaled.target if scaled and scaled.writes and scaled.size == live else None
+    return decide(template, field, live, pool.status.decided_replicas, decided)
 
 
-def _scale(fleet: FleetView, pool: PoolView, size: Size) -> list[Action]:
+def _scale(fleet: FleetView, pool: PoolView, size: Size, scaled: Scaled | None) -> list[Action]:
     if not size.write:
         return []
+    template, _ = _template_of(fleet, pool)
+    if template is not None and template.scaling and scaled and scaled.published.decisions:
+        note = sentence(scaled.published.decisions[-1], pool.name)
+        return [
+            Scale(pool.ref, size.replicas, Reason.SCALED),
+            Notify(fleet.ref, "Normal", Reason.SCALED, note),
+        ]
     if not size.overwritten:
         return [Scale(pool.ref, size.replicas, Reason.REPLICAS_SET)]
     note = overwritten_note(size, pool.name, pool.spec.replicas, fleet.name)

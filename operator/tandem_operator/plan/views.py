@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tandem_runtime.contract import (
     ANNOTATION_DRAINING,
@@ -26,10 +26,14 @@ from tandem_runtime.protocol import PodState
 from tandem_operator.api.fleet import FleetSpec, FleetStatus, Latency
 from tandem_operator.api.model import ModelSpec, ModelStatus
 from tandem_operator.api.pool import PoolSpec, PoolStatus
+from tandem_operator.api.scaling_policy import ScalingPolicySpec
 from tandem_operator.names import ANNOTATION_DRAINING_SINCE
 from tandem_operator.plan.health import Problem, pod_problem
 from tandem_operator.plan.times import to_unix_s
 from tandem_operator.resources import FLEETS, MODELS, PODS, POOLS, REVISIONS, Ref
+
+if TYPE_CHECKING:
+    from tandem_operator.plan.scaled import Scaled
 
 Body = Mapping[str, Any]
 
@@ -140,6 +144,27 @@ def pool_view(body: Body) -> PoolView:
         spec=PoolSpec.model_validate(body["spec"]),
         status=PoolStatus.model_validate(body.get("status") or {}),
         body=body,
+    )
+
+
+@dataclass(frozen=True)
+class ScalingPolicyView:
+    """A ScalingPolicy."""
+
+    namespace: str
+    name: str
+    uid: str
+    spec: ScalingPolicySpec
+
+
+def scaling_policy_view(body: Body) -> ScalingPolicyView:
+    """Parse a ScalingPolicy."""
+    meta = body["metadata"]
+    return ScalingPolicyView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        spec=ScalingPolicySpec.model_validate(body["spec"]),
     )
 
 
@@ -325,6 +350,8 @@ class FleetSnapshot:
     checks: Mapping[str, TemplateCheck] = field(default_factory=dict)
     """By pool name and revision, see `check_key`."""
     latency: Latency | None = None
+    scaled: Mapping[str, Scaled] = field(default_factory=dict)
+    """The last decisions for autoscaled pools, by pool name."""
     refused: str | None = None
     """Why the last plan could not make an object: a quota, an admission policy."""
 

@@ -13,7 +13,7 @@ flight*: `step` launches the next one, then collects the tokens of the one befor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tandem_runtime.engine.batch import Work, build_batch
 from tandem_runtime.engine.flight import Flight, Payload, Runner
@@ -31,35 +31,9 @@ from tandem_runtime.engine.sequence import (
     StreamOutput,
     finish_reason,
 )
+from tandem_runtime.engine.stats import EngineStats
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.prefix import root_key
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """The engine now (streams and blocks) and since it started (token counts)."""
-
-    running: int
-    waiting: int
-    receiving: int
-    held: int
-    """Exports whose KV is kept until `release`."""
-    total_blocks: int
-    held_blocks: int
-    """In use by streams."""
-    cached_blocks: int
-    """Free, and findable by the prefix cache."""
-    preemptions: int
-    prompt_tokens: int
-    """Of streams admitted to be computed here."""
-    cached_tokens: int
-    """Of those, found in the prefix cache."""
-    generated_tokens: int
-
-    @property
-    def kv_usage(self) -> float:
-        """Share of blocks in use by streams, 0..1."""
-        return self.held_blocks / self.total_blocks
 
 
 class Engine:
@@ -158,7 +132,8 @@ class Engine:
             token = next(sampled) if work.samples else None
             if self._scheduler.land(work):
                 outputs.append(self._sampled(work, token) if work.samples else self._computed(work))
-        return StepOutput(tuple(outputs), flight.rows)
+        next_tokens = sum(work.samples and work.count == 1 for work in flight.works)
+        return StepOutput(tuple(outputs), flight.rows, next_tokens=next_tokens)
 
     @property
     def has_work(self) -> bool:
@@ -181,6 +156,8 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             generated_tokens=self._generated_tokens,
+            arrivals=self._arrivals,
+            queued_tokens=sum(len(sequence.token_ids) for sequence in scheduler.waiting),
         )
 
     @property
@@ -191,6 +168,16 @@ class Engine:
     def kv_capacity_tokens(self) -> int:
         """Tokens that the whole pool holds."""
         return self._scheduler.pool.total_blocks * self.block_tokens
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Tokens that one step computes at most."""
+        return self._scheduler.max_batch_tokens
+
+    @property
+    def max_running(self) -> int:
+        """Streams that run at the same time at most."""
+        return self._scheduler.max_running
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless blocks and streams agree; cheap enough for idle moments."""

@@ -98,6 +98,8 @@ class StepOutput:
     batch_tokens: int = 0
     """Rows computed: 0 when there was nothing to do."""
     preempted: int = 0
+    next_tokens: int = 0
+    """Of those rows, the ones that only gave a stream its next token; the others are prompts'."""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,11 @@ class ContextTooLong(BadRequest):
     code = "context_length_exceeded"
 
 
+class Forbidden(ApiError):
+    status = HTTPStatus.FORBIDDEN
+    kind = "permission_error"
+
+
 class ModelNotFound(ApiError):
     status = HTTPStatus.NOT_FOUND
     kind = "invalid_request_error"

@@ -23,6 +23,7 @@ from tandem_runtime.gateway.loops import repeat
 from tandem_runtime.gateway.names import ServedNames
 from tandem_runtime.gateway.pod_client import PodClient, PodUnreachable
 from tandem_runtime.gateway.pods import PodView
+from tandem_runtime.gateway.waking import Waking
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Fleets:
         self._client = client
         self._health = health
         self._clock = clock
+        self.waking = Waking(clock)
         self._names = ServedNames()
         self._models: dict[Key, ServedModel] = {}
         """Under no name yet, with the limits of the pod that gave the tokenizer."""
@@ -65,7 +67,7 @@ class Fleets:
                 raise Unavailable("The gateway has not seen any pods yet.")
             raise ModelNotFound(name, list(cards))
         card = cards[name]
-        model = await self._model(card.fleet)
+        model = await self.waking.hold(card.fleet, lambda: self._model(card.fleet))
         return replace(model, card=card, context_tokens=self._context_tokens(model))
 
     def pods_of(self, model: ServedModel) -> list[PodView]:
@@ -90,7 +92,8 @@ class Fleets:
                 self._fetch(key, admitting)
 
     def _cards(self) -> dict[str, ModelCard]:
-        return self._names.cards(self._discovery.pods, self._clock())
+        # A name that pods have is theirs, whoever sleeps under it.
+        return self.waking.cards() | self._names.cards(self._discovery.pods, self._clock())
 
     def _context_tokens(self, model: ServedModel) -> int:
         """What any pod that may get a stream can hold: they need not have equal memory."""

@@ -20,6 +20,8 @@ class GatewayOptions:
     grpc_port: int
     secret: bytes
     pod: str
+    uid: str = ""
+    """Of the pod; whoever knows it may tell the gateway what can be woken."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> GatewayOptions:
@@ -47,4 +49,5 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> GatewayOp
         grpc_port=args.grpc_port,
         secret=read_secret(args.handoff_secret_file, required=True),
         pod=environment.get(contract.ENV_POD_NAME, "local"),
+        uid=environment.get(contract.ENV_POD_UID, ""),
     )

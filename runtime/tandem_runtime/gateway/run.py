@@ -62,7 +62,7 @@ class Gateway:
         self._grpc = create_server(inference)
         self._http = HttpServer(options.host, options.port)
         self._http.app = create_gateway_app(
-            options.pod, self.backend, inference, discovery, metrics, registry
+            options, self.backend, inference, discovery, metrics, self._fleets.waking, registry
         )
 
     async def start(self) -> tuple[int, int]:
@@ -81,10 +81,10 @@ class Gateway:
         self.backend.leaving = True
         self._http.closing = True
         await asyncio.sleep(_LINGER_S)
-        self.backend.closed = True
+        self.backend.closed = self._fleets.waking.closed = True
         # gRPC's GOAWAY: calls that run go on, new ones go elsewhere.
         ending_calls = asyncio.create_task(self._grpc.stop(_FOREVER_S))
-        while self.backend.streams:  # noqa: ASYNC110 - streams end in many places
+        while self.backend.streams or self._fleets.waking.held:  # noqa: ASYNC110 - streams end in many places
             await asyncio.sleep(0.05)
         await self._grpc.stop(_IDLE_CALLS_S)
         await ending_calls

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from tandem_runtime import contract
 from tandem_runtime.frontend.app import create_app
-from tandem_runtime.frontend.errors import ApiError, BadRequest
+from tandem_runtime.frontend.errors import ApiError, BadRequest, Forbidden
 from tandem_runtime.frontend.oip.service import InferenceService
 from tandem_runtime.frontend.oip.statistics import Statistics
 from tandem_runtime.frontend.respond import Streamed
@@ -31,11 +30,6 @@ def _body(kind: type[Any]) -> dict[str, Any]:
     """What an operation's document says of a body that is a msgspec struct."""
     schema = {"$ref": _SCHEMA.format(name=kind.__name__)}
     return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
-
-
-class Forbidden(ApiError):
-    status = HTTPStatus.FORBIDDEN
-    kind = "permission_error"
 
 
 def inference_service(pod: Pod) -> InferenceService:

@@ -17,7 +17,7 @@ from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.exporter import Exporter, ExportStreams, Refusal
 from tandem_runtime.kv.handoff.handshake import Identity
 from tandem_runtime.kv.handoff.importer import Importer
-from tandem_runtime.protocol import DrainRequest, PodState, TokenizerBundle
+from tandem_runtime.protocol import DrainRequest, PodState, PodWork, TokenizerBundle
 from tandem_runtime.serve.backend import LocalBackend
 from tandem_runtime.serve.lifecycle import Lifecycle
 from tandem_runtime.serve.metrics import EngineCollector, PodMetrics
@@ -42,6 +42,7 @@ class Pod:
         self.exporter: Exporter | None = None
         self.importer: Importer | None = None
         self._capacity_tokens = engine.kv_capacity_tokens
+        self._step_tokens, self._max_streams = engine.max_batch_tokens, engine.max_running
         self._started_unix_s = time.time()
         self._deadline: asyncio.TimerHandle | None = None
         metrics = PodMetrics(self.registry, options.model_name)
@@ -108,6 +109,22 @@ class Pod:
             kv_capacity_tokens=self._capacity_tokens,
             started_unix_s=self._started_unix_s,
             context_tokens=self.bundle.context_tokens,
+            work=self._work(),
+        )
+
+    def _work(self) -> PodWork | None:
+        stats = self.worker.stats
+        if stats is None:
+            return None
+        return PodWork(
+            requests=stats.arrivals,
+            prompt_tokens=stats.prompt_tokens - stats.cached_tokens,
+            output_tokens=stats.generated_tokens,
+            steps=self.worker.step_times.sums,
+            queued_tokens=stats.queued_tokens,
+            kv_tokens=round(stats.kv_usage * self._capacity_tokens),
+            step_tokens=self._step_tokens,
+            max_streams=self._max_streams,
         )
 
     def drain(self, request: DrainRequest) -> None:

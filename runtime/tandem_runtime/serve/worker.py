@@ -17,8 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from tandem_runtime.engine.engine import Engine, EngineStats
+from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import StepOutput, StreamOutput
+from tandem_runtime.engine.stats import EngineStats
+from tandem_runtime.serve.steps import StepTimes
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class EngineWorker:
         self._alive_s = clock()
         self.stats: EngineStats | None = None
         """As of the last step or call; None until the engine is built."""
+        self.step_times = StepTimes()
         self._unchecked = False
         """Whether a step has run since the engine's bookkeeping was last checked."""
         self.failed: asyncio.Future[None] = self._loop.create_future()
@@ -130,20 +133,31 @@ class EngineWorker:
 
     def _serve(self, engine: Engine) -> None:
         """Raises what a step raises, and AssertionError when blocks and streams disagree."""
-        stalled = False
+        stalled, ended_s = False, None
         while self._run_calls(engine, wait=stalled or not engine.has_work):
             self._alive_s = self._clock()
-            stalled = not engine.has_work
+            # Where steps follow one another, the next one has begun when the one before ended.
+            began_s = self._alive_s if ended_s is None else ended_s
+            stalled, ended_s = not engine.has_work, None
             if engine.has_work:
                 output = engine.step()
                 self._unchecked = True
                 stalled = output.batch_tokens == 0
+                if not stalled:
+                    ended_s = self._count(output, began_s)
                 for hook in self._after_step:
                     hook(engine, output)
                 if output.streams:
                     self._post(self._deliver, output, self._alive_s)
                 self._retry(engine)
             self.stats = engine.stats()
+
+    def _count(self, output: StepOutput, began_s: float) -> float:
+        """Add a step to the sums; when it ended."""
+        ended_s = self._clock()
+        prompt = output.batch_tokens - output.next_tokens
+        self.step_times.add(prompt, output.next_tokens, ended_s - began_s)
+        return ended_s
 
     def _run_calls(self, engine: Engine, *, wait: bool) -> bool:
         """Runs what has been handed in; False when the worker is to stop."""

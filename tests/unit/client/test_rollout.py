@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tandem.kubectl import CommandFailed, fleet_name
 from tandem.rollout import (
     Revision,
-    RolloutError,
-    fleet_name,
     progress,
     refuse_restart,
     revisions,
@@ -22,7 +21,7 @@ def test_fleet_name(argument: str) -> None:
 
 
 def test_another_kind_is_refused() -> None:
-    with pytest.raises(RolloutError, match="deployment/chat is not a fleet: write fleet/NAME"):
+    with pytest.raises(CommandFailed, match="deployment/chat is not a fleet: write fleet/NAME"):
         fleet_name("deployment/chat")
 
 
@@ -86,7 +85,7 @@ def test_a_named_revision() -> None:
 def test_what_cannot_be_undone(
     body: dict[str, Any], known: list[Revision], wanted: str | None, sentence: str
 ) -> None:
-    with pytest.raises(RolloutError, match=sentence):
+    with pytest.raises(CommandFailed, match=sentence):
         undo_target(body, known, wanted)
 
 
@@ -166,13 +165,13 @@ def test_an_annotation_is_seen_before_its_rollout_is_judged(
 def test_an_edit_that_the_operator_has_not_seen_cannot_be_undone() -> None:
     body = {"metadata": {"generation": 3}, **fleet(spec="c", target="c", serving="b")}
     body["status"]["observedGeneration"] = 2
-    with pytest.raises(RolloutError, match="try again in a moment"):
+    with pytest.raises(CommandFailed, match="try again in a moment"):
         undo_target(body, KNOWN, None)
 
 
 def test_a_restart_does_not_roll_out_what_was_undone() -> None:
     body = {"metadata": {"name": "chat", "annotations": UNDO}, **fleet(spec="b", target="a")}
-    with pytest.raises(RolloutError, match="b is undone and a is served"):
+    with pytest.raises(CommandFailed, match="b is undone and a is served"):
         refuse_restart(body)
     refuse_restart({"metadata": {"name": "chat"}, **fleet(spec="b", target="b")})
     refuse_restart({"metadata": {"name": "chat"}})

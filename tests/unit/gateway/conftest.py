@@ -47,7 +47,7 @@ async def front(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Front]:
     monkeypatch.setattr("tandem_runtime.gateway.run._LINGER_S", 0.0)
     monkeypatch.setattr("tandem_runtime.gateway.health.PERIOD_S", 0.1)
     monkeypatch.setattr("tandem_runtime.gateway.health.SILENCE_S", 1.0)
-    options = GatewayOptions("ns", None, "127.0.0.1", 0, 0, SECRET, "gateway-0")
+    options = GatewayOptions("ns", None, "127.0.0.1", 0, 0, SECRET, "gateway-0", "uid-gateway")
     discovery = ListedPods()
     gateway = Gateway(options, discovery)
     port, grpc_port = await gateway.start()

@@ -221,17 +221,6 @@ async def test_scaled_to_zero_on_purpose_is_ready(world: World) -> None:
     assert world.condition("Ready")[:2] == ("True", "ScaledToZero")
 
 
-async def test_scaling_stays_at_its_minimum_and_says_so(world: World) -> None:
-    scaling = {"minReplicas": 3, "maxReplicas": 8}
-    world.edit(FLEETS, "chat", lambda b: b["spec"].update(decode={"scaling": scaling}))
-    await world.settle()
-    assert len(world.pods("chat-decode")) == 3
-    assert world.condition("ScalingActive")[:2] == (
-        "False",
-        "NotImplemented",
-    )
-
-
 async def test_growing_changes_neither_ready_nor_reconciling(world: World) -> None:
     world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(replicas=5))
     await world.reconcile()

@@ -9,7 +9,7 @@ from tandem_operator.api.fleet import PoolTemplate
 from tandem_operator.plan.replicas import Size, decide, overwritten_note
 
 FIXED = "spec.decode.replicas"
-PINNED = "spec.decode.scaling.minReplicas"
+SCALED = "spec.decode.scaling"
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,8 @@ PINNED = "spec.decode.scaling.minReplicas"
         ({"replicas": 3}, 1, None, Size(3, write=True, owner=FIXED)),
         ({"replicas": 4}, 3, 3, Size(4, write=True, owner=FIXED)),
         ({"replicas": 3}, 5, 3, Size(3, write=True, overwritten=True, owner=FIXED)),
-        ({"scaling": {"minReplicas": 2, "maxReplicas": 9}}, 5, 5, Size(2, True, owner=PINNED)),
-        (
-            {"scaling": {"minReplicas": 2, "maxReplicas": 9}},
-            5,
-            2,
-            Size(2, True, overwritten=True, owner=PINNED),
-        ),
+        ({"scaling": {"minReplicas": 2, "maxReplicas": 9}}, 1, None, Size(1, owner=SCALED)),
+        ({"scaling": {"minReplicas": 2, "maxReplicas": 9}}, 5, 2, Size(5, owner=SCALED)),
     ],
     ids=[
         "others decide",
@@ -36,12 +31,18 @@ PINNED = "spec.decode.scaling.minReplicas"
         "fixed from the schema's default",
         "fixed to another number",
         "fixed and written by another",
-        "pinned from fixed",
-        "pinned and written by another",
+        "scaled and not looked at yet",
+        "scaled and written by another",
     ],
 )
 def test_decide(pool: dict[str, Any], live: int, decided: int | None, size: Size) -> None:
     assert decide(PoolTemplate.model_validate(pool), "decode", live, decided) == size
+
+
+def test_an_automatic_size_is_written() -> None:
+    pool = PoolTemplate.model_validate({"scaling": {"minReplicas": 2, "maxReplicas": 9}})
+    assert decide(pool, "decode", 3, 3, scaled=5) == Size(5, write=True, owner=SCALED)
+    assert decide(pool, "decode", 5, 3, scaled=5) == Size(5, owner=SCALED)
 
 
 def test_the_other_writer_is_told_what_to_edit() -> None:

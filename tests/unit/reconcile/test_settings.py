@@ -35,6 +35,8 @@ def test_every_type_is_read() -> None:
         ({"TANDEM_RESYNC_S": "0"}, "TANDEM_RESYNC_S must be at least 0.1 seconds"),
         ({"TANDEM_SCRAPE_INTERVAL_S": "nan"}, "TANDEM_SCRAPE_INTERVAL_S must be at least 0.1"),
         ({"TANDEM_GATEWAY_GRACE_S": "-1"}, "must not be negative"),
+        ({"TANDEM_SCALING_INTERVAL_S": "0"}, "TANDEM_SCALING_INTERVAL_S must be at least 0.1"),
+        ({"TANDEM_PROMETHEUS_URL": "prometheus:9090"}, "write http://HOST:PORT or https://HOST"),
     ],
 )
 def test_what_cannot_work_is_refused(environment: dict[str, str], sentence: str) -> None:

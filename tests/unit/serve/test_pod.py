@@ -342,6 +342,28 @@ class TestProbesAndMetrics:
         assert state.kv_capacity_tokens == 64 * 16
         assert state.kv_usage == 0
 
+    async def test_the_work_of_two_looks_differs_by_what_happened(self, make_pod: Make) -> None:
+        pod = await make_pod(role=Role.BOTH)
+        before = (await pod.state()).work
+        assert before is not None
+        await asyncio.gather(*(collect(pod, ask(stream=f"s{n}")) for n in range(3)))
+        await pod.empty()
+        after = (await pod.state()).work
+        assert after is not None
+        assert after.requests - before.requests == 3
+        assert after.output_tokens - before.output_tokens == 15
+        assert (after.queued_tokens, after.kv_tokens) == (0, 0)
+        steps = after.steps
+        # Each stream's first token comes with its prompt, the other four of five on their own.
+        assert steps.streams - before.steps.streams == 12
+        computed = after.prompt_tokens - before.prompt_tokens
+        assert steps.prompt - before.steps.prompt == computed
+        assert 0 < computed <= 3 * len(PROMPT)
+        assert steps.seconds > before.steps.seconds
+        assert steps.streams_streams >= steps.streams
+        assert after.max_streams > 0
+        assert after.step_tokens >= after.max_streams
+
     async def test_a_stuck_step_fails_the_liveness_probe(self, make_pod: Make) -> None:
         pod = await make_pod()
         stuck = threading.Event()

@@ -1,0 +1,120 @@
+"""`ScalingPolicy`: how autoscaled pools of a namespace follow their load.
+
+Every field has a default, so a policy states only what differs. What a value does to the size of a
+pool is in docs/concepts/autoscaling.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from tandem_operator.api.fleet import MAX_REPLICAS, Objectives
+from tandem_operator.api.meta import ApiModel, Conditions, Rule
+
+MAX_SECONDS = 86_400
+Percent = Annotated[int, Field(ge=1, le=100)]
+
+
+class Bands(ApiModel):
+    """Between low and high the size stays as it is."""
+
+    cel: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.lowPercent < self.highPercent",
+            "lowPercent must be under highPercent: a size between the bands is one that stays",
+        ),
+    )
+
+    high_percent: Percent = 85
+    """A load over this share of what the replicas can take adds replicas."""
+    low_percent: Percent = 70
+    """Replicas are removed only if the load stays under this share of what the others can take."""
+    tolerance_percent: Annotated[int, Field(ge=0, le=100)] = 10
+    """By how much a percentile may exceed its target before that corrects the learned capacity."""
+
+
+class Windows(ApiModel):
+    """Times that the law looks over."""
+
+    load_seconds: Annotated[int, Field(ge=10, le=3600)] = 60
+    """Bursts of up to this length are provided for."""
+    hold_seconds: Annotated[int, Field(ge=0, le=MAX_SECONDS)] | None = None
+    """How long a need must be gone before replicas are removed; without it, the time that a pod
+    takes to start."""
+    idle_seconds: Annotated[int, Field(ge=30, le=MAX_SECONDS)] = 600
+    """Without a request for that long a pool with minReplicas 0 goes to zero."""
+    startup_seconds: Annotated[int, Field(ge=1, le=MAX_SECONDS)] = 100
+    """The time that a pod takes to start, until it has been measured."""
+
+
+class StepOut(ApiModel):
+    """What one decision adds at most: the larger of the two."""
+
+    replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 8
+    percent: Annotated[int, Field(ge=0, le=1000)] = 100
+
+
+class StepIn(ApiModel):
+    """What one decision removes at most: the larger of the two; and how often."""
+
+    replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
+    percent: Annotated[int, Field(ge=0, le=100)] = 25
+    interval_seconds: Annotated[int, Field(ge=0, le=MAX_SECONDS)] = 60
+
+
+class Steps(ApiModel):
+    """Limits of one decision. minReplicas and maxReplicas hold whatever these say."""
+
+    scale_out: StepOut = StepOut()
+    scale_in: StepIn = StepIn()
+
+
+class Forecast(ApiModel):
+    """Provision for growth until a new pod serves, as past growth suggests."""
+
+    percent: Annotated[int, Field(ge=0, le=99)] = 75
+    """Growth is provided for that was not exceeded this often in the past; 0: none."""
+
+
+Query = Annotated[str, Field(min_length=1, max_length=2048)]
+
+
+class Promql(ApiModel):
+    """Queries instead of the built-in ones, each with one number as its answer. $fleet and $pool
+    are the names; every selector is confined to the policy's namespace."""
+
+    time_to_first_token: Query | None = None
+    """Milliseconds, at the percentile that the objective names."""
+    time_per_output_token: Query | None = None
+    """Likewise."""
+    prompt_tokens_per_second: Query | None = None
+    """That arrive and are in no cache."""
+    running_requests: Query | None = None
+    waiting_requests: Query | None = None
+
+
+class ScalingPolicySpec(ApiModel):
+    """How pools that refer to this policy scale."""
+
+    mode: Literal["Active", "Shadow"] = "Active"
+    """Shadow decides and reports in the fleet's status, and leaves every size as it is."""
+    objectives: Objectives | None = None
+    """Targets of the law; without it, the fleet's objectives."""
+    gpu_budget: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Accelerators that the pools of one fleet with this policy have together. A pod without an
+    accelerator counts as one."""
+    bands: Bands = Bands()
+    windows: Windows = Windows()
+    steps: Steps = Steps()
+    forecast: Forecast = Forecast()
+    promql: Promql | None = None
+    """Only with a Prometheus in the operator's settings."""
+
+
+class ScalingPolicyStatus(ApiModel):
+    """Empty: what a policy does is in the status of its fleets and their Pools."""
+
+    observed_generation: int | None = None
+    conditions: Conditions = ()

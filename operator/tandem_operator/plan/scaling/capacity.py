@@ -1,0 +1,115 @@
+"""What a replica can do, learned from its steps.
+
+A step with p prompt tokens and s streams takes a + b p + c s seconds: a for reading the weights, b
+and c for the work of each token. Least squares over past steps finds the three; no profile is
+needed, and a slower GPU or a longer context shows within minutes.
+
+While all steps were alike, a cannot be told from c s: a small prior on a = 0 then takes the
+pessimistic side, capacity in proportion to the time that is left. Later on, what new steps leave
+open stays as it was.
+"""
+
+from __future__ import annotations
+
+from tandem_operator.plan.scaling.window import Load, StepCost, StepSums
+
+MOST_STEPS = 20_000.0
+"""Weight of all past steps together: about five minutes of a busy engine."""
+FEWEST_STEPS = 20.0
+"""With fewer nothing is said."""
+PRIOR_STEPS = 20.0
+"""Weight of what was known of a before; at first that it is 0."""
+ALIKE = 1e-4
+"""Weight of what was known before, as a share of the data's: two kinds of work that always come in
+one proportion keep their shares of the cost, instead of one becoming dear and the other free by
+chance."""
+LEAST_SHARE = 0.05
+"""Of the time per token that a stream's batch is left, however dear its steps are."""
+
+
+def remember(past: StepSums, new: StepSums) -> StepSums:
+    """Both, older steps counted less."""
+    both = past + new
+    return both.scaled(MOST_STEPS / both.steps) if both.steps > MOST_STEPS else both
+
+
+def fit(sums: StepSums, before: StepCost | None) -> StepCost | None:
+    """The cost of steps; what they leave open stays as `before`. None while too few were seen."""
+    if sums.steps < FEWEST_STEPS or sums.seconds <= 0.0:
+        return None
+    known = (before.base_s, before.prompt_s, before.stream_s) if before else (0.0, 0.0, 0.0)
+    matrix = (
+        (sums.steps + PRIOR_STEPS, sums.prompt, sums.streams),
+        (sums.prompt, sums.prompt_prompt, sums.prompt_streams),
+        (sums.streams, sums.prompt_streams, sums.streams_streams),
+    )
+    right = (
+        sums.seconds + PRIOR_STEPS * known[0],
+        sums.seconds_prompt,
+        sums.seconds_streams,
+    )
+    terms = [i for i in range(3) if matrix[i][i] > 0.0]
+    while terms:
+        found = _solve(
+            [[matrix[i][j] for j in terms] for i in terms],
+            [right[i] for i in terms],
+            [known[i] for i in terms],
+        )
+        if found is not None and min(found) >= 0.0:
+            cost = [0.0, 0.0, 0.0]
+            for i, value in zip(terms, found, strict=True):
+                cost[i] = value
+            return StepCost(*cost)
+        # A cost below zero is noise: without that term the others carry its share.
+        worst = 0 if found is None else min(range(len(terms)), key=lambda k: found[k])
+        terms.pop(worst)
+    return None
+
+
+def _solve(matrix: list[list[float]], right: list[float], known: list[float]) -> list[float] | None:
+    """Gaussian elimination; None where nothing can be said."""
+    n = len(right)
+    # Scaled to a diagonal of ones, so that ALIKE has one meaning.
+    scale = [matrix[i][i] ** -0.5 for i in range(n)]
+    rows = [
+        [matrix[i][j] * scale[i] * scale[j] for j in range(n)] + [right[i] * scale[i]]
+        for i in range(n)
+    ]
+    for i in range(n):
+        rows[i][i] += ALIKE
+        rows[i][n] += ALIKE * known[i] / scale[i]
+    for i in range(n):
+        if rows[i][i] <= 0.0:
+            return None
+        for k in range(i + 1, n):
+            factor = rows[k][i] / rows[i][i]
+            rows[k] = [x - factor * y for x, y in zip(rows[k], rows[i], strict=True)]
+    found = [0.0] * n
+    for i in reversed(range(n)):
+        rest = sum(rows[i][j] * found[j] for j in range(i + 1, n))
+        found[i] = (rows[i][n] - rest) / rows[i][i]
+    return [value * factor for value, factor in zip(found, scale, strict=True)]
+
+
+def prompt_rate(cost: StepCost, sums: StepSums, load: Load) -> float:
+    """Prompt tokens per second of a replica that computes nothing else; 0: not known."""
+    chunk = load.step_tokens or (sums.prompt_prompt / sums.prompt if sums.prompt else 0.0)
+    seconds = cost.base_s + cost.prompt_s * chunk
+    return chunk / seconds if seconds > 0.0 else 0.0
+
+
+def streams_at(cost: StepCost, sums: StepSums, load: Load, tpot_s: float) -> float:
+    """Streams of a replica whose steps take `tpot_s`, as far as its KV cache holds them; 0: not
+    known."""
+    if sums.streams <= 0.0:
+        return 0.0
+    # A pool that also computes prompts does so in the same steps, in proportion to its streams.
+    stream_s = cost.stream_s + cost.prompt_s * sums.prompt / sums.streams
+    left_s = max(tpot_s - cost.base_s, LEAST_SHARE * tpot_s)
+    limits = [left_s / stream_s] if stream_s > 0.0 else []
+    if load.max_streams > 0.0:
+        limits.append(load.max_streams)
+    if load.kv_capacity_tokens > 0.0 and load.kv_tokens > 0.0 and load.streams > 0.0:
+        limits.append(load.kv_capacity_tokens * load.streams / load.kv_tokens)
+    # Steps that cost the same with any batch seen so far: the largest one is what is known.
+    return max(1.0, min(limits) if limits else 2.0 * sums.streams_streams / sums.streams)

@@ -1,0 +1,36 @@
+"""What an engine says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine now (streams and blocks) and since it started (token counts)."""
+
+    running: int
+    waiting: int
+    receiving: int
+    held: int
+    """Exports whose KV is kept until `release`."""
+    total_blocks: int
+    held_blocks: int
+    """In use by streams."""
+    cached_blocks: int
+    """Free, and findable by the prefix cache."""
+    preemptions: int
+    prompt_tokens: int
+    """Of streams admitted to be computed here."""
+    cached_tokens: int
+    """Of those, found in the prefix cache."""
+    generated_tokens: int
+    arrivals: int = 0
+    """Streams taken in since it started, of every kind."""
+    queued_tokens: int = 0
+    """Known tokens of waiting streams; how many of them are cached is found out on admission."""
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of blocks in use by streams, 0..1."""
+        return self.held_blocks / self.total_blocks

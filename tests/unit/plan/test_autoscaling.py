@@ -1,0 +1,475 @@
+"""Autoscaled pools in a fleet: from what pods say to sizes, statuses and sentences."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import NAMESPACE, fleet_body, model_body
+from operator_world import World
+from tandem_operator.logs import JsonFormatter
+from tandem_operator.plan.queries import Answer
+from tandem_operator.replay import main
+from tandem_operator.resources import FLEETS, PODS, POOLS, SCALING_POLICIES, Ref
+from tandem_runtime.protocol import PodWork, StepSums
+
+SCALING = {"minReplicas": 1, "maxReplicas": 8}
+STREAMS_AT_TARGET = 68.0
+"""Of a replica whose steps take 8 ms + 0.25 ms a stream, at 25 ms."""
+OBJECTIVES = {"timePerOutputToken": {"targetMilliseconds": 25}}
+
+
+@dataclass
+class Load:
+    """Decode streams spread over the pods that serve, as the pods would report them."""
+
+    world: World
+    streams: float = 0.0
+    sums: dict[str, list[float]] = field(default_factory=dict)
+
+    async def look(self, seconds: float = 5.0) -> None:
+        pods = [p for p in self.world.pods("chat-decode") if p not in self.world.draining]
+        # A new pod of an old name counts from nothing.
+        self.sums = {pod: total for pod, total in self.sums.items() if pod in pods}
+        for pod in pods:
+            batch = self.streams / len(pods)
+            total = self.sums.setdefault(pod, [0.0] * 10)
+            for varied in (0.8, 1.0, 1.2) if batch else ():
+                s = varied * batch
+                step_s = 0.008 + 0.00025 * s
+                n = seconds / 3 / step_s
+                for i, value in enumerate((1, step_s, 0, s, 0, 0, s * s, 0, s * step_s, s)):
+                    total[i] += n * value
+            requests, output = int(total[9] / 100), int(total[9])
+            sums = StepSums(*total[:9])
+            self.world.work[pod] = PodWork(requests, 0, output, sums, 0, 0, 8192, 256)
+            self.world.running[pod] = round(batch)
+        for pod in self.world.pods("chat-prefill"):
+            self.world.work[pod] = PodWork(0, 0, 0, StepSums(), 0, 0, 8192, 256)
+        for pod in self.world.draining:
+            self.world.running[pod] = 0
+        await self.world.look(seconds)
+
+
+@pytest.fixture
+async def world() -> World:
+    """A fleet that serves, with an autoscaled decode pool."""
+    world = World()
+    world.kube.user_write(model_body())
+    world.kube.user_write(fleet_body(decode={"scaling": SCALING}, objectives=OBJECTIVES))
+    await world.settle()
+    await world.look()
+    await world.settle()
+    return world
+
+
+@pytest.fixture
+def load(world: World) -> Load:
+    return Load(world)
+
+
+def policy(name: str = "p", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": SCALING_POLICIES.api_version,
+        "kind": SCALING_POLICIES.kind,
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": spec,
+    }
+
+
+def size(world: World, pool: str = "chat-decode") -> int:
+    return int(world.body(POOLS, pool)["spec"]["replicas"])
+
+
+def status(world: World) -> dict[str, Any]:
+    found: dict[str, Any] = world.body(POOLS, "chat-decode")["status"]["scaling"]
+    return found
+
+
+def refer(world: World, name: str = "p") -> None:
+    scaling = SCALING | {"policyRef": {"name": name}}
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(scaling=scaling))
+
+
+async def test_a_pool_follows_its_load_and_says_why(world: World, load: Load) -> None:
+    load.streams = 20.0
+    for _ in range(6):
+        await load.look()
+    assert size(world) == 1
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(6):
+        await load.look()
+    assert 5 <= size(world) <= 6
+    assert len(world.pods("chat-decode")) == size(world)
+    assert size(world, "chat-prefill") == 1
+    last = status(world)["decisions"][-1]
+    assert last["replicas"] == size(world)
+    assert last["reason"] == "LoadOverBand"
+    assert last["demand"] == 272
+    assert last["capacity"] == pytest.approx(STREAMS_AT_TARGET, rel=0.1)
+    told = [e for e in world.events if e.reason == "Scaled"]
+    assert told[-1].note.startswith("Pool chat-decode: ")
+    assert "LoadOverBand: load of" in told[-1].note
+    series = 'tandem_scaling_decision{namespace="team",pool="chat-decode",reason="'
+    lines = world.metrics.text().decode().splitlines()
+    assert [float(line.split()[-1]) for line in lines if line.startswith(series)] == [size(world)]
+    # And back, by draining: nobody's stream is lost.
+    load.streams = 10.0
+    for _ in range(80):
+        await load.look()
+    assert size(world) == 1
+    assert world.ended == []
+
+
+async def test_constant_load_writes_nothing(world: World, load: Load) -> None:
+    load.streams = 60.0
+    for _ in range(60):
+        await load.look()
+    before = len(world.kube.writes)
+    for _ in range(60):
+        await load.look()
+    assert world.kube.writes[before:] == []
+    load.streams = 0.0
+    for _ in range(60):
+        await load.look()
+    before = len(world.kube.writes)
+    for _ in range(60):
+        await load.look()
+    assert world.kube.writes[before:] == []
+
+
+async def test_a_restart_forgets_nothing(world: World, load: Load) -> None:
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(30):
+        await load.look()
+    busy = size(world)
+    world.restart()
+    writes = len(world.kube.writes)
+    await load.look()
+    assert world.kube.writes[writes:] == [], "the first look of a new operator compares nothing"
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+    # Load that falls in the same moment is held as long as without a restart.
+    load.streams = 10.0
+    for _ in range(15):
+        await load.look()
+    assert size(world) == busy
+    for _ in range(80):
+        await load.look()
+    assert size(world) == 1
+
+
+async def test_shadow_reports_and_leaves_the_size(world: World, load: Load) -> None:
+    world.kube.user_write(policy(mode="Shadow"))
+    refer(world)
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(8):
+        await load.look()
+    assert size(world) == 1
+    assert world.condition("ScalingActive")[:2] == ("False", "Shadow")
+    last = status(world)["decisions"][-1]
+    assert (last["replicasBefore"], last["shadow"]) == (1, True)
+    assert last["replicas"] > 1
+    assert len(status(world)["decisions"]) <= 4
+    assert not [e for e in world.events if e.reason == "Scaled"]
+
+
+async def test_another_writer_is_reported_and_not_fought(world: World, load: Load) -> None:
+    load.streams = 10.0
+    for _ in range(6):
+        await load.look()
+    await world.kube.scale(Ref(POOLS, NAMESPACE, "chat-decode"), 6, manager="hpa")
+    for _ in range(20):
+        await load.look()
+    assert size(world) == 6
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "ReplicasContended")
+    assert "Remove the other writer" in said.sentence
+    assert [e.type for e in world.events if e.reason == "ReplicasContended"] == ["Warning"]
+    # It stands back across a restart, too; and goes on from what it finds.
+    world.restart()
+    await load.look()
+    await load.look()
+    assert world.condition("ScalingActive").reason == "ReplicasContended"
+    for _ in range(200):
+        await load.look()
+    assert size(world) == 1
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+
+
+async def test_its_own_writes_are_no_other_writers(world: World, load: Load) -> None:
+    for tick in range(120):
+        load.streams = 300.0 if tick // 30 % 2 else 20.0
+        await load.look()
+        assert world.condition("ScalingActive").reason == "Scaling"
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "sentence"),
+    [
+        (None, "PolicyNotFound", "ScalingPolicy p does not exist in namespace team"),
+        ({"gpuBudget": 1}, "BudgetTooSmall", "minReplicas of chat-decode take 2 GPUs"),
+    ],
+)
+async def test_a_policy_that_cannot_work_holds(
+    world: World, load: Load, spec: dict[str, Any] | None, reason: str, sentence: str
+) -> None:
+    if spec is not None:
+        world.kube.user_write(policy(**spec))
+    scaling = {"minReplicas": 2, "maxReplicas": 8, "policyRef": {"name": "p"}}
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(scaling=scaling))
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(5):
+        await load.look()
+    assert size(world) == 1
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", reason)
+    assert sentence in said.sentence
+    world.kube.user_write(policy())
+    for _ in range(5):
+        await load.look()
+    assert size(world) > 1
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+
+
+async def test_pods_that_do_not_answer_hold_the_size(world: World, load: Load) -> None:
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(10):
+        await load.look()
+    busy = size(world)
+    world.work.clear()
+    await world.look()
+    assert world.condition("ScalingActive").reason == "Scaling", "one failed look is nothing"
+    for _ in range(40):
+        await world.look()
+    assert size(world) == busy
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "NoLoadData")
+    assert "do not say how much work they have" in said.sentence
+
+
+async def test_every_change_of_mode_starts_from_the_live_size(world: World, load: Load) -> None:
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(10):
+        await load.look()
+    busy = size(world)
+    modes = [
+        ({"replicas": 2}, 2),
+        ({"scaling": SCALING}, busy),
+        ({}, busy),
+        ({"scaling": SCALING}, busy),
+        ({"replicas": 3}, 3),
+        ({}, 3),
+        ({"replicas": 3}, 3),
+    ]
+    for decode, expected in modes:
+        world.edit(FLEETS, "chat", lambda b, d=decode: b["spec"].update(decode=dict(d)))
+        for _ in range(6):
+            await load.look()
+        assert abs(size(world) - expected) <= ("scaling" in decode)
+        assert not [e for e in world.events if e.type == "Warning"]
+        scaled = world.body(POOLS, "chat-decode")["status"].get("scaling")
+        assert (scaled is not None) == ("scaling" in decode)
+
+
+async def test_the_log_replays_to_the_same_decisions(
+    world: World,
+    load: Load,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.INFO, "tandem_operator.decisions")
+    for tick in range(90):
+        load.streams = 300.0 if tick // 30 % 2 else 20.0
+        await load.look()
+    records = [r for r in caplog.records if r.name == "tandem_operator.decisions"]
+    lines = [JsonFormatter().format(record) for record in records]
+    log = tmp_path / "operator.log"
+    log.write_text("not JSON\n" + "\n".join(lines))
+    assert main([str(log)]) == 0
+    looks = int(capsys.readouterr().out.split()[0])
+    assert 5 < looks < len(lines)
+    # A log that says something else is noticed.
+    log.write_text(log.read_text().replace('"target": 6', '"target": 7'))
+    assert main([str(log)]) == 1
+    assert "team/chat: logged {'chat-decode': (7," in capsys.readouterr().out
+    log.write_text("")
+    assert main([str(log)]) == 2
+
+
+@dataclass
+class Answers:
+    """A Prometheus that answers each query by what it is about."""
+
+    streams: float = 20.0
+    wrong: Answer | None = None
+    asked: list[str] = field(default_factory=list)
+
+    async def ask(self, query: str) -> Answer:
+        self.asked.append(query)
+        if "running" not in query:
+            return Answer((0.0,)) if "waiting" in query else Answer((float("nan"),))
+        return self.wrong or Answer((self.streams,))
+
+
+async def test_a_prometheus_says_what_the_load_is(world: World, load: Load) -> None:
+    prometheus = Answers()
+    world.prometheus = prometheus
+    world.restart()
+    load.streams = 60.0
+    for _ in range(6):
+        await load.look()
+    assert size(world) == 1
+    prometheus.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(3):
+        await load.look()
+    assert size(world) >= 5
+    assert len(prometheus.asked) == 9 * 3
+    assert all('namespace="team"' in query for query in prometheus.asked)
+    assert any(
+        '{namespace="team",pod=~"chat-decode-[a-z0-9]+-[0-9]+"}' in q for q in prometheus.asked
+    )
+    assert any('{namespace="team",fleet="chat"}' in q for q in prometheus.asked)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason", "sentence"),
+    [
+        (
+            Answer(error="Prometheus at http://p does not answer: the connection fails"),
+            "PrometheusFailed",
+            "runningRequests of Pool chat-decode: Prometheus at http://p does not answer",
+        ),
+        (Answer((1.0, 2.0)), "QueryUnusable", "returns 2 series where one is needed; wrap it in"),
+        (Answer((float("nan"),)), "QueryUnusable", "its query returns nan"),
+        (Answer(), "QueryUnusable", "no series; see whether Prometheus scrapes the pods"),
+    ],
+)
+async def test_a_prometheus_that_cannot_be_used_holds_and_says_so(
+    world: World, load: Load, wrong: Answer, reason: str, sentence: str
+) -> None:
+    prometheus = Answers(4 * STREAMS_AT_TARGET)
+    world.prometheus = prometheus
+    world.restart()
+    load.streams = 60.0
+    for _ in range(6):
+        await load.look()
+    busy = size(world)
+    assert busy > 1
+    prometheus.wrong = wrong
+    await load.look()
+    assert world.condition("ScalingActive").reason == "Scaling", "one failed look is nothing"
+    for _ in range(40):
+        await load.look()
+    assert size(world) == busy
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", reason)
+    assert sentence in said.sentence
+    prometheus.wrong = None
+    await load.look()
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+
+
+async def test_a_policys_own_queries(world: World, load: Load) -> None:
+    queries = {"runningRequests": 'sum(mine{pool="$pool",fleet="$fleet"}) + 0 * running'}
+    world.kube.user_write(policy(promql=queries))
+    refer(world)
+    for _ in range(4):
+        await load.look()
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "PrometheusMissing")
+    assert "Set TANDEM_PROMETHEUS_URL of the operator, or remove promql" in said.sentence
+    prometheus = Answers()
+    world.prometheus = prometheus
+    world.restart()
+    for _ in range(4):
+        await load.look()
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+    mine = 'sum(mine{namespace="team",pool="chat-decode",fleet="chat"}) + 0 * running'
+    assert mine + '{namespace="team"}' in prometheus.asked
+    world.edit(
+        SCALING_POLICIES, "p", lambda b: b["spec"].update(promql={"runningRequests": "1 # up"})
+    )
+    for _ in range(6):
+        await load.look()
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "QueryRefused")
+    assert said.sentence.startswith("promql.runningRequests is refused: '# up' is no PromQL")
+
+
+def gateway_pod(world: World) -> None:
+    """A gateway that answers."""
+    labels = {"app.kubernetes.io/component": "gateway"}
+    meta = {"name": "gateway-0", "namespace": NAMESPACE, "labels": labels}
+    world.kube.user_write({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {}})
+    world.body(PODS, "gateway-0")["status"] = {"phase": "Running", "podIP": "127.0.0.250"}
+
+
+async def test_to_zero_when_idle_and_back_with_the_first_request(world: World, load: Load) -> None:
+    gateway_pod(world)
+    zero = {"minReplicas": 0, "maxReplicas": 4, "policyRef": {"name": "p"}}
+    world.kube.user_write(policy(windows={"idleSeconds": 60}))
+    pools = {"prefill": {"scaling": zero}, "decode": {"scaling": zero}}
+    world.edit(FLEETS, "chat", lambda b: b["spec"].update(pools))
+    load.streams = 20.0
+    for _ in range(20):
+        await load.look()
+    assert size(world) == 1
+    assert world.told == {"chat": ("smollm2",)}
+    load.streams = 0.0
+    for _ in range(14):
+        await load.look()
+    assert (size(world), size(world, "chat-prefill")) == (0, 0)
+    assert world.pods("chat-decode") == {}
+    assert status(world)["decisions"][-1]["reason"] == "Idle"
+    assert world.condition("Ready")[:2] == ("True", "ScaledToZero")
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+    assert world.autoscaler.asleep == {NAMESPACE}
+    # Nothing happens for a long time, across a restart, and nothing is written.
+    writes = len(world.kube.writes)
+    for _ in range(30):
+        await load.look(60.0)
+    world.restart()
+    await load.look()
+    await load.look()
+    assert (size(world), world.kube.writes[writes:]) == (0, [])
+    world.held = {"chat": 1}
+    await load.look(1.0)
+    assert (size(world), size(world, "chat-prefill")) == (1, 1)
+    assert status(world)["decisions"][-1]["reason"] == "Wake"
+    assert len(world.pods("chat-decode")) == 1
+    world.held = {}
+    for _ in range(5):
+        await load.look()
+    assert size(world) == 1
+    assert world.autoscaler.asleep == set()
+
+
+async def test_a_gateway_that_does_not_answer_wakes_and_ends_nothing(
+    world: World, load: Load
+) -> None:
+    zero = {"minReplicas": 0, "maxReplicas": 4}
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(scaling=zero))
+    await world.kube.scale(Ref(POOLS, NAMESPACE, "chat-decode"), 0, manager="kubectl")
+    world.restart()
+    world.held = {"chat": 1}
+    for _ in range(5):
+        await load.look()
+    assert size(world) == 0
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+
+
+async def test_shadow_holds_no_request_for_a_pod_that_nobody_wakes(
+    world: World, load: Load
+) -> None:
+    gateway_pod(world)
+    world.kube.user_write(policy(mode="Shadow"))
+    zero = {"minReplicas": 0, "maxReplicas": 4, "policyRef": {"name": "p"}}
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(scaling=zero))
+    for _ in range(3):
+        await load.look()
+    assert world.told == {}

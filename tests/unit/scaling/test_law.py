@@ -1,0 +1,179 @@
+"""The law around an ideal pool: it follows load, holds, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tandem_operator.plan.scaling.decision import ScaleReason
+from tandem_operator.plan.scaling.law import decide
+from tandem_operator.plan.scaling.policy import Policy
+from tandem_operator.plan.scaling.state import ScalingState
+from tandem_operator.plan.scaling.window import Load, PoolWindow
+
+Make = Callable[..., Any]
+RATE = 47_700.0
+"""Prompt tokens per second of a replica of the plant."""
+NOBODY = Load(requests=0.0, prompt_tokens=0.0, output_tokens=0.0, streams=0.0)
+
+
+def test_prefill_follows_prompt_tokens_and_decode_streams(plant: Make) -> None:
+    prefill, decode = plant(), plant("decode")
+    for _ in range(90):
+        prefill.tick(prompt_tokens_s=5.0 * RATE)
+        decode.tick(streams=68 * 4.0)
+    # Five and four replicas' worth, each at 85 % at most. The backlog of the start-up asked for
+    # more prefill replicas, of which the low band lets some stay.
+    assert 6 <= prefill.size <= 8
+    assert decode.size == 5
+
+
+def test_it_asks_at_once_and_not_twice_while_pods_start(plant: Make) -> None:
+    pool = plant(forecast_percent=0)
+    for _ in range(10):
+        pool.tick(prompt_tokens_s=0.5 * RATE)
+    assert pool.tick(prompt_tokens_s=3.0 * RATE).reason == ScaleReason.LOAD_OVER_BAND
+    sizes = [pool.tick(prompt_tokens_s=3.0 * RATE).target for _ in range(9)]
+    # The backlog of the start-up asks for a little more, the pods that start for none.
+    assert sizes[0] >= 4
+    assert sizes[-1] <= 7
+
+
+def test_a_pod_that_never_starts_freezes_neither_way(plant: Make) -> None:
+    pool = plant(startup_s=1e9, forecast_percent=0)
+    for _ in range(10):
+        pool.tick(prompt_tokens_s=0.5 * RATE)
+    pool.tick(prompt_tokens_s=1.5 * RATE)
+    stuck = pool.size
+    assert stuck > 1
+    for _ in range(40):
+        pool.backlog = 0.0
+        pool.tick(prompt_tokens_s=2.5 * RATE)
+    assert pool.size > stuck
+    for _ in range(60):
+        pool.tick(prompt_tokens_s=0.2 * RATE)
+    assert (pool.size, pool.ready) == (1, 1)
+
+
+def test_it_shrinks_only_after_the_hold_time(plant: Make) -> None:
+    pool = plant(ready=8)
+    for _ in range(30):
+        pool.tick(prompt_tokens_s=6.0 * RATE)
+    full = pool.size
+    reasons = []
+    for _ in range(40):
+        reasons.append(pool.tick(prompt_tokens_s=0.5 * RATE).reason)
+        if pool.size < full:
+            break
+    # The start-up time is 100 s, a window of the load 60 s.
+    assert 10 <= len(reasons) <= 17
+    assert reasons[-2:] == [ScaleReason.HELD, ScaleReason.LOAD_UNDER_BAND]
+    for _ in range(60):
+        pool.tick(prompt_tokens_s=0.5 * RATE)
+    assert pool.size == 1
+
+
+def test_no_traffic_is_load_zero_and_no_data_holds(plant: Make) -> None:
+    pool = plant(ready=6)
+    for _ in range(10):
+        pool.tick(prompt_tokens_s=4.0 * RATE)
+    size = pool.size
+    blind = PoolWindow(10.0, size, pool.ready, load=None)
+    for _ in range(100):
+        pool.now_s += 10.0
+        decision = decide(pool.policy, pool.state, blind, pool.now_s)
+        pool.state = decision.state
+        assert (decision.target, decision.reason) == (size, ScaleReason.NO_DATA)
+    for _ in range(100):
+        pool.tick()
+    assert pool.size == 1
+
+
+def test_zero_after_the_idle_time_and_back_at_the_first_request(plant: Make) -> None:
+    pool = plant(min_replicas=0, idle_s=300.0)
+    for _ in range(10):
+        pool.tick(prompt_tokens_s=0.3 * RATE)
+    ticks = 0
+    while pool.size:
+        pool.tick()
+        ticks += 1
+        assert ticks < 60
+    assert ticks == 30
+    assert pool.decisions[-1].reason == ScaleReason.IDLE
+    assert pool.tick().target == 0
+    decision = pool.tick(prompt_tokens_s=0.01 * RATE)
+    assert (decision.target, decision.reason) == (1, ScaleReason.WAKE)
+
+
+def test_without_an_idle_time_the_last_replica_stays(plant: Make) -> None:
+    pool = plant(min_replicas=0, idle_s=None)
+    for _ in range(500):
+        pool.tick()
+    assert pool.size == 1
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode", "both"])
+def test_a_pool_at_zero_wakes_before_anything_was_learned(role: Any) -> None:
+    policy = Policy(role, 0, 4, idle_s=60.0)
+    asked = replace(NOBODY, requests=1.0, prompt_tokens=10.0)
+    for load, target, reason in (
+        (NOBODY, 0, ScaleReason.NO_TRAFFIC),
+        (asked, 1, ScaleReason.WAKE),
+        (replace(NOBODY, queued_requests=1.0), 1, ScaleReason.WAKE),
+    ):
+        decision = decide(policy, ScalingState(), PoolWindow(10.0, 0, 0, load=load), 0.0)
+        assert (decision.target, decision.reason) == (target, reason)
+
+
+def test_a_size_out_of_bounds_is_brought_in_even_blind() -> None:
+    policy = Policy("decode", 2, 4)
+    for size, target in ((1, 2), (9, 4)):
+        decision = decide(policy, ScalingState(), PoolWindow(10.0, size, size), 0.0)
+        assert (decision.target, decision.reason) == (target, ScaleReason.OUT_OF_BOUNDS)
+
+
+def test_latency_over_target_corrects_the_capacity(plant: Make) -> None:
+    pool = plant("decode")
+    for _ in range(20):
+        pool.tick(streams=50.0)
+    assert pool.size == 1
+    # The same load, and a percentile that steps alone do not explain.
+    for _ in range(12):
+        pool.now_s += 10.0
+        load = replace(pool._load(0.0, 50.0), tpot_ms=40.0)
+        window = PoolWindow(10.0, pool.size, pool.ready, load=load)
+        decision = decide(pool.policy, pool.state, window, pool.now_s)
+        pool.state = decision.state
+        if decision.target > 1:
+            break
+    assert (decision.target, decision.reason) == (2, ScaleReason.LATENCY_OVER_TARGET)
+
+
+def test_latency_that_no_replica_helps_has_a_floor(plant: Make) -> None:
+    pool = plant("decode")
+    for _ in range(600):
+        pool.now_s += 10.0
+        load = replace(pool._load(0.0, 50.0), tpot_ms=4000.0)
+        window = PoolWindow(10.0, pool.size, pool.size, load=load)
+        decision = decide(pool.policy, pool.state, window, pool.now_s)
+        pool.state = decision.state
+        pool.ready = decision.target
+    assert pool.size == 2
+
+
+def test_growth_is_learned_from_load_that_rose_before(plant: Make) -> None:
+    def late(forecast_percent: int) -> float:
+        """Backlogs at the end of the later ramps, in replica seconds."""
+        pool = plant(forecast_percent=forecast_percent)
+        left = []
+        for _ in range(8):
+            for tick in range(60):
+                load = 2.0 if tick < 30 else 2.0 + 0.25 * (tick - 29) if tick < 50 else 7.0
+                pool.tick(prompt_tokens_s=load * RATE)
+                if tick == 49:
+                    left.append(pool.backlog / RATE)
+        return sum(left[4:])
+
+    assert late(75) < 0.5 * late(0)
