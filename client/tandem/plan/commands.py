@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -18,8 +17,9 @@ from tandem.plan.errors import PlanError
 from tandem.plan.explain import explain, si
 from tandem.plan.fleet import FleetPlan, Question, plan_fleet
 from tandem.plan.gpus import GPUS, Gpu, find_gpu
+from tandem.plan.known import KNOWN, find_model
 from tandem.plan.load import Limits, Load, Targets
-from tandem.plan.model import ModelShape, ServedModel, model_from_numbers, read_model
+from tandem.plan.model import ModelShape, ServedModel, model_from_numbers
 from tandem.plan.replica import Efficiency, Memory
 from tandem.plan.tiers import parse_tier
 
@@ -29,8 +29,11 @@ console = Console(
 )
 T = TypeVar("T")
 
-ModelPath = Annotated[
-    Path | None, typer.Option("--model", help="A config.json, or the folder that holds it.")
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help=f"A config.json, the folder that holds it, or one of {', '.join(KNOWN)}."
+    ),
 ]
 GpuName = Annotated[str, typer.Option("--gpu", help=f"One of {', '.join(GPUS)}.")]
 Weights = Annotated[str, typer.Option(help="Number format of weights: bf16, fp8, int8 or int4.")]
@@ -58,7 +61,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plan_command(
-    model: ModelPath = None,
+    model: ModelName = None,
     params: Annotated[float | None, typer.Option(help="Parameters, such as 1.8e12.")] = None,
     active_params: Annotated[
         float | None, typer.Option(help="Of these, what one token is multiplied with.")
@@ -165,10 +168,10 @@ def plan_json(plan: FleetPlan) -> dict[str, Any]:
     }
 
 
-def _shape_from_file(path: Path, params: float | None) -> ModelShape:
+def _shape_from_file(name: str, params: float | None) -> ModelShape:
     if params is not None:
         raise PlanError("--model and --params exclude each other: the config.json says both")
-    return read_model(path)
+    return find_model(name)
 
 
 def _shape_from_numbers(

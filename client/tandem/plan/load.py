@@ -69,8 +69,8 @@ class Limits:
 
     chunk_tokens: int = 2048
     """Of a prompt in one step (the engine's max_batch_tokens)."""
-    max_running: int = 256
-    """Streams that a replica computes together."""
+    max_running: int = 64
+    """Streams that a replica computes together; the engine's own default."""
     handoff_bytes_per_s: float = 50e9
     """From a prefill to a decode replica; 50 GB/s is 400 Gbit/s."""
 
