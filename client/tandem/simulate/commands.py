@@ -29,7 +29,7 @@ from tandem.plan.commands import (
 from tandem.plan.errors import PlanError
 from tandem.plan.known import KNOWN, find_model
 from tandem.plan.model import ServedModel
-from tandem.simulate.objects import Hardware, make_scaler, make_setup, read_fleet
+from tandem.simulate.objects import Hardware, make_scaler, make_setup, read_fleet, read_policies
 from tandem.simulate.plot import summary_rows, write_html, write_png
 from tandem.simulate.report import course, summarise
 from tandem.simulate.run import Run, SimulationError
@@ -54,6 +54,9 @@ def simulate_command(
     model: Annotated[
         str, typer.Option(help=f"A config.json, its folder, or one of {', '.join(KNOWN)}.")
     ],
+    policy: Annotated[
+        Path | None, typer.Option(help="YAML with the ScalingPolicies that the fleet refers to.")
+    ] = None,
     trace: Annotated[Path | None, typer.Option(help="A trace file; .gz too.")] = None,
     load: Annotated[Kind | None, typer.Option(help="Instead of a trace: a synthetic load.")] = None,
     rate: Annotated[float, typer.Option(help="Requests/s of a synthetic load.")] = 1.0,
@@ -120,7 +123,7 @@ def simulate_command(
 
     replayed = _attempt(requests)
     begun_s = time.perf_counter()
-    run = _attempt(lambda: _simulate(fleet, hardware(), replayed))
+    run = _attempt(lambda: _simulate(fleet, policy, hardware(), replayed))
     took_s = time.perf_counter() - begun_s
     _print(run, skip_s, took_s)
     title = f"{fleet.stem} under {replayed.name}"
@@ -132,10 +135,11 @@ def simulate_command(
         write_html(run, summary_rows(summarise(run, skip_s)), title, html)
 
 
-def _simulate(fleet: Path, hardware: Hardware, trace: Trace) -> Run:
+def _simulate(fleet: Path, policy: Path | None, hardware: Hardware, trace: Trace) -> Run:
     spec = read_fleet(fleet)
+    policies = {} if policy is None else read_policies(policy)
     setup = make_setup(spec, hardware)
-    return World(setup, trace, make_scaler(spec, setup)).run()
+    return World(setup, trace, make_scaler(spec, setup, policies)).run()
 
 
 def run_json(run: Run, skip_s: float) -> dict[str, Any]:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from tandem_operator.api.fleet import FleetSpec, Objective, PoolTemplate, accelerator_percent
+from tandem_operator.api.fleet import (
+    FleetSpec,
+    Objective,
+    Objectives,
+    PoolTemplate,
+    accelerator_percent,
+)
+from tandem_operator.api.meta import ApiModel
+from tandem_operator.api.scaling_policy import ScalingPolicySpec
 from tandem_operator.plan.scaling.policy import DEFAULT_TPOT_MS, DEFAULT_TTFT_MS, Policy
 
 from tandem.plan.gpus import Gpu
@@ -19,9 +27,10 @@ from tandem.plan.replica import Efficiency, Memory, Replica
 from tandem.simulate.engine_spec import EngineSpec
 from tandem.simulate.pool import PoolSpec, Role
 from tandem.simulate.run import DECODE, PREFILL, Setup, SimulationError
-from tandem.simulate.scalers import Fixed, OperatorLaw, Scaler
+from tandem.simulate.scalers import Fixed, LawGroup, OperatorLaw, Scaler
 
 DEFAULT_QUANTILE = 0.95
+S = TypeVar("S", bound=ApiModel)
 
 
 @dataclass(frozen=True)
@@ -42,38 +51,61 @@ class Hardware:
 
 def read_fleet(path: Path) -> FleetSpec:
     """The one InferenceFleet of a YAML file. Raises SimulationError."""
-    body = _only(path, "InferenceFleet")
-    try:
-        return FleetSpec.model_validate(body.get("spec"))
-    except ValidationError as error:
-        raise SimulationError(f"{path}: {_first_fault(error)}") from error
+    found = _objects(path, "InferenceFleet")
+    if len(found) != 1:
+        raise SimulationError(
+            f"{path} holds {len(found)} objects of kind InferenceFleet: give a file with exactly "
+            "one"
+        )
+    return _parsed(path, FleetSpec, found[0])
 
 
-def _only(path: Path, kind: str) -> Mapping[str, Any]:
-    """The only object of a kind in a file that may hold others. Raises SimulationError."""
+def read_policies(path: Path) -> dict[str, ScalingPolicySpec]:
+    """The ScalingPolicies of a YAML file, by name. Raises SimulationError."""
+    found = _objects(path, "ScalingPolicy")
+    if not found:
+        raise SimulationError(f"{path} holds no object of kind ScalingPolicy")
+    policies = {}
+    for body in found:
+        name = (body.get("metadata") or {}).get("name")
+        if not isinstance(name, str):
+            raise SimulationError(f"{path}: a ScalingPolicy has no metadata.name")
+        spec = policies[name] = _parsed(path, ScalingPolicySpec, body)
+        if spec.bands.low_percent >= spec.bands.high_percent:
+            raise SimulationError(
+                f"{path}: spec.bands of {name}: lowPercent must be under highPercent"
+            )
+    return policies
+
+
+def _objects(path: Path, kind: str) -> list[Mapping[str, Any]]:
+    """All objects of a kind in a file that may hold others. Raises SimulationError."""
     try:
         documents = list(yaml.safe_load_all(path.read_text()))
     except (OSError, UnicodeDecodeError) as error:
         raise SimulationError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise SimulationError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    found = [d for d in documents if isinstance(d, dict) and d.get("kind") == kind]
-    if len(found) != 1:
+    return [d for d in documents if isinstance(d, dict) and d.get("kind") == kind]
+
+
+def _parsed(path: Path, kind: type[S], body: Mapping[str, Any]) -> S:
+    """An object's spec as the operator reads it. Raises SimulationError."""
+    try:
+        return kind.model_validate(body.get("spec"))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(["spec", *map(str, fault["loc"])])
         raise SimulationError(
-            f"{path} holds {len(found)} objects of kind {kind}: give a file with exactly one"
-        )
-    return found[0]
-
-
-def _first_fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    where = ".".join(["spec", *map(str, fault["loc"])])
-    return f"{where}: {fault['msg'].lower()} (it is {fault['input']!r})"
+            f"{path}: {where}: {fault['msg'][:1].lower()}{fault['msg'][1:]} "
+            f"(it is {fault['input']!r})"
+        ) from error
 
 
 def make_setup(fleet: FleetSpec, hardware: Hardware) -> Setup:
     """The run's set-up. Raises SimulationError."""
-    ttft, tpot = _objectives(fleet)
+    objectives = fleet.objectives or Objectives()
+    ttft, tpot = objectives.time_to_first_token, objectives.time_per_output_token
     pools = [_pool(DECODE, "decode" if fleet.prefill else "both", fleet.decode, fleet, hardware)]
     if fleet.prefill is not None:
         pools.insert(0, _pool(PREFILL, "prefill", fleet.prefill, fleet, hardware))
@@ -91,38 +123,65 @@ def make_setup(fleet: FleetSpec, hardware: Hardware) -> Setup:
     )
 
 
-def make_scaler(fleet: FleetSpec, setup: Setup) -> Scaler:
-    """The operator's law for pools with `scaling`; others keep their size."""
-    policies = {
-        spec.name: _policy(spec, template, setup)
-        for spec in setup.pools
-        if (template := _template(fleet, spec.name)).scaling is not None
-    }
-    return OperatorLaw(policies) if policies else Fixed()
+def make_scaler(
+    fleet: FleetSpec, setup: Setup, policies: Mapping[str, ScalingPolicySpec]
+) -> Scaler:
+    """The operator's law for pools with `scaling`; others keep their size.
+
+    Raises SimulationError: a policy is missing.
+    """
+    shared: dict[str | None, dict[str, Policy]] = {}
+    for spec in setup.pools:
+        template = _template(fleet, spec.name)
+        if template.scaling is None:
+            continue
+        ref = template.scaling.policy_ref.name if template.scaling.policy_ref else None
+        if ref is not None and ref not in policies:
+            raise SimulationError(
+                f"spec.{spec.name}.scaling.policyRef names {ref}, which --policy does not hold: "
+                "give the file with that ScalingPolicy"
+            )
+        policy = policies[ref] if ref is not None else ScalingPolicySpec()
+        objectives = policy.objectives or fleet.objectives or Objectives()
+        shared.setdefault(ref, {})[spec.name] = _law(spec, template, policy, objectives)
+    groups = []
+    for ref, laws in shared.items():
+        policy = policies[ref] if ref is not None else ScalingPolicySpec()
+        groups.append(LawGroup(laws, policy.gpu_budget, policy.mode == "Shadow"))
+    return OperatorLaw(groups) if groups else Fixed()
 
 
-def _policy(spec: PoolSpec, template: PoolTemplate, setup: Setup) -> Policy:
-    scaling = template.scaling
-    assert scaling is not None
+def _law(
+    spec: PoolSpec, template: PoolTemplate, policy: ScalingPolicySpec, objectives: Objectives
+) -> Policy:
+    """The law's numbers, as the operator takes them from the same objects."""
+    bounds, steps, windows = template.scaling, policy.steps, policy.windows
+    assert bounds is not None
+    hold = windows.hold_seconds
     return Policy(
         role=spec.role,
-        min_replicas=scaling.min_replicas,
-        max_replicas=scaling.max_replicas,
-        ttft_ms=1e3 * setup.ttft_s,
-        tpot_ms=1e3 * setup.tpot_s,
+        min_replicas=bounds.min_replicas,
+        max_replicas=bounds.max_replicas,
+        ttft_ms=1e3 * _target_s(objectives.time_to_first_token, DEFAULT_TTFT_MS),
+        tpot_ms=1e3 * _target_s(objectives.time_per_output_token, DEFAULT_TPOT_MS),
+        high_percent=policy.bands.high_percent,
+        low_percent=policy.bands.low_percent,
+        tolerance_percent=policy.bands.tolerance_percent,
+        window_s=float(windows.load_seconds),
+        hold_s=None if hold is None else float(hold),
+        startup_s=float(windows.startup_seconds),
+        forecast_percent=policy.forecast.percent,
+        out_step=steps.scale_out.replicas,
+        out_step_percent=steps.scale_out.percent,
+        in_step=steps.scale_in.replicas,
+        in_step_percent=steps.scale_in.percent,
+        in_interval_s=float(steps.scale_in.interval_seconds),
         gpus_per_replica=spec.engine.replica.gpus,
     )
 
 
 def _template(fleet: FleetSpec, pool: str) -> PoolTemplate:
     return fleet.prefill if pool == PREFILL and fleet.prefill else fleet.decode
-
-
-def _objectives(fleet: FleetSpec) -> tuple[Objective | None, Objective | None]:
-    objectives = fleet.objectives
-    if objectives is None:
-        return None, None
-    return objectives.time_to_first_token, objectives.time_per_output_token
 
 
 def _target_s(objective: Objective | None, default_ms: float) -> float:

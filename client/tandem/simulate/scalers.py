@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,19 +35,30 @@ class Fixed:
         return {}
 
 
+@dataclass(frozen=True)
+class LawGroup:
+    """Pools that share a budget, each with its policy."""
+
+    policies: Mapping[str, Policy]
+    budget_gpus: int | None = None
+    shadow: bool = False
+    """Decides, and leaves every size as it is."""
+
+
 @dataclass
 class OperatorLaw:
     """What the operator would decide, by its own code."""
 
-    policies: Mapping[str, Policy]
-    budget_gpus: int | None = None
+    groups: Sequence[LawGroup]
     states: dict[str, ScalingState] = field(default_factory=dict)
 
     def decide(self, windows: Mapping[str, PoolWindow], now_s: float) -> Mapping[str, Choice]:
-        scaled = {name: windows[name] for name in self.policies}
-        decisions = decide_fleet(self.policies, self.states, scaled, self.budget_gpus, now_s)
-        self.states = {name: decision.state for name, decision in decisions.items()}
-        return {
-            name: Choice(decision.target, str(decision.reason))
-            for name, decision in decisions.items()
-        }
+        choices: dict[str, Choice] = {}
+        for group in self.groups:
+            seen = {name: windows[name] for name in group.policies}
+            decided = decide_fleet(group.policies, self.states, seen, group.budget_gpus, now_s)
+            for name, decision in decided.items():
+                self.states[name] = decision.state
+                target = windows[name].size if group.shadow else decision.target
+                choices[name] = Choice(target, str(decision.reason))
+        return choices

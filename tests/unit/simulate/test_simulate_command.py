@@ -137,3 +137,58 @@ def test_other_bad_input(tmp_path: Path) -> None:
     unknown = simulate(fleet, *STEP, "--model", "gpt-9")
     assert "no model of that name is known" in unknown.output
     assert {r.exit_code for r in (neither, missing, large, unknown)} == {1}
+
+
+def scaled(policy: str | None = "calm") -> dict[str, object]:
+    scaling = {"minReplicas": 1, "maxReplicas": 4}
+    if policy:
+        scaling["policyRef"] = {"name": policy}  # type: ignore[assignment]
+    spec = dict(FLEET["spec"])  # type: ignore[call-overload]
+    for pool in ("prefill", "decode"):
+        spec[pool] = {"accelerator": {"count": 1}, "scaling": scaling}
+    return {**FLEET, "spec": spec}
+
+
+def policy_file(folder: Path, spec: object, name: str = "calm") -> str:
+    file = folder / "policy.yaml"
+    body = {"kind": "ScalingPolicy", "metadata": {"name": name}, "spec": spec}
+    file.write_text(yaml.safe_dump(body))
+    return str(file)
+
+
+HEAVY = ["--load", "step", "--rate", "5", "--peak", "60", "--duration-s", "900",
+         "--prompt-tokens", "2000"]  # fmt: skip
+
+
+def largest(tmp_path: Path, *options: str) -> list[int]:
+    file = tmp_path / "run.json"
+    answer = simulate(write(tmp_path, scaled()), *HEAVY, *options, "--json", str(file))
+    assert answer.exit_code == 0, answer.output
+    return [p["max_replicas"] for p in json.loads(file.read_text())["summary"]["pools"]]
+
+
+def test_the_policy_file_is_what_the_pools_follow(tmp_path: Path) -> None:
+    free = largest(tmp_path, "--policy", policy_file(tmp_path, {}))
+    assert max(free) == 4
+    budget = largest(tmp_path, "--policy", policy_file(tmp_path, {"gpuBudget": 3}))
+    assert sum(budget) <= 4
+    assert max(budget) < 4
+    shadow = largest(tmp_path, "--policy", policy_file(tmp_path, {"mode": "Shadow"}))
+    assert shadow == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "sentence"),
+    [
+        ({}, "other", "policyRef names calm, which --policy does not hold"),
+        ({"mode": "Loud"}, "calm", "spec.mode: input should be 'Active' or 'Shadow'"),
+        ({"bands": {"lowPercent": 90}}, "calm", "lowPercent must be under highPercent"),
+    ],
+)
+def test_a_bad_policy_is_refused_with_a_sentence(
+    tmp_path: Path, spec: object, name: str, sentence: str
+) -> None:
+    file = policy_file(tmp_path, spec, name)
+    answer = simulate(write(tmp_path, scaled()), *STEP, "--policy", file)
+    assert answer.exit_code == 1
+    assert sentence in answer.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 
@@ -13,21 +14,21 @@ from simulated_fleet import REPLICA, one_pool, split_fleet, trace_of
 from tandem.simulate.report import course, output_token_s, summarise
 from tandem.simulate.requests import Fate
 from tandem.simulate.run import Run, Setup, SimulationError
-from tandem.simulate.scalers import Fixed, OperatorLaw
+from tandem.simulate.scalers import Choice, Fixed, LawGroup, OperatorLaw
 from tandem.simulate.world import World
 from tandem.traces.trace import Trace
 from tandem_operator.plan.scaling.policy import Policy
+from tandem_operator.plan.scaling.window import PoolWindow
 
 
 def law(setup: Setup, least: int = 1, most: int = 6) -> OperatorLaw:
-    return OperatorLaw(
-        {
-            spec.name: Policy(
-                spec.role, least, most, ttft_ms=1000, tpot_ms=25, startup_s=spec.startup_s
-            )
-            for spec in setup.pools
-        }
-    )
+    policies = {
+        spec.name: Policy(
+            spec.role, least, most, ttft_ms=1000, tpot_ms=25, startup_s=spec.startup_s
+        )
+        for spec in setup.pools
+    }
+    return OperatorLaw([LawGroup(policies)])
 
 
 def poisson(rate: float, duration_s: float, prompt: int, output: int, seed: int = 1) -> Trace:
@@ -228,13 +229,11 @@ def test_gpu_hours_run_from_creation_to_deletion() -> None:
     class Script:
         """One more prefill replica at 100 s, gone again at 300 s."""
 
-        def decide(self, windows: object, now_s: float) -> dict[str, object]:
-            from tandem.simulate.scalers import Choice
-
+        def decide(self, windows: Mapping[str, PoolWindow], now_s: float) -> Mapping[str, Choice]:
             target = 2 if 100 <= now_s < 300 else 1
             return {"prefill": Choice(target, "script")}
 
-    run = World(setup, trace_of([], 600.0), Script()).run()  # type: ignore[arg-type]
+    run = World(setup, trace_of([], 600.0), Script()).run()
     assert run.replica_s[0] == pytest.approx(600 + 200)
     assert run.scale_events == (2, 0)
     assert [s.ready[0] for s in run.samples if 100 < s.at_s < 150] == [1] * 4
