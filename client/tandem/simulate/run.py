@@ -45,6 +45,8 @@ class Sample:
     sizes: tuple[int, ...]
     ready: tuple[int, ...]
     reasons: tuple[str, ...]
+    replica_s: tuple[float, ...]
+    """Replica-seconds of each pool since the run's beginning."""
     ttft_s: float | None
     tpot_s: float | None
 

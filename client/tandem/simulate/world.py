@@ -332,6 +332,7 @@ class World:
                 sizes=tuple(pool.size for pool in pools.values()),
                 ready=tuple(window.ready for window in windows.values()),
                 reasons=tuple(choices[n].reason if n in choices else "" for n in pools),
+                replica_s=tuple(pool.replica_s(now_s) for pool in pools.values()),
                 ttft_s=latencies_s[0],
                 tpot_s=latencies_s[1],
             )
