@@ -136,10 +136,10 @@ def simulate_command(
 
 
 def _simulate(fleet: Path, policy: Path | None, hardware: Hardware, trace: Trace) -> Run:
-    spec = read_fleet(fleet)
-    policies = {} if policy is None else read_policies(policy)
-    setup = make_setup(spec, hardware)
-    return World(setup, trace, make_scaler(spec, setup, policies)).run()
+    view = read_fleet(fleet)
+    policies = () if policy is None else read_policies(policy)
+    setup = make_setup(view.spec, hardware)
+    return World(setup, trace, make_scaler(view, setup, policies)).run()
 
 
 def run_json(run: Run, skip_s: float) -> dict[str, Any]:

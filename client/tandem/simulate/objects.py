@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,9 +16,16 @@ from tandem_operator.api.fleet import (
     PoolTemplate,
     accelerator_percent,
 )
-from tandem_operator.api.meta import ApiModel
-from tandem_operator.api.scaling_policy import ScalingPolicySpec
-from tandem_operator.plan.scaling.policy import DEFAULT_TPOT_MS, DEFAULT_TTFT_MS, Policy
+from tandem_operator.plan.autoscale import scalings
+from tandem_operator.plan.scaling.policy import DEFAULT_TPOT_MS, DEFAULT_TTFT_MS
+from tandem_operator.plan.views import (
+    FleetView,
+    PoolView,
+    ScalingPolicyView,
+    fleet_view,
+    pool_view,
+    scaling_policy_view,
+)
 
 from tandem.plan.gpus import Gpu
 from tandem.plan.load import Limits
@@ -30,7 +37,8 @@ from tandem.simulate.run import DECODE, PREFILL, Setup, SimulationError
 from tandem.simulate.scalers import Fixed, LawGroup, OperatorLaw, Scaler
 
 DEFAULT_QUANTILE = 0.95
-S = TypeVar("S", bound=ApiModel)
+NAMESPACE = "simulated"
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -49,31 +57,29 @@ class Hardware:
     seed: int = 0
 
 
-def read_fleet(path: Path) -> FleetSpec:
-    """The one InferenceFleet of a YAML file. Raises SimulationError."""
+def read_fleet(path: Path) -> FleetView:
+    """The one InferenceFleet of a YAML file, as the operator sees it. Raises SimulationError."""
     found = _objects(path, "InferenceFleet")
     if len(found) != 1:
         raise SimulationError(
             f"{path} holds {len(found)} objects of kind InferenceFleet: give a file with exactly "
             "one"
         )
-    return _parsed(path, FleetSpec, found[0])
+    return _parsed(path, fleet_view, found[0])
 
 
-def read_policies(path: Path) -> dict[str, ScalingPolicySpec]:
-    """The ScalingPolicies of a YAML file, by name. Raises SimulationError."""
-    found = _objects(path, "ScalingPolicy")
-    if not found:
+def read_policies(path: Path) -> tuple[ScalingPolicyView, ...]:
+    """The ScalingPolicies of a YAML file. Raises SimulationError."""
+    policies = tuple(
+        _parsed(path, scaling_policy_view, body) for body in _objects(path, "ScalingPolicy")
+    )
+    if not policies:
         raise SimulationError(f"{path} holds no object of kind ScalingPolicy")
-    policies = {}
-    for body in found:
-        name = (body.get("metadata") or {}).get("name")
-        if not isinstance(name, str):
-            raise SimulationError(f"{path}: a ScalingPolicy has no metadata.name")
-        spec = policies[name] = _parsed(path, ScalingPolicySpec, body)
-        if spec.bands.low_percent >= spec.bands.high_percent:
+    for policy in policies:
+        bands = policy.spec.bands
+        if bands.low_percent >= bands.high_percent:
             raise SimulationError(
-                f"{path}: spec.bands of {name}: lowPercent must be under highPercent"
+                f"{path}: spec.bands of {policy.name}: lowPercent must be under highPercent"
             )
     return policies
 
@@ -89,10 +95,15 @@ def _objects(path: Path, kind: str) -> list[Mapping[str, Any]]:
     return [d for d in documents if isinstance(d, dict) and d.get("kind") == kind]
 
 
-def _parsed(path: Path, kind: type[S], body: Mapping[str, Any]) -> S:
-    """An object's spec as the operator reads it. Raises SimulationError."""
+def _parsed(path: Path, view: Callable[[Mapping[str, Any]], V], body: Mapping[str, Any]) -> V:
+    """An object as the operator reads it from a cluster. Raises SimulationError."""
+    metadata = body.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+        raise SimulationError(f"{path}: an object of kind {body['kind']} has no metadata.name")
+    live = {"namespace": NAMESPACE, "uid": metadata["name"], "generation": 1,
+            "creationTimestamp": "1970-01-01T00:00:00Z"}  # fmt: skip
     try:
-        return kind.model_validate(body.get("spec"))
+        return view({"spec": body.get("spec"), "metadata": metadata | live})
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(["spec", *map(str, fault["loc"])])
@@ -123,61 +134,30 @@ def make_setup(fleet: FleetSpec, hardware: Hardware) -> Setup:
     )
 
 
-def make_scaler(
-    fleet: FleetSpec, setup: Setup, policies: Mapping[str, ScalingPolicySpec]
-) -> Scaler:
-    """The operator's law for pools with `scaling`; others keep their size.
+def make_scaler(fleet: FleetView, setup: Setup, policies: Sequence[ScalingPolicyView]) -> Scaler:
+    """What the operator makes of the objects: its law for pools with `scaling`; others stay.
 
-    Raises SimulationError: a policy is missing.
+    Raises SimulationError: the operator would not scale a pool.
     """
-    shared: dict[str | None, dict[str, Policy]] = {}
-    for spec in setup.pools:
-        template = _template(fleet, spec.name)
-        if template.scaling is None:
-            continue
-        ref = template.scaling.policy_ref.name if template.scaling.policy_ref else None
-        if ref is not None and ref not in policies:
-            raise SimulationError(
-                f"spec.{spec.name}.scaling.policyRef names {ref}, which --policy does not hold: "
-                "give the file with that ScalingPolicy"
-            )
-        policy = policies[ref] if ref is not None else ScalingPolicySpec()
-        objectives = policy.objectives or fleet.objectives or Objectives()
-        shared.setdefault(ref, {})[spec.name] = _law(spec, template, policy, objectives)
-    groups = []
-    for ref, laws in shared.items():
-        policy = policies[ref] if ref is not None else ScalingPolicySpec()
-        groups.append(LawGroup(laws, policy.gpu_budget, policy.mode == "Shadow"))
+    found = scalings(fleet, [_pool_view(fleet, spec) for spec in setup.pools], policies)
+    for trouble in found.troubles.values():
+        raise SimulationError(f"{trouble.sentence} (policies are read from --policy)")
+    groups = [
+        LawGroup(
+            {name: pool.law for name, pool in group.pools.items()},
+            group.budget_gpus,
+            any(pool.shadow for pool in group.pools.values()),
+        )
+        for group in found.groups
+    ]
     return OperatorLaw(groups) if groups else Fixed()
 
 
-def _law(
-    spec: PoolSpec, template: PoolTemplate, policy: ScalingPolicySpec, objectives: Objectives
-) -> Policy:
-    """The law's numbers, as the operator takes them from the same objects."""
-    bounds, steps, windows = template.scaling, policy.steps, policy.windows
-    assert bounds is not None
-    hold = windows.hold_seconds
-    return Policy(
-        role=spec.role,
-        min_replicas=bounds.min_replicas,
-        max_replicas=bounds.max_replicas,
-        ttft_ms=1e3 * _target_s(objectives.time_to_first_token, DEFAULT_TTFT_MS),
-        tpot_ms=1e3 * _target_s(objectives.time_per_output_token, DEFAULT_TPOT_MS),
-        high_percent=policy.bands.high_percent,
-        low_percent=policy.bands.low_percent,
-        tolerance_percent=policy.bands.tolerance_percent,
-        window_s=float(windows.load_seconds),
-        hold_s=None if hold is None else float(hold),
-        startup_s=float(windows.startup_seconds),
-        forecast_percent=policy.forecast.percent,
-        out_step=steps.scale_out.replicas,
-        out_step_percent=steps.scale_out.percent,
-        in_step=steps.scale_in.replicas,
-        in_step_percent=steps.scale_in.percent,
-        in_interval_s=float(steps.scale_in.interval_seconds),
-        gpus_per_replica=spec.engine.replica.gpus,
-    )
+def _pool_view(fleet: FleetView, spec: PoolSpec) -> PoolView:
+    """The Pool that the operator would make."""
+    metadata = {"namespace": NAMESPACE, "name": spec.name, "uid": spec.name, "generation": 1}
+    pool = {"fleetRef": {"name": fleet.name}, "role": spec.role, "revision": ""}
+    return pool_view({"metadata": metadata, "spec": pool})
 
 
 def _template(fleet: FleetSpec, pool: str) -> PoolTemplate:

@@ -99,7 +99,8 @@ def changed(**pool: object) -> dict[str, object]:
     ("fleet", "sentence"),
     [
         ({"kind": "Pool"}, "holds 0 objects of kind InferenceFleet"),
-        ({"kind": "InferenceFleet"}, "spec: input should be"),
+        ({"kind": "InferenceFleet"}, "an object of kind InferenceFleet has no metadata.name"),
+        ({"kind": "InferenceFleet", "metadata": {"name": "a"}}, "spec: input should be"),
         (changed(replicas="two"), "spec.decode.replicas: input should be a valid integer"),
         (changed(replicas=0), "spec.decode.replicas is 0: it must be at least 1"),
         (
@@ -180,7 +181,8 @@ def test_the_policy_file_is_what_the_pools_follow(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "name", "sentence"),
     [
-        ({}, "other", "policyRef names calm, which --policy does not hold"),
+        ({}, "other", "ScalingPolicy calm does not exist in namespace"),
+        ({"gpuBudget": 1}, "calm", "gpuBudget of ScalingPolicy calm is 1"),
         ({"mode": "Loud"}, "calm", "spec.mode: input should be 'Active' or 'Shadow'"),
         ({"bands": {"lowPercent": 90}}, "calm", "lowPercent must be under highPercent"),
     ],
