@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -168,13 +170,13 @@ class Result:
     loss: float
 
 
-def results_of(case: Case) -> Iterator[Result]:
-    """All policies on a case; the clairvoyant plan first."""
+def results_of(case: Case) -> tuple[str, list[Result]]:
+    """All policies on a case, the clairvoyant plan first."""
     most = {name: bound.most for name, bound in case.bounds.items()}
     plan, work_hours = clairvoyant(case.kind, case.peak, most, case.startup_s)
     least = plan.gpu_hours
-    console.print(
-        f"[bold]{case.name}[/bold]: {len(case.peak.trace):,} requests ({case.peak.factor:.2f}x), "
+    sentence = (
+        f"{case.name}: {len(case.peak.trace):,} requests ({case.peak.factor:.2f}x), "
         f"static peak {dict(case.peak.sizes)}; clairvoyant {least:.2f} GPU-hours at "
         f"{plan.attained:.2%}, {least / work_hours:.2f}x its work alone"
     )
@@ -182,14 +184,16 @@ def results_of(case: Case) -> Iterator[Result]:
     def result(policy: str, setting: float | None, found: Score) -> Result:
         return Result(case.name, policy, setting, found, found.loss(least))
 
-    yield result(CLAIRVOYANT, None, plan)
     setup = make_setup(case.kind, case.peak.sizes, case.startup_s)
     static = score(play(setup, case.peak.trace, Fixed()), case.kind)
-    yield result(STATIC, None, static)
-    yield result(OURS, None, case.score(ours(case)))
+    results = [
+        result(CLAIRVOYANT, None, plan),
+        result(STATIC, None, static),
+        result(OURS, None, case.score(ours(case))),
+    ]
     for name, (make, grid) in RIVALS.items():
-        for setting in grid:
-            yield result(name, setting, case.score(make(case, setting)))
+        results += [result(name, setting, case.score(make(case, setting))) for setting in grid]
+    return sentence, results
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -236,18 +240,13 @@ def mean_losses(chosen: list[Result]) -> dict[str, float]:
     return {policy: geometric_mean(values) for policy, values in losses.items()}
 
 
-def read_cases(arguments: argparse.Namespace) -> Iterator[Case]:
+def run_case(path: Path, seed: int, arguments: argparse.Namespace) -> tuple[str, list[Result]]:
+    """All policies on one trace at one seed, and what the trace became. Raises TraceError."""
     kind = FLEETS[arguments.fleet]
-    for path in arguments.trace:
-        whole = read_trace(path)
-        trace = cut(whole, length_s=60.0 * arguments.minutes)
-        for seed in range(arguments.seeds):
-            name = path.name.partition(".")[0] + (f", seed {seed}" if arguments.seeds > 1 else "")
-            peak = scaled_to_peak(
-                kind, _long(trace, arguments.minutes), arguments.peak_replicas,
-                arguments.startup_s, seed,
-            )  # fmt: skip
-            yield Case(name, kind, peak, arguments.startup_s)
+    trace = _long(cut(read_trace(path), length_s=60.0 * arguments.minutes), arguments.minutes)
+    name = path.name.partition(".")[0] + (f", seed {seed}" if arguments.seeds > 1 else "")
+    peak = scaled_to_peak(kind, trace, arguments.peak_replicas, arguments.startup_s, seed)
+    return results_of(Case(name, kind, peak, arguments.startup_s))
 
 
 def _long(trace: Trace, minutes: float) -> Trace:
@@ -267,17 +266,23 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--trace", type=Path, nargs="+", required=True)
     parser.add_argument("--fleet", choices=sorted(FLEETS), default="8b")
-    parser.add_argument("--peak-replicas", type=int, default=8)
+    parser.add_argument("--peak-replicas", type=int, default=6)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--startup-s", type=float, default=100)
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
     arguments = parser.parse_args()
     console.print(f"settings: { {name: grid for name, (_, grid) in RIVALS.items()} }")
     results: list[Result] = []
+    jobs = [(path, seed) for path in arguments.trace for seed in range(arguments.seeds)]
     try:
-        for case in read_cases(arguments):
-            results += results_of(case)
+        with ProcessPoolExecutor(min(len(jobs), arguments.jobs)) as pool:
+            runs = [pool.submit(run_case, path, seed, arguments) for path, seed in jobs]
+            for run in runs:
+                sentence, found = run.result()
+                console.print(sentence)
+                results += found
     except TraceError as error:
         console.print(f"[red]{error}[/red]")
         raise SystemExit(1) from error
@@ -290,7 +295,7 @@ def figures(
     results: list[Result], best: Mapping[str, float | None], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     return {
-        "set_up": {k: v for k, v in vars(arguments).items() if k not in ("trace", "save")}
+        "set_up": {k: v for k, v in vars(arguments).items() if k not in ("trace", "save", "jobs")}
         | {"traces": [path.name for path in arguments.trace]},
         "best_settings": dict(best),
         "mean_losses": mean_losses([r for r in results if best[r.policy] == r.setting]),

@@ -26,7 +26,7 @@ from benchmarks.autoscaling.setup import (
 )
 
 GOAL: Final = 0.99
-PLENTY: Final = 64
+PLENTY: Final = 16
 """Replicas of a pool that is not to be the bottleneck."""
 SLOT_S: Final = 10.0
 LONGEST_WINDOW: Final = 6
@@ -53,43 +53,52 @@ def scaled_to_peak(
     kind: FleetKind, trace: Trace, replicas: int, startup_s: float, seed: int
 ) -> StaticPeak:
     """The trace, multiplied until its static peak is about so many replicas."""
-    factor = replicas / 3
+    factor = replicas / _estimate(needs(kind, trace, startup_s, PLENTY))
     for _ in range(_ROUNDS):
-        peak = static_peak(kind, resample(trace, factor, seed), factor, startup_s)
+        peak = static_peak(kind, resample(trace, factor, seed), factor, startup_s, replicas)
         if abs(peak.replicas - replicas) <= max(1, replicas // 12):
             break
         factor *= replicas / peak.replicas
     return peak
 
 
-def static_peak(kind: FleetKind, trace: Trace, factor: float, startup_s: float) -> StaticPeak:
+def static_peak(
+    kind: FleetKind, trace: Trace, factor: float, startup_s: float, about: int
+) -> StaticPeak:
     """Prefill first, beside plenty of decode replicas; then decode; then both, if need be."""
+    plenty = 3 * about
 
     def attained(prefill: int, decode: int) -> Score:
         sizes = {"prefill": prefill, "decode": decode}
         return score(play(make_setup(kind, sizes, startup_s), trace, Fixed()), kind)
 
-    prefill = _least(lambda count: attained(count, PLENTY).attained >= GOAL)
-    decode = _least(lambda count: attained(prefill, count).attained >= GOAL - 0.005)
+    prefill = _least(lambda n: attained(n, plenty).attained >= GOAL, about // 2, plenty)
+    decode = _least(lambda n: attained(prefill, n).attained >= GOAL - 0.005, about // 2, plenty)
     found = attained(prefill, decode)
-    while found.attained < GOAL and decode < PLENTY:
+    while found.attained < GOAL and decode < plenty:
         decode += 1
         found = attained(prefill, decode)
     return StaticPeak(trace, factor, {"prefill": prefill, "decode": decode}, found)
 
 
-def _least(enough: Callable[[int], bool]) -> int:
-    high = 1
-    while high < PLENTY and not enough(high):
-        high *= 2
-    low = high // 2 + 1
-    while low < high:
-        middle = (low + high) // 2
-        if enough(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return high
+def _least(enough: Callable[[int], bool], guess: int, most: int) -> int:
+    """The least number that is enough, looked for around a guess."""
+    guess = min(max(guess, 1), most)
+    if enough(guess):
+        while guess > 1 and enough(guess - 1):
+            guess -= 1
+        return guess
+    while guess < most and not enough(guess + 1):
+        guess += 1
+    return min(guess + 1, most)
+
+
+def _estimate(needed: Needs) -> float:
+    """Static replicas of both pools: what all but a hundredth of the slots need."""
+    total = 0.0
+    for values in needed.by_pool.values():
+        total += sorted(values)[int(GOAL * (len(values) - 1))]
+    return max(total, 0.1)
 
 
 @dataclass(frozen=True)
@@ -101,9 +110,9 @@ class Needs:
     """GPU-hours of its work alone, on replicas that are always full: no plan can take fewer."""
 
 
-def needs(kind: FleetKind, trace: Trace, startup_s: float) -> Needs:
+def needs(kind: FleetKind, trace: Trace, startup_s: float, plenty: int) -> Needs:
     """From the trace and from a run with plenty of replicas."""
-    sizes = {"prefill": PLENTY, "decode": PLENTY}
+    sizes = {"prefill": plenty, "decode": plenty}
     run = play(make_setup(kind, sizes, startup_s), trace, Fixed())
     slots = math.ceil(run.ended_s / SLOT_S) + 1
     seconds = [0.0] * slots
@@ -184,7 +193,7 @@ def clairvoyant(
 
     Margins of the two pools are searched apart: prefill's first, beside a generous decode pool.
     """
-    needed = needs(kind, peak.trace, startup_s)
+    needed = needs(kind, peak.trace, startup_s, 3 * peak.replicas)
 
     def played(prefill: float, decode: float) -> Score:
         margins = {"prefill": prefill, "decode": decode}

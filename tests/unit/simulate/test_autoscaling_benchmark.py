@@ -124,7 +124,7 @@ def test_long_prompts_have_later_targets() -> None:
 
 def test_static_peak_is_the_least_that_keeps_99_percent() -> None:
     trace = trace_of([(i / 5, 8000, 60) for i in range(2000)], 400.0)
-    peak = static_peak(KIND, trace, 1.0, 100.0)
+    peak = static_peak(KIND, trace, 1.0, 100.0, 4)
     assert peak.score.attained >= 0.99
     assert peak.replicas <= 6
     plan, work_hours = clairvoyant(KIND, peak, {"prefill": 6, "decode": 6}, 100.0)
