@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, nargs="+", required=True)
     parser.add_argument("--fleet", choices=sorted(FLEETS), default="8b")
     parser.add_argument("--peak-replicas", type=int, default=6)
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--startup-s", type=float, default=100)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))

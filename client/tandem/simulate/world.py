@@ -204,15 +204,21 @@ class World:
             replica.cache.store(trace.blocks[request], most)
         local = replica.engine.spec.keeps_streams
         moved_s = 0.0 if local else self._handoff_s(replica, request)
-        if requests.first_token_s[request] < 0:
-            first_s = now_s + moved_s - requests.arrival_s[request]
-            requests.first_token_s[request] = first_s
-            self._first_tokens.add(now_s, first_s)
         if not requests.left[request]:
+            self._first_token(request, now_s + moved_s)
             self._finish(request, now_s + moved_s)
-        elif not local:
+        elif local:
+            self._first_token(request, now_s)
+        else:
             self._counts[DECODE].requests += 1
             self._push(now_s + moved_s, "stream", request)
+
+    def _first_token(self, request: int, at_s: float) -> None:
+        """The user sees it; a stream that moves has shown its own long ago."""
+        requests = self._requests
+        if requests.first_token_s[request] < 0:
+            requests.first_token_s[request] = at_s - requests.arrival_s[request]
+            self._first_tokens.add(at_s, requests.first_token_s[request])
 
     def _handoff_s(self, replica: ReplicaState, request: int) -> float:
         """The last chunk's KV; earlier chunks travelled while later ones were computed."""
@@ -221,14 +227,22 @@ class World:
         return last * spec.replica.model.kv_token_bytes / self._setup.handoff_bytes_per_s
 
     def _admit(self, now_s: float) -> None:
-        """Streams that wait, in order, to the emptiest decode replica with room."""
+        """Streams that wait, in order, to the emptiest decode replica with room.
+
+        The first token follows the last page, which a replica takes only with room for it.
+        """
         while self._streams:
+            if self._requests.expired(self._streams[0], now_s, self._setup.expiry_s):
+                self._end(self._streams.popleft(), Fate.EXPIRED, now_s)
+                continue
             tokens = self._requests.context[self._streams[0]]
             fitting = [r for r in self._decode.of_phase(Phase.READY) if r.engine.has_room(tokens)]
             if not fitting:
                 return
             replica = min(fitting, key=lambda r: r.engine.outstanding_tokens)
-            if replica.engine.add_stream(self._streams.popleft(), now_s):
+            request = self._streams.popleft()
+            self._first_token(request, now_s)
+            if replica.engine.add_stream(request, now_s):
                 self._wake_engine(replica, now_s)
 
     def _finish(self, request: int, now_s: float) -> None:
@@ -304,6 +318,7 @@ class World:
 
     def _look(self, now_s: float) -> None:
         self._give_up_held(now_s)
+        self._admit(now_s)
         latencies_s = (
             self._first_tokens.quantile(self._setup.ttft_quantile, now_s),
             self._output_tokens.quantile(self._setup.tpot_quantile, now_s),

@@ -185,9 +185,20 @@ def test_a_fleet_wakes_from_zero() -> None:
 
 
 def test_a_pool_that_nobody_starts_is_said() -> None:
-    setup = split_fleet(1, 0)
+    setup = split_fleet(1, 0, expiry_s=math.inf)
     with pytest.raises(SimulationError, match="1 streams wait for a decode replica, of which 0"):
         World(setup, trace_of([(0.0, 500, 20)]), Fixed()).run()
+
+
+def test_the_first_token_waits_for_a_decode_replica_with_room() -> None:
+    setup = split_fleet(max_running=1)
+    run = World(setup, trace_of([(0.0, 500, 400), (0.0, 500, 400)]), Fixed()).run()
+    first, second = run.requests.first_token_s
+    assert second == pytest.approx(run.requests.finished_s[0], abs=1e-6)
+    assert second > first + 2
+    impatient = split_fleet(max_running=1, expiry_s=1.0)
+    run = World(impatient, trace_of([(0.0, 500, 400), (0.0, 500, 400)]), Fixed()).run()
+    assert run.requests.fate == [Fate.FINISHED, Fate.EXPIRED]
 
 
 def test_a_lost_replica_costs_time_but_no_tokens() -> None:
