@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tandem.plan.errors import PlanError
 from tandem.plan.fleet import FleetPlan, Question, plan_fleet
@@ -28,6 +28,7 @@ def plan(load: Load = LOAD, targets: Targets = TARGETS, gpu: str = "H100") -> Fl
     return plan_fleet(Question(ServedModel(MODEL_8B), find_gpu(gpu), load, targets, tiers=tiers))
 
 
+@settings(deadline=None)
 @given(
     rate=st.floats(0.01, 2000),
     prompt=st.integers(1, 20_000),
@@ -53,6 +54,7 @@ def test_a_plan_keeps_its_objectives_and_no_smaller_pool_does(
         assert wait + prefill.prompt_s + prefill.handoff_s > targets.first_token_s
 
 
+@settings(deadline=None)
 @given(rate=st.floats(0.1, 500), factor=st.floats(1, 10))
 def test_more_load_never_takes_fewer_gpus(rate: float, factor: float) -> None:
     small, large = (plan(replace(LOAD, requests_per_s=r)) for r in (rate, rate * factor))
