@@ -1,0 +1,1 @@
+"""Policies that size pools, side by side in one simulator on the same traces."""

@@ -1,0 +1,229 @@
+"""What policies are measured against: the least static sizes, a clairvoyant plan, a lower bound."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tandem.simulate.requests import Fate
+from tandem.simulate.run import Run
+from tandem.simulate.scalers import Choice, Fixed
+from tandem.traces.trace import Trace
+from tandem_operator.plan.scaling.window import PoolWindow
+
+from benchmarks.autoscaling.resample import resample
+from benchmarks.autoscaling.setup import (
+    LEAST_TTFT_S,
+    FleetKind,
+    Score,
+    make_setup,
+    play,
+    prompt_s,
+    score,
+)
+
+GOAL: Final = 0.99
+PLENTY: Final = 16
+"""Replicas of a pool that is not to be the bottleneck."""
+SLOT_S: Final = 10.0
+LONGEST_WINDOW: Final = 6
+"""Slots over which a burst of prompts is looked at."""
+MARGINS: Final = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5)
+_ROUNDS: Final = 3
+
+
+@dataclass(frozen=True)
+class StaticPeak:
+    """The fewest replicas that keep 99 % of requests, and the trace that needs so many."""
+
+    trace: Trace
+    factor: float
+    sizes: Mapping[str, int]
+    score: Score
+
+    @property
+    def replicas(self) -> int:
+        return sum(self.sizes.values())
+
+
+def scaled_to_peak(
+    kind: FleetKind, trace: Trace, replicas: int, startup_s: float, seed: int
+) -> StaticPeak:
+    """The trace, multiplied until its static peak is about so many replicas."""
+    factor = replicas / _estimate(needs(kind, trace, startup_s, PLENTY))
+    for _ in range(_ROUNDS):
+        peak = static_peak(kind, resample(trace, factor, seed), factor, startup_s, replicas)
+        if abs(peak.replicas - replicas) <= max(1, replicas // 12):
+            break
+        factor *= replicas / peak.replicas
+    return peak
+
+
+def static_peak(
+    kind: FleetKind, trace: Trace, factor: float, startup_s: float, about: int
+) -> StaticPeak:
+    """Prefill first, beside plenty of decode replicas; then decode; then both, if need be."""
+    plenty = 3 * about
+
+    def attained(prefill: int, decode: int) -> Score:
+        sizes = {"prefill": prefill, "decode": decode}
+        return score(play(make_setup(kind, sizes, startup_s), trace, Fixed()), kind)
+
+    prefill = _least(lambda n: attained(n, plenty).attained >= GOAL, about // 2, plenty)
+    decode = _least(lambda n: attained(prefill, n).attained >= GOAL - 0.005, about // 2, plenty)
+    found = attained(prefill, decode)
+    while found.attained < GOAL and decode < plenty:
+        decode += 1
+        found = attained(prefill, decode)
+    return StaticPeak(trace, factor, {"prefill": prefill, "decode": decode}, found)
+
+
+def _least(enough: Callable[[int], bool], guess: int, most: int) -> int:
+    """The least number that is enough, looked for around a guess."""
+    guess = min(max(guess, 1), most)
+    if enough(guess):
+        while guess > 1 and enough(guess - 1):
+            guess -= 1
+        return guess
+    while guess < most and not enough(guess + 1):
+        guess += 1
+    return min(guess + 1, most)
+
+
+def _estimate(needed: Needs) -> float:
+    """Static replicas of both pools: what all but a hundredth of the slots need."""
+    total = 0.0
+    for values in needed.by_pool.values():
+        total += sorted(values)[int(GOAL * (len(values) - 1))]
+    return max(total, 0.1)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a trace needs in each slot, in fractions of a replica, as only hindsight knows."""
+
+    by_pool: Mapping[str, Sequence[float]]
+    work_hours: float
+    """GPU-hours of its work alone, on replicas that are always full: no plan can take fewer."""
+
+
+def needs(kind: FleetKind, trace: Trace, startup_s: float, plenty: int) -> Needs:
+    """From the trace and from a run with plenty of replicas."""
+    sizes = {"prefill": plenty, "decode": plenty}
+    run = play(make_setup(kind, sizes, startup_s), trace, Fixed())
+    slots = math.ceil(run.ended_s / SLOT_S) + 1
+    seconds = [0.0] * slots
+    for request, at_s in enumerate(trace.arrival_s):
+        tokens = trace.prompt_tokens[request] - run.requests.cached[request]
+        seconds[int(at_s / SLOT_S)] += _full_prompt_s(kind, tokens)
+    streams = _streams(run, slots)
+    most = most_streams(kind, trace)
+    prefill = _prompt_needs(seconds)
+    decode = [count / most for count in streams]
+    hours = (sum(seconds) + sum(decode) * SLOT_S) * kind.replica.gpus / 3600
+    return Needs({"prefill": prefill, "decode": decode}, hours)
+
+
+def _full_prompt_s(kind: FleetKind, tokens: int) -> float:
+    """A prompt's share of full chunks: what it costs a busy replica."""
+    return tokens * prompt_s(kind.replica, 2048) / 2048
+
+
+def _prompt_needs(seconds: Sequence[float]) -> list[float]:
+    """In each slot the largest work / (window + slack) of the windows that hold it."""
+    needed = [0.0] * len(seconds)
+    for first in range(len(seconds)):
+        work = 0.0
+        for width in range(1, min(LONGEST_WINDOW, len(seconds) - first) + 1):
+            work += seconds[first + width - 1]
+            rate = work / (width * SLOT_S + LEAST_TTFT_S)
+            for slot in range(first, first + width):
+                needed[slot] = max(needed[slot], rate)
+    return needed
+
+
+def _streams(run: Run, slots: int) -> list[float]:
+    """Running streams on average in each slot."""
+    requests, total = run.requests, [0.0] * slots
+    for request, fate in enumerate(requests.fate):
+        if fate is not Fate.FINISHED:
+            continue
+        begin = requests.arrival_s[request] + requests.first_token_s[request]
+        end = requests.finished_s[request]
+        for slot in range(int(begin / SLOT_S), min(int(end / SLOT_S), slots - 1) + 1):
+            low, high = max(begin, slot * SLOT_S), min(end, (slot + 1) * SLOT_S)
+            total[slot] += max(high - low, 0.0) / SLOT_S
+    return total
+
+
+def most_streams(kind: FleetKind, trace: Trace) -> int:
+    """Streams of the trace's mean context that a replica runs within TPOT."""
+    total = sum(trace.prompt_tokens) + sum(trace.output_tokens) / 2
+    context = total / len(trace)
+    widest = min(64, int(kind.replica.kv_capacity_tokens / context))
+    fitting = [
+        b for b in range(1, widest + 1) if kind.replica.decode_s(b, b * context) <= kind.tpot_s
+    ]
+    return max(fitting, default=1)
+
+
+@dataclass
+class Clairvoyant:
+    """Asks for each slot's need a start-up before it comes; a gap shorter than that is kept."""
+
+    plan: Mapping[str, Sequence[int]]
+    most: Mapping[str, int]
+    startup_s: float
+
+    def decide(self, windows: Mapping[str, PoolWindow], now_s: float) -> Mapping[str, Choice]:
+        first = int(now_s / SLOT_S)
+        last = int((now_s + self.startup_s) / SLOT_S) + 2
+        return {
+            name: Choice(max([1, *sizes[first:last]]), "plan") for name, sizes in self.plan.items()
+        }
+
+
+def clairvoyant(
+    kind: FleetKind, peak: StaticPeak, most: Mapping[str, int], startup_s: float
+) -> tuple[Score, float]:
+    """The cheapest plan of all margins that keeps 99 %, else the one that keeps most; its margin.
+
+    Margins of the two pools are searched apart: prefill's first, beside a generous decode pool.
+    """
+    needed = needs(kind, peak.trace, startup_s, 3 * peak.replicas)
+
+    def played(prefill: float, decode: float) -> Score:
+        margins = {"prefill": prefill, "decode": decode}
+        plan = {
+            name: [min(max(1, math.ceil(margins[name] * x)), most[name]) for x in values]
+            for name, values in needed.by_pool.items()
+        }
+        sizes = {
+            name: max(1, max(values[: int(startup_s / SLOT_S)])) for name, values in plan.items()
+        }
+        scaler = Clairvoyant(plan, most, startup_s)
+        return score(play(make_setup(kind, sizes, startup_s), peak.trace, scaler), kind)
+
+    generous = MARGINS[-1]
+    found: dict[tuple[float, float], Score] = {}
+    first = _first_of(MARGINS, lambda m: played(m, generous).attained >= GOAL)
+    second = _first_of(MARGINS, lambda m: played(first, m).attained >= GOAL - 0.003)
+    for prefill in MARGINS[MARGINS.index(first) : MARGINS.index(first) + 2]:
+        for decode in MARGINS[MARGINS.index(second) : MARGINS.index(second) + 2]:
+            found[prefill, decode] = played(prefill, decode)
+    good = [s for s in found.values() if s.attained >= GOAL]
+    best = (
+        min(good, key=lambda s: s.gpu_hours)
+        if good
+        else max(found.values(), key=lambda s: s.attained)
+    )
+    return best, needed.work_hours
+
+
+def _first_of(values: Sequence[float], enough: Callable[[float], bool]) -> float:
+    """By bisection; the last value where none is enough."""
+    index = bisect_right(range(len(values) - 1), False, key=lambda i: enough(values[i]))
+    return values[index]

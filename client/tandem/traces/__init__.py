@@ -1,0 +1,1 @@
+"""Request traces: public formats, and load of our own making."""
