@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from tandem_runtime.checkpoint.quantization import WEIGHT_FORMATS
 from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.kv.layout import ITEM_BYTES
 
@@ -24,6 +25,8 @@ class EngineConfig:
     file or a folder of them with its config.json."""
     dtype: str = "bfloat16"
     """Of activations and KV cache: float32, bfloat16 or float16."""
+    weights: str = "none"
+    """What the layers' linears are quantised to at load: none, int8 or int4 (model/quantize.py)."""
     device: Device = "cpu"
     threads: int = 1
     """Of torch on the CPU; more than one pays only where the cores are the pod's own."""
@@ -54,8 +57,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES:
             raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(ITEM_BYTES)}")
+        if self.weights not in WEIGHT_FORMATS:
+            raise ValueError(f"weights {self.weights!r} is none of {', '.join(WEIGHT_FORMATS)}")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r} is none of cpu, cuda")
+        if self.device == "cuda" and self.weights != "none":
+            raise ValueError(f"weights {self.weights} work on device cpu alone yet; use none")
         for name in ("threads", "max_running", "tensor_parallel"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
