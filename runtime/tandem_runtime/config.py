@@ -26,7 +26,8 @@ class EngineConfig:
     dtype: str = "bfloat16"
     """Of activations and KV cache: float32, bfloat16 or float16."""
     weights: str = "none"
-    """What the layers' linears are quantised to at load: none, int8 or int4 (model/quantize.py)."""
+    """What the layers' linears are quantised to at load: none, fp8, int8 or int4
+    (model/quantize.py)."""
     device: Device = "cpu"
     threads: int = 1
     """Of torch on the CPU; more than one pays only where the cores are the pod's own."""
@@ -61,8 +62,6 @@ class EngineConfig:
             raise ValueError(f"weights {self.weights!r} is none of {', '.join(WEIGHT_FORMATS)}")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r} is none of cpu, cuda")
-        if self.device == "cuda" and self.weights != "none":
-            raise ValueError(f"weights {self.weights} work on device cpu alone yet; use none")
         for name in ("threads", "max_running", "tensor_parallel"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")

@@ -22,6 +22,7 @@ from tandem_runtime.kernels.cpu_attention import (
     paged_attention_reference,
     plan_cpu,
 )
+from tandem_runtime.kernels.fp8_quantize import fp8_quantize_triton
 from tandem_runtime.kernels.gather_blocks import (
     gather_blocks_reference,
     gather_blocks_triton,
@@ -29,6 +30,7 @@ from tandem_runtime.kernels.gather_blocks import (
     scatter_blocks_triton,
 )
 from tandem_runtime.kernels.head_norm import head_norm_reference, head_norm_triton
+from tandem_runtime.kernels.int4_linear import int4_linear_triton
 from tandem_runtime.kernels.moe import (
     grouped_linear_reference,
     grouped_linear_triton,
@@ -39,6 +41,7 @@ from tandem_runtime.kernels.paged_attention import paged_attention_triton, query
 from tandem_runtime.kernels.rms_norm import rms_norm_reference, rms_norm_triton
 from tandem_runtime.kernels.rope import rope_reference, rope_triton
 from tandem_runtime.kernels.sampling import sample_reference, sample_triton
+from tandem_runtime.kernels.scaled_linear import STREAMED_ROWS, scaled_linear_triton
 from tandem_runtime.kernels.silu_mul import silu_mul_reference, silu_mul_triton
 from tandem_runtime.kernels.store_kv import store_kv_reference, store_kv_triton
 
@@ -72,6 +75,26 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """See rope.py."""
     run = rope_triton if uses_triton(x.device) else rope_reference
     run(x, cos, sin)
+
+
+def fp8_linear(x: Tensor, w: Tensor, s: Tensor, bias: Tensor | None, bound: float) -> Tensor:
+    """y of scaled_linear.py from rows as they are; on GPUs, and in the interpreter."""
+    q, t = fp8_quantize_triton(x, s.shape[1], bound)
+    rows = len(x)
+    if not x.is_cuda or rows <= STREAMED_ROWS or s.shape[1] > 1 or x.dtype != torch.bfloat16:
+        return scaled_linear_triton(q, w, s, bias, t, x.dtype, rows)
+    y = torch._scaled_mm(q, w.t(), scale_a=t, scale_b=s.t(), out_dtype=x.dtype, use_fast_accum=True)
+    return y[:rows] if bias is None else y[:rows].add_(bias)
+
+
+def int8_linear(x: Tensor, w: Tensor, s: Tensor, bias: Tensor | None) -> Tensor:
+    """y of scaled_linear.py; on GPUs, and in the interpreter."""
+    return scaled_linear_triton(x, w, s, bias, None, x.dtype, len(x))
+
+
+def int4_linear(x: Tensor, q: Tensor, s: Tensor, z: Tensor, bias: Tensor | None) -> Tensor:
+    """y of int4_linear.py; on GPUs, and in the interpreter."""
+    return int4_linear_triton(x, q, s, z, bias)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

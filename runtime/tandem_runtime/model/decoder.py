@@ -176,8 +176,9 @@ class _Loader:
         """The same, quantised where the model is."""
         if self.quantization == "none":
             return self.dense(*names)
-        parts = [quantize(self.tensor(f"{name}.weight"), self.quantization) for name in names]
-        return quantized_linear(stack(parts), self._bias(names))
+        weights = (self.tensor(f"{name}.weight") for name in names)
+        packed = stack([quantize(weight, self.quantization) for weight in weights])
+        return quantized_linear(packed, self._bias(names), self.weights.dtype)
 
     def _bias(self, names: tuple[str, ...]) -> Tensor | None:
         biases = [f"{name}.bias" for name in names if f"{name}.bias" in self.names]

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tandem_runtime import kernels
 from tandem_runtime.checkpoint.quantization import INT4_GROUP
-from tandem_runtime.model.quantize import Quantized, unpack_int4
+from tandem_runtime.kernels.fp8_quantize import FP8, fp8_quantize_reference
+from tandem_runtime.kernels.int4_linear import unpack_int4
+from tandem_runtime.model.quantize import Quantized
 
 Projection = Callable[[Tensor], Tensor]
 """x -> x W^T + b, of whatever format W is."""
@@ -41,15 +44,46 @@ class Linear:
         return functional.linear(x, self._weight, self._bias)
 
 
-def quantized_linear(weight: Quantized, bias: Tensor | None) -> Projection:
-    """The layer of a quantised weight, for the device that it is on.
+def quantized_linear(weight: Quantized, bias: Tensor | None, dtype: torch.dtype) -> Projection:
+    """The layer of a quantised weight, for the device that it is on; `dtype` is computed in.
 
-    torch multiplies by int8 and int4 in bfloat16 alone; in other dtypes it is ten times as fast to
-    keep the weights that they stand for.
+    On the CPU torch multiplies by int8 and int4 in bfloat16 alone; in other dtypes it is ten times
+    as fast to keep the weights that they stand for.
     """
-    if weight.scales.dtype != torch.bfloat16:
+    values, scales, zeros, bound = weight
+    form = values.dtype
+    if kernels.uses_triton(values.device):
+        if form == FP8:
+            return lambda x: kernels.fp8_linear(x, values, scales, bias, bound)
+        if zeros is None:
+            return lambda x: kernels.int8_linear(x, values, scales, bias)
+        return lambda x: kernels.int4_linear(x, values, scales, zeros, bias)
+    if form == FP8:
+        return Fp8Linear(weight, bias)
+    if dtype != torch.bfloat16:
         return Linear(weight.dequantized(), bias)
-    return Int8Linear(weight, bias) if weight.zeros is None else Int4Linear(weight, bias)
+    return Int8Linear(weight, bias) if zeros is None else Int4Linear(weight, bias)
+
+
+class Fp8Linear:
+    """y as in kernels/scaled_linear.py, of rows in fp8 too, on the CPU.
+
+    It multiplies by float32 copies, since turning fp8 into floats takes forty times as long as the
+    product of a decode step: it is there to try out what GPUs do, not to save memory.
+    """
+
+    def __init__(self, weight: Quantized, bias: Tensor | None) -> None:
+        groups = weight.scales.shape[1]
+        self._groups = [Linear(part.float()) for part in weight.values.chunk(groups, 1)]
+        self._scales, self._bound = weight.scales, weight.bound
+        self._bias = 0.0 if bias is None else bias.float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        q, t = fp8_quantize_reference(x, len(self._groups), self._bound)
+        y = x.new_zeros(len(x), len(self._scales), dtype=torch.float32)
+        for index, part in enumerate(q.chunk(len(self._groups), 1)):
+            y += self._groups[index](part.float()) * t[:, index, None] * self._scales[:, index]
+        return (y + self._bias).to(x.dtype)
 
 
 class Int8Linear:
