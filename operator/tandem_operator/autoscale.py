@@ -140,9 +140,13 @@ class Autoscaler:
         tell = bool(names) or namespace in self._told
 
         async def ask(host: str, uid: str) -> GatewayState | None:
-            try:
-                if tell:
+            if tell:
+                try:
                     return await self._data_plane.wakeable(host, uid, Wakeable(names))
+                except OSError as error:
+                    # One of an older version still says what it measured.
+                    log.info("gateway wakes nobody: %s", error)
+            try:
                 return await self._data_plane.gateway(host)
             except OSError as error:
                 log.info("gateway does not answer: %s", error)
