@@ -69,6 +69,8 @@ class World:
         """Takes effect with a restart."""
         self.latency: dict[str, FleetLatency] = {}
         """What the gateway measured, by fleet."""
+        self.old_gateway = False
+        """The gateway knows nothing of fleets that are woken."""
         self.held: dict[str, int] = {}
         """Requests that wait at the gateway, by fleet."""
         self.told: dict[str, tuple[str, ...]] | None = None
@@ -149,6 +151,8 @@ class World:
         return GatewayState(host, True, 0, 0.0, self.latency, self.held)
 
     async def wakeable(self, host: str, uid: str, told: Wakeable) -> GatewayState:
+        if self.old_gateway:
+            raise OSError(f"{host} answered 404")
         if self.kube.objects[PODS, NAMESPACE, self._at(host)]["metadata"]["uid"] != uid:
             raise OSError(f"{host} answered 403")
         self.told = dict(told.fleets)

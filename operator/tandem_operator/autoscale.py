@@ -103,7 +103,6 @@ class Autoscaler:
     async def look(self, namespace: str) -> list[Key]:
         """Decide for all autoscaled fleets of a namespace; those whose plan has to run."""
         fleets = parsed(fleet_view, await self._reader.list(FLEETS, namespace, {}))
-        keys = []
         scaling = [fleet for fleet in fleets if _scales(fleet) and not fleet.deleting]
         self._facts.keep_scaled(namespace, {fleet.name for fleet in scaling})
         if not scaling:
@@ -112,9 +111,14 @@ class Autoscaler:
             return []
         pods = await self._reader.list(PODS, namespace, {})
         states = await self._gateways(namespace, pods, scaling)
-        for fleet in scaling:
-            if await self._fleet(fleet, pods, doorstep(states, fleet.name)):
-                keys.append(Key("InferenceFleet", namespace, fleet.name))
+        news = await asyncio.gather(
+            *(self._fleet(fleet, pods, doorstep(states, fleet.name)) for fleet in scaling)
+        )
+        keys = [
+            Key("InferenceFleet", namespace, fleet.name)
+            for fleet, changed in zip(scaling, news, strict=True)
+            if changed
+        ]
         self._forget(namespace, set(self._facts.scaled_pools(namespace)))
         decided = [self._facts.scaled(namespace, fleet.name).values() for fleet in scaling]
         sleeps = any(scaled.size == 0 for found in decided for scaled in found)
@@ -140,9 +144,13 @@ class Autoscaler:
         tell = bool(names) or namespace in self._told
 
         async def ask(host: str, uid: str) -> GatewayState | None:
-            try:
-                if tell:
+            if tell:
+                try:
                     return await self._data_plane.wakeable(host, uid, Wakeable(names))
+                except OSError as error:
+                    # One of an older version still says what it measured.
+                    log.info("gateway wakes nobody: %s", error)
+            try:
                 return await self._data_plane.gateway(host)
             except OSError as error:
                 log.info("gateway does not answer: %s", error)

@@ -6,6 +6,8 @@ The client is synchronous: each query runs in a thread, at most QUERIES at a tim
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from tandem_operator.plan.queries import Answer
 
 TIMEOUT_S = 4.0
 QUERIES = 4
+SILENT_S = 4.0
+"""One that did not answer is not asked for so long: many fleets must not wait for it in turn."""
 NO_RETRY = Retry(0, read=False)
 """The next look asks again."""
 
@@ -25,15 +29,27 @@ NO_RETRY = Retry(0, read=False)
 class Prometheus:
     """One Prometheus. The token is read again for each query: its Secret may be rotated."""
 
-    def __init__(self, url: str, token_file: str = "", timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        token_file: str = "",
+        timeout_s: float = TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._url = url
         self._token_file = token_file
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(QUERIES)
+        self._clock = clock
+        self._silence: Answer | None = None
+        self._silent_until_s = 0.0
 
     async def ask(self, query: str) -> Answer:
         """The answer, or a sentence that says why there is none."""
         async with self._slots:
+            if self._silence is not None and self._clock() < self._silent_until_s:
+                return self._silence
+            self._silence = None
             return await asyncio.to_thread(self._ask, query)
 
     def _ask(self, query: str) -> Answer:
@@ -52,7 +68,10 @@ class Prometheus:
             return Answer(error=f"Prometheus at {self._url} refuses the query: {_short(error)}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             # requests' errors are OSErrors; an answer of another form is one of the others.
-            return Answer(error=f"Prometheus at {self._url} does not answer: {_short(error)}")
+            answer = Answer(error=f"Prometheus at {self._url} does not answer: {_short(error)}")
+            if isinstance(error, requests.RequestException):
+                self._silence, self._silent_until_s = answer, self._clock() + SILENT_S
+            return answer
         return _answer(found)
 
 

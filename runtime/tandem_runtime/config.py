@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from tandem_runtime.checkpoint.quantization import WEIGHT_FORMATS
 from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.kv.layout import ITEM_BYTES
 
@@ -24,12 +25,15 @@ class EngineConfig:
     file or a folder of them with its config.json."""
     dtype: str = "bfloat16"
     """Of activations and KV cache: float32, bfloat16 or float16."""
+    weights: str = "none"
+    """What the layers' linears are quantised to at load: none, fp8, int8 or int4
+    (model/quantize.py)."""
     device: Device = "cpu"
     threads: int = 1
-    """Of torch on the CPU; more than one pays only where the cores are the pod's own."""
+    """That compute a step together on the CPU, each some of its rows. Ranks have one."""
     tensor_parallel: int = 1
-    """Ranks (processes) that share the model; on GPUs each has its own. Memory and threads are the
-    pod's, of which each rank takes its share."""
+    """Ranks (processes) that share the model; on GPUs each has its own. Memory is the pod's, of
+    which each rank takes its share."""
     kv_block_tokens: int | None = None
     """Tokens of a KV block, the grain of prefix hits. None: 16 on a GPU; 64 on the CPU, where a
     block is one operand of a product."""
@@ -54,6 +58,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES:
             raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(ITEM_BYTES)}")
+        if self.weights not in WEIGHT_FORMATS:
+            raise ValueError(f"weights {self.weights!r} is none of {', '.join(WEIGHT_FORMATS)}")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r} is none of cpu, cuda")
         for name in ("threads", "max_running", "tensor_parallel"):

@@ -15,13 +15,16 @@ import pytest
 import torch
 import triton
 from tandem_runtime.kernels.attention_plan import Step, plan_gpu, upload
+from tandem_runtime.kernels.fp8_quantize import FP8, fp8_quantize_triton
 from tandem_runtime.kernels.gather_blocks import gather_blocks_triton, scatter_blocks_triton
 from tandem_runtime.kernels.head_norm import head_norm_triton
+from tandem_runtime.kernels.int4_linear import int4_linear_triton
 from tandem_runtime.kernels.moe import grouped_linear_triton, route_triton
 from tandem_runtime.kernels.paged_attention import paged_attention_triton, query_tile_tokens
 from tandem_runtime.kernels.rms_norm import rms_norm_triton
 from tandem_runtime.kernels.rope import rope_triton
 from tandem_runtime.kernels.sampling import sample_triton
+from tandem_runtime.kernels.scaled_linear import scaled_linear_triton
 from tandem_runtime.kernels.silu_mul import silu_mul_triton
 from tandem_runtime.kernels.store_kv import store_kv_triton
 from triton.backends.compiler import GPUTarget
@@ -37,6 +40,9 @@ TYPES = {
     torch.float16: "fp16",
     torch.int32: "i32",
     torch.int64: "i64",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.float8_e4m3fn: "fp8e4nv",
 }
 Compiled = dict[str, Any]
 
@@ -123,6 +129,25 @@ def test_experts(compiled: Compiled, dtype: torch.dtype, rows: int) -> None:
     x, w = torch.zeros(rows, 512, dtype=dtype), torch.zeros(8, 256, 512, dtype=dtype)
     grouped_linear_triton(x, w, torch.zeros(rows, 2, dtype=torch.int64), share=2)
     assert set(compiled) == {"_route_kernel", "_grouped_linear_kernel"}
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("rows", [3, 600])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_quantised_linears(
+    compiled: Compiled, dtype: torch.dtype, rows: int, has_bias: bool
+) -> None:
+    x = torch.zeros(rows, 512, dtype=dtype)
+    bias = torch.zeros(256, dtype=dtype) if has_bias else None
+    for groups in (1, 4):
+        q, t = fp8_quantize_triton(x, groups)
+        w, s = torch.zeros(256, 512, dtype=FP8), torch.zeros(256, groups)
+        scaled_linear_triton(q, w, s, bias, t, dtype, rows)
+    int8 = torch.zeros(256, 512, dtype=torch.int8)
+    scaled_linear_triton(x, int8, torch.zeros(256, 1, dtype=dtype), bias, None, dtype, rows)
+    scales = torch.zeros(256, 16, dtype=dtype)
+    int4_linear_triton(x, torch.zeros(256, 256, dtype=torch.uint8), scales, scales, bias)
+    assert set(compiled) == {"_fp8_quantize_kernel", "_scaled_linear_kernel", "_int4_linear_kernel"}
 
 
 @pytest.mark.parametrize("move", ["gather", "scatter"])

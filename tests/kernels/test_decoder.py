@@ -14,6 +14,7 @@ from tandem_runtime.checkpoint.config_json import config_from_json
 from tandem_runtime.checkpoint.open import open_checkpoint
 from tandem_runtime.kernels.attention_plan import Step
 from tandem_runtime.model.decoder import Decoder
+from tandem_runtime.model.quantize import quantize
 from tandem_runtime.model.weights import open_weights
 
 TINY: dict[str, Any] = {
@@ -60,10 +61,36 @@ def test_logits_equal_transformers(
     assert float((ours.cpu() - theirs).abs().max() / theirs.std()) < 1e-4
 
 
-def logits(path: Path, ids: torch.Tensor, device: torch.device) -> torch.Tensor:
+@pytest.mark.parametrize(("form", "off"), [("fp8", 0.2), ("int8", 1e-4), ("int4", 1e-4)])
+def test_quantised_logits_are_those_of_what_the_weights_stand_for(
+    form: str, off: float, tmp_path: Path, device: torch.device, random: torch.Generator
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = TINY | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    config |= {"hidden_size": 64, "intermediate_size": 96}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shapes = config_from_json(config, ()).tensor_shapes()
+    tensors = {n: torch.randn(s, generator=random) / s[-1] ** 0.5 for n, s in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    ids = torch.randint(0, 61, (21,), generator=random)
+    with torch.inference_mode():
+        ours = logits(tmp_path, ids, device, form)
+        oracle = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        stored = {n: quantize(t, form).dequantized() for n, t in tensors.items() if "_proj" in n}
+        oracle.load_state_dict(stored, strict=False)
+        theirs = oracle(ids[None]).logits[0]
+    # With fp8 the activations are rounded too.
+    assert float((ours.cpu() - theirs).abs().max() / theirs.std()) < off
+
+
+def logits(
+    path: Path, ids: torch.Tensor, device: torch.device, quantization: str = "none"
+) -> torch.Tensor:
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
-    model = Decoder(config, open_weights(checkpoint, torch.float32), 64, device)
+    weights = open_weights(checkpoint, torch.float32)
+    model = Decoder(config, weights, 64, device, quantization=quantization)
     step = Step([len(ids)], [len(ids)], [[1, 2]], 16)
     work = kernels.plan_attention(
         step,
@@ -73,6 +100,6 @@ def logits(path: Path, ids: torch.Tensor, device: torch.device) -> torch.Tensor:
         dtype=torch.float32,
     )
     shape = (config.layers, 2, 3, config.kv_heads, 16, config.head_dim)
-    cache = kernels.layer_caches(torch.zeros(shape, device=device))
+    cache = torch.zeros(shape, device=device)
     at = torch.arange(len(ids), device=device)
     return model.forward(ids.to(device), at, at + 16, cache, work, at)

@@ -139,7 +139,9 @@ def make_scaler(fleet: FleetView, setup: Setup, policies: Sequence[ScalingPolicy
 
     Raises SimulationError: the operator would not scale a pool.
     """
-    found = scalings(fleet, [_pool_view(fleet, spec) for spec in setup.pools], policies)
+    views = [_pool_view(fleet, spec) for spec in setup.pools]
+    # Whatever a policy asks Prometheus, the simulation knows.
+    found = scalings(fleet, views, policies, prometheus=True)
     for trouble in found.troubles.values():
         raise SimulationError(f"{trouble.sentence} (policies are read from --policy)")
     groups = [

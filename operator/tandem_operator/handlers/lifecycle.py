@@ -147,6 +147,7 @@ class Leader:
                 next_s = time.monotonic() + interval_s
             for namespace in self._cache.namespaces(FLEETS):
                 if due or namespace in self._autoscaler.asleep:
+                    self._pulse.beat("scale", 24 * interval_s)
                     for key in await self._autoscaler.look(namespace):
                         self._queue.add(key)
 

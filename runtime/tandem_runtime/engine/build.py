@@ -23,7 +23,7 @@ from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.sizing import block_count
 from tandem_runtime.model.decoder import Decoder
 from tandem_runtime.model.parallel import ALONE, Ranks
-from tandem_runtime.model.sharding import Sharding
+from tandem_runtime.model.sharding import Sharding, check_fits
 from tandem_runtime.model.weights import open_weights
 
 
@@ -50,6 +50,7 @@ def build_engine(
     checkpoint = open_checkpoint(resolve_source(config.model_uri))
     shape = checkpoint.config
     context_tokens = shape.limit_context(config.max_context_tokens)
+    check_fits(shape, config.tensor_parallel, config.weights)
     sharding = Sharding(shape, config.tensor_parallel)
     layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.dtype)
     runner: Runner
@@ -72,7 +73,7 @@ def build_engine(
         scheduler,
         runner,
         layout=layout,
-        layout_hash=layout.hash(checkpoint.digest()),
+        layout_hash=layout.hash(checkpoint.digest(), config.weights),
         vocab_size=shape.vocab_size,
         max_context_tokens=context_tokens,
         eos_token_ids=frozenset(shape.eos_token_ids),
@@ -84,18 +85,26 @@ def build_runner(
     config: EngineConfig, checkpoint: Checkpoint, ranks: Ranks
 ) -> tuple[TorchRunner, int]:
     """This rank's share of the model and of `blocks` KV blocks, which all ranks have room for."""
-    torch.set_num_threads(max(1, config.threads // ranks.size))
+    torch.set_num_threads(1)  # a step's threads are the runner's
     context_tokens = checkpoint.config.limit_context(config.max_context_tokens)
     device = rank_device(config, ranks.rank)
     with torch.inference_mode():
         weights = open_weights(checkpoint, DTYPES[config.dtype])
-        model = Decoder(checkpoint.config, weights, context_tokens, device, ranks=ranks)
+        model = Decoder(
+            checkpoint.config,
+            weights,
+            context_tokens,
+            device,
+            ranks=ranks,
+            quantization=config.weights,
+        )
         shape = model.config
         layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.dtype)
         run_widest_step(model, layout, config)
         blocks = ranks.least(block_count(config, layout, context_tokens))
         cache = KvCache(layout, blocks, config.block_tokens, device)
-        runner = TorchRunner(model, cache, config.max_running)
+        threads = config.threads if ranks.size == 1 else 1
+        runner = TorchRunner(model, cache, config.max_running, threads=threads)
         runner.capture_graphs()
     # Weights live as long as the process: the collector need not walk them again.
     gc.collect()

@@ -62,14 +62,19 @@ def create_gateway_app(
 
     @app.post(contract.PATH_WAKEABLE, include_in_schema=False)
     async def wakeable(request: Request) -> Response:
-        given = request.headers.get("authorization", "").encode()
-        if not options.uid or not hmac.compare_digest(given, f"Bearer {options.uid}".encode()):
-            raise Forbidden("The bearer token is not this gateway's uid.")
-        try:
-            told = msgspec.json.decode(await request.body(), type=Wakeable)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise BadRequest(f"The body is no Wakeable: {error}.") from None
+        told = await _told(request, options.uid)
         waking.tell(told.fleets)
         return current()
 
     return app
+
+
+async def _told(request: Request, uid: str) -> Wakeable:
+    """What the operator says can be woken. Raises `ApiError`."""
+    given = request.headers.get("authorization", "").encode()
+    if not uid or not hmac.compare_digest(given, f"Bearer {uid}".encode()):
+        raise Forbidden("The bearer token is not this gateway's uid.")
+    try:
+        return msgspec.json.decode(await request.body(), type=Wakeable)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadRequest(f"The body is no Wakeable: {error}.") from None

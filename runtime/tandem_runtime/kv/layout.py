@@ -36,11 +36,13 @@ class KvLayout:
         """Bytes of one token's keys and values over all layers."""
         return self.layers * 2 * self.kv_heads * self.head_dim * ITEM_BYTES[self.dtype]
 
-    def hash(self, model_digest: str) -> bytes:
+    def hash(self, model_digest: str, weights: str = "none") -> bytes:
         """32 bytes that are equal only where exchanging KV cache is meaningful.
 
         Args:
             model_digest: `ModelConfig`'s digest; it covers weights and rope parameters.
+            weights: what the linears were quantised to at load.
         """
         text = f"{model_digest}|{self.layers}|{self.kv_heads}|{self.head_dim}|{self.dtype}"
+        text += f"|{weights}" if weights != "none" else ""
         return blake2b(FORMAT + b"|" + text.encode(), digest_size=32).digest()

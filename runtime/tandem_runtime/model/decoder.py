@@ -16,9 +16,10 @@ from torch import Tensor
 
 from tandem_runtime import kernels
 from tandem_runtime.checkpoint.config import MLP_NAMES, ROUTER, ModelConfig, expert_names
-from tandem_runtime.kernels import AttentionWork, ExpertLinears, LayerCache
-from tandem_runtime.model.linear import Linear
+from tandem_runtime.kernels import AttentionWork, ExpertLinears
+from tandem_runtime.model.linear import Linear, Projection, quantized_linear
 from tandem_runtime.model.parallel import ALONE, Ranks, ShardedWeights
+from tandem_runtime.model.quantize import quantize, stack
 from tandem_runtime.model.rope import rope_tables
 from tandem_runtime.model.sharding import Sharding
 from tandem_runtime.model.weights import Weights
@@ -28,9 +29,9 @@ from tandem_runtime.model.weights import Weights
 class Mlp:
     """SwiGLU: down(silu(gate) * up)."""
 
-    gate_up: Linear
+    gate_up: Projection
     """Gate, then up."""
-    down: Linear
+    down: Projection
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(kernels.silu_mul(self.gate_up(x)))
@@ -40,7 +41,7 @@ class Mlp:
 class Experts:
     """Several MLPs, of which each token takes the `per_token` that the router likes best."""
 
-    router: Linear
+    router: Projection
     gate_up: ExpertLinears
     down: ExpertLinears
     per_token: int
@@ -60,9 +61,9 @@ class Layer:
     """Weights of one decoder layer."""
 
     input_norm: Tensor
-    qkv: Linear
+    qkv: Projection
     """Query, key and value projections, one after the other."""
-    output: Linear
+    output: Projection
     mlp_norm: Tensor
     mlp: Mlp | Experts
     qk_norm: Tensor | None
@@ -78,6 +79,8 @@ class Decoder:
         context_tokens: positions that will be used.
         device: where it computes.
         ranks: who computes it together.
+        quantization: of the layers' linears (model/quantize.py), "none" for as they are;
+            embedding, head, norms and routers stay in the weights' dtype.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Decoder:
         context_tokens: int,
         device: torch.device,
         ranks: Ranks = ALONE,
+        quantization: str = "none",
     ) -> None:
         if ranks.size > 1:
             sharding = Sharding(config, ranks.size)
@@ -98,11 +102,11 @@ class Decoder:
         self.device = device
         self.context_tokens = context_tokens
         self._scale = config.head_dim**-0.5
-        load = _Loader(weights, config, config.tensor_shapes().keys(), device)
+        load = _Loader(weights, config, config.tensor_shapes().keys(), device, quantization)
         self._embedding = load.tensor("model.embed_tokens.weight")
         self._layers = [load.layer(index) for index in range(config.layers)]
         self._norm = load.tensor("model.norm.weight")
-        self._head = Linear(self._embedding) if config.tied_embeddings else load.linear("lm_head")
+        self._head = Linear(self._embedding) if config.tied_embeddings else load.dense("lm_head")
         factors = weights.rope_factors()
         cos, sin = rope_tables(config, context_tokens, factors)
         self._cos, self._sin = cos.to(device), sin.to(device)
@@ -112,7 +116,7 @@ class Decoder:
         token_ids: Tensor,
         positions: Tensor,
         slots: Tensor,
-        cache: list[LayerCache],
+        cache: Tensor,
         work: AttentionWork,
         logit_rows: Tensor,
     ) -> Tensor:
@@ -120,7 +124,7 @@ class Decoder:
 
         Args:
             token_ids, positions, slots: [rows] int64 each; slots say where KV goes in the cache.
-            cache: `kernels.layer_caches` of the pool.
+            cache: the pool, [layers, 2, blocks, kv heads, T, D].
             work: how the rows attend.
             logit_rows: [n] int64, the rows whose logits are wanted.
 
@@ -132,15 +136,15 @@ class Decoder:
         cos, sin = self._cos[positions], self._sin[positions]
         residual = self.ranks.embed(token_ids, self._embedding)
         x = kernels.rms_norm(residual, self._layers[0].input_norm, eps)
-        for index, layer in enumerate(self._layers):
+        for index, (layer, layer_cache) in enumerate(zip(self._layers, cache, strict=True)):
             if index > 0:
                 x = kernels.rms_norm(x, layer.input_norm, eps, residual)
             qkv = layer.qkv(x).view(-1, heads + 2 * kv_heads, dim)
             if layer.qk_norm is not None:
                 kernels.head_norm(qkv[:, : heads + kv_heads], layer.qk_norm, eps)
             kernels.rope(qkv[:, : heads + kv_heads], cos, sin)
-            kernels.store_kv(qkv[:, heads:].view(-1, 2, kv_heads, dim), cache[index], slots)
-            attended = kernels.paged_attention(qkv[:, :heads], cache[index], work, self._scale)
+            kernels.store_kv(qkv[:, heads:].view(-1, 2, kv_heads, dim), layer_cache, slots)
+            attended = kernels.paged_attention(qkv[:, :heads], layer_cache, work, self._scale)
             x = self.ranks.all_reduce(layer.output(attended.view(-1, heads * dim)))
             x = kernels.rms_norm(x, layer.mlp_norm, eps, residual)
             x = self.ranks.all_reduce(layer.mlp(x))
@@ -157,17 +161,28 @@ class _Loader:
     names: Collection[str]
     """Of all tensors that the model has."""
     device: torch.device
+    quantization: str
 
     def tensor(self, *names: str) -> Tensor:
         """These tensors, one after the other."""
         tensors = [self.weights.load(name) for name in names]
         return (torch.cat(tensors) if len(tensors) > 1 else tensors[0]).to(self.device)
 
-    def linear(self, *names: str) -> Linear:
+    def dense(self, *names: str) -> Projection:
         """These projections of one input as one, with their biases where the model has them."""
-        weight = self.tensor(*(f"{name}.weight" for name in names))
+        return Linear(self.tensor(*(f"{name}.weight" for name in names)), self._bias(names))
+
+    def linear(self, *names: str) -> Projection:
+        """The same, quantised where the model is."""
+        if self.quantization == "none":
+            return self.dense(*names)
+        weights = (self.tensor(f"{name}.weight") for name in names)
+        packed = stack([quantize(weight, self.quantization) for weight in weights])
+        return quantized_linear(packed, self._bias(names), self.weights.dtype)
+
+    def _bias(self, names: tuple[str, ...]) -> Tensor | None:
         biases = [f"{name}.bias" for name in names if f"{name}.bias" in self.names]
-        return Linear(weight, self.tensor(*biases) if biases else None)
+        return self.tensor(*biases) if biases else None
 
     def layer(self, index: int) -> Layer:
         """One decoder layer."""
@@ -188,7 +203,7 @@ class _Loader:
     def _experts(self, prefix: str) -> Experts:
         names = [expert_names(index) for index in range(self.config.experts)]
         return Experts(
-            router=self.linear(f"{prefix}{ROUTER}"),
+            router=self.dense(f"{prefix}{ROUTER}"),
             gate_up=self._grouped([(f"{prefix}{gate}", f"{prefix}{up}") for gate, up, _ in names]),
             down=self._grouped([(f"{prefix}{down}",) for _, _, down in names]),
             per_token=self.config.experts_per_token,

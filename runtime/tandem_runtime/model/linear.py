@@ -1,20 +1,21 @@
-"""A linear layer, y = x W^T + b, prepacked where that pays.
-
-On the CPU the weight is packed once into oneDNN's own layout: 1.5 to 2 times as fast at decode as
-`F.linear`, and each row of the result is bitwise independent of the others (docs/design/engine.md),
-in float32 from two rows on.
-"""
+"""A linear layer, y = x W^T + b: torch's on a GPU; on the CPU packed once (kernels/linear.py)."""
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_PACK_ROWS = 16
-"""Rows that oneDNN optimises the layout for; any number can be multiplied."""
+from tandem_runtime import kernels
+from tandem_runtime.checkpoint.quantization import INT4_GROUP
+from tandem_runtime.kernels.fp8_quantize import FP8, fp8_quantize_reference
+from tandem_runtime.kernels.int4_linear import unpack_int4
+from tandem_runtime.model.quantize import Quantized
+
+Projection = Callable[[Tensor], Tensor]
+"""x -> x W^T + b, of whatever format W is."""
 
 
 class Linear:
@@ -22,24 +23,85 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.out_features = weight.shape[0]
-        self._packed = weight.device.type == "cpu" and _packs(weight.dtype)
-        if self._packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
-        self._weight, self._bias = weight, bias
+        self._packed = weight.device.type == "cpu"
+        self._weight = kernels.pack_linear(weight) if self._packed else weight
+        self._bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._packed:
-            run = torch.ops.mkldnn._linear_pointwise
-            y: Tensor = run(x, self._weight, self._bias, "none", [], "")
-            return y
+            return kernels.linear_cpu(x, self._weight, self.out_features, self._bias)
         return functional.linear(x, self._weight, self._bias)
 
 
-@cache
-def _packs(dtype: torch.dtype) -> bool:
-    """Whether this processor's oneDNN computes in `dtype`; it says no by raising."""
-    try:
-        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype), _PACK_ROWS)
-    except RuntimeError:
-        return False
-    return True
+def quantized_linear(weight: Quantized, bias: Tensor | None, dtype: torch.dtype) -> Projection:
+    """The layer of a quantised weight, for the device that it is on; `dtype` is computed in.
+
+    On the CPU torch multiplies by int8 and int4 in bfloat16 alone; in other dtypes it is ten times
+    as fast to keep the weights that they stand for.
+    """
+    values, scales, zeros, bound = weight
+    form = values.dtype
+    if kernels.uses_triton(values.device):
+        if form == FP8:
+            return lambda x: kernels.fp8_linear(x, values, scales, bias, bound)
+        if zeros is None:
+            return lambda x: kernels.int8_linear(x, values, scales, bias)
+        return lambda x: kernels.int4_linear(x, values, scales, zeros, bias)
+    if form == FP8:
+        return Fp8Linear(weight, bias)
+    if dtype != torch.bfloat16:
+        return Linear(weight.dequantized(), bias)
+    return Int8Linear(weight, bias) if zeros is None else Int4Linear(weight, bias)
+
+
+class Fp8Linear:
+    """y as in kernels/scaled_linear.py, of rows in fp8 too, on the CPU.
+
+    It multiplies by float32 copies, since turning fp8 into floats takes forty times as long as the
+    product of a decode step: it is there to try out what GPUs do, not to save memory.
+    """
+
+    def __init__(self, weight: Quantized, bias: Tensor | None) -> None:
+        groups = weight.scales.shape[1]
+        self._groups = [Linear(part.float()) for part in weight.values.chunk(groups, 1)]
+        self._scales, self._bound = weight.scales, weight.bound
+        self._bias = 0.0 if bias is None else bias.float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        q, t = fp8_quantize_reference(x, len(self._groups), self._bound)
+        y = x.new_zeros(len(x), len(self._scales), dtype=torch.float32)
+        for index, part in enumerate(q.chunk(len(self._groups), 1)):
+            y += self._groups[index](part.float()) * t[:, index, None] * self._scales[:, index]
+        return (y + self._bias).to(x.dtype)
+
+
+class Int8Linear:
+    """y = x W^T + b with W of int8, in bfloat16 on the CPU."""
+
+    def __init__(self, weight: Quantized, bias: Tensor | None) -> None:
+        self._values, self._scales = weight.values, weight.scales.flatten()
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.aten._weight_int8pack_mm(x, self._values, self._scales)
+        return y if self._bias is None else y.add_(self._bias)
+
+
+class Int4Linear:
+    """y = x W^T + b with W of int4, in bfloat16 on the CPU, repacked as torch wants it."""
+
+    _PACK_ROWS = 256
+    """At a time; torch packs blocks of 16, 32 or 64 rows and takes 4 bytes for each weight."""
+
+    def __init__(self, weight: Quantized, bias: Tensor | None) -> None:
+        assert weight.zeros is not None
+        pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+        pieces = torch.split(weight.values, self._PACK_ROWS)
+        self._values = torch.cat([pack(unpack_int4(piece).int(), 1) for piece in pieces])
+        self._scales = torch.stack((weight.scales.T, weight.zeros.T), 2).contiguous()
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        run = torch.ops.aten._weight_int4pack_mm_for_cpu
+        y: Tensor = run(x, self._values, INT4_GROUP, self._scales)
+        return y if self._bias is None else y.add_(self._bias)

@@ -90,6 +90,7 @@ class ShardedWeights:
 
     def __init__(self, whole: Weights, sharding: Sharding, rank: int) -> None:
         self._whole = whole
+        self.dtype = whole.dtype
         self._sharding = sharding
         self._rank = rank
 

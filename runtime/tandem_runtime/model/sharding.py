@@ -18,6 +18,7 @@ from typing import Final
 
 from tandem_runtime.checkpoint.config import ModelConfig
 from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.quantization import misfit
 
 MAX_RANKS: Final = 64
 """Of one pod."""
@@ -37,26 +38,44 @@ class Cut:
     length: int
 
 
-def sizes_that_fit(config: ModelConfig) -> list[int]:
-    """Numbers of ranks that can share the model, ascending."""
-    return [size for size in range(1, MAX_RANKS + 1) if _fits(config, size)]
+def sizes_that_fit(config: ModelConfig, weights: str = "none") -> list[int]:
+    """Numbers of ranks that can share the model with its linears quantised, ascending."""
+    return [size for size in range(1, MAX_RANKS + 1) if _fits(config, size, weights)]
 
 
-def _fits(config: ModelConfig, size: int) -> bool:
+def _fits(config: ModelConfig, size: int, weights: str) -> bool:
     kv_heads = config.kv_heads
     shares_kv = kv_heads % size == 0 or size % kv_heads == 0
-    return config.heads % size == 0 and shares_kv and config.intermediate % size == 0
+    even = config.heads % size == 0 and shares_kv and config.intermediate % size == 0
+    return even and misfit(share_of(config, size), weights) is None
 
 
-def check_fits(config: ModelConfig, size: int) -> None:
+def check_fits(config: ModelConfig, size: int, weights: str = "none") -> None:
     """Raises `ModelError` with the sizes that would work."""
-    if size not in sizes_that_fit(config):
-        raise ModelError(
-            "BadConfig",
-            f"{size} ranks cannot share {config.heads} heads, {config.kv_heads} kv heads and a "
-            f"feed-forward width of {config.intermediate} evenly (tensor parallel); this model "
-            f"works with {', '.join(map(str, sizes_that_fit(config)))}",
-        )
+    sizes = sizes_that_fit(config, weights)
+    if size in sizes:
+        return
+    reason = misfit(config, weights)
+    if reason is not None:
+        raise ModelError("BadConfig", f"{reason}: use weights none")
+    quantized = "" if weights == "none" else f", with {weights} weights"
+    raise ModelError(
+        "BadConfig",
+        f"{size} ranks cannot share {config.heads} heads, {config.kv_heads} kv heads and a "
+        f"feed-forward width of {config.intermediate} evenly (tensor parallel){quantized}; this "
+        f"model works with {', '.join(map(str, sizes))}",
+    )
+
+
+def share_of(config: ModelConfig, size: int) -> ModelConfig:
+    """The model that each of `size` ranks computes; its vocabulary includes padding."""
+    return replace(
+        config,
+        heads=config.heads // size,
+        kv_heads=max(config.kv_heads // size, 1),
+        intermediate=config.intermediate // size,
+        vocab_size=-(-config.vocab_size // size),
+    )
 
 
 @dataclass(frozen=True)
@@ -73,14 +92,7 @@ class Sharding:
     @cached_property
     def local(self) -> ModelConfig:
         """The model that each rank computes; its vocabulary includes padding."""
-        config, size = self.config, self.size
-        return replace(
-            config,
-            heads=config.heads // size,
-            kv_heads=max(config.kv_heads // size, 1),
-            intermediate=config.intermediate // size,
-            vocab_size=-(-config.vocab_size // size),
-        )
+        return share_of(self.config, self.size)
 
     @cached_property
     def _shapes(self) -> list[dict[str, tuple[int, ...]]]:

@@ -34,8 +34,11 @@ _PIECE_BYTES = 1 << 26
 class Weights(Protocol):
     """A checkpoint's tensors, by Hugging Face name."""
 
+    dtype: torch.dtype
+    """That models compute in."""
+
     def load(self, name: str) -> Tensor:
-        """A new tensor on the CPU, in the dtype that the weights were opened with."""
+        """A new tensor on the CPU, in `dtype`."""
 
     def rope_factors(self) -> Tensor | None:
         """`ROPE_FACTORS` in float32, where the checkpoint has them."""
@@ -53,14 +56,14 @@ class GgufWeights:
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
-        self._dtype = dtype
+        self.dtype = dtype
         assert checkpoint.gguf is not None
         self._interleaved = checkpoint.gguf.metadata["general.architecture"] == "llama"
         self._progress = Progress("weights", checkpoint.weights_bytes)
 
     def load(self, name: str) -> Tensor:
         config = self._checkpoint.config
-        tensor = self._dequantised(name, self._dtype)
+        tensor = self._dequantised(name, self.dtype)
         # ggml's converter interleaves the halves of each head for its own rope (rows 0, D/2, 1,
         # D/2 + 1, ...); models here rotate halves, as Hugging Face checkpoints do.
         # Only for llama: the Qwens' rope is on halves there too.
@@ -121,7 +124,7 @@ class SafetensorsWeights:
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
-        self._dtype = dtype
+        self.dtype = dtype
         self._progress = Progress("weights", checkpoint.weights_bytes)
 
     def load(self, name: str) -> Tensor:
@@ -129,7 +132,7 @@ class SafetensorsWeights:
         assert isinstance(entry, SafeTensor)
         raw = torch.from_numpy(_read(entry.path, entry))
         self._progress.add(entry.nbytes)
-        return raw.view(TORCH_DTYPES[entry.dtype]).view(entry.shape).to(self._dtype)
+        return raw.view(TORCH_DTYPES[entry.dtype]).view(entry.shape).to(self.dtype)
 
     def rope_factors(self) -> Tensor | None:
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tandem_runtime import contract
+from tandem_runtime.checkpoint.quantization import WEIGHT_FORMATS
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.contract import Role
 from tandem_runtime.frontend.process import BadConfig, read_secret
@@ -57,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--model-uri", required=True, help="package://, file:// or pvc://")
     model.add_argument(
         "--dtype", default="bfloat16", choices=sorted(ITEM_BYTES), help="of activations and KV"
+    )
+    model.add_argument(
+        "--weights", default="none", choices=WEIGHT_FORMATS, help="what linears are quantised to"
     )
     model.add_argument("--max-context-tokens", type=int, help="default: the model's own")
     engine = cli.add_argument_group("engine")
@@ -131,6 +135,7 @@ def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineC
         return EngineConfig(
             model_uri=args.model_uri,
             dtype=args.dtype,
+            weights=args.weights,
             device="cpu" if pretended else args.device,
             threads=args.threads or max(1, int(float(cpus or 1))),
             tensor_parallel=args.tensor_parallel,

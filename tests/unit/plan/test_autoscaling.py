@@ -14,7 +14,7 @@ from tandem_operator.logs import JsonFormatter
 from tandem_operator.plan.queries import Answer
 from tandem_operator.replay import main
 from tandem_operator.resources import FLEETS, PODS, POOLS, SCALING_POLICIES, Ref
-from tandem_runtime.protocol import PodWork, StepSums
+from tandem_runtime.protocol import FleetLatency, PodWork, StepSums
 
 SCALING = {"minReplicas": 1, "maxReplicas": 8}
 STREAMS_AT_TARGET = 68.0
@@ -461,6 +461,19 @@ async def test_a_gateway_that_does_not_answer_wakes_and_ends_nothing(
         await load.look()
     assert size(world) == 0
     assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+
+
+async def test_an_older_gateway_still_says_what_it_measured(world: World, load: Load) -> None:
+    gateway_pod(world)
+    world.old_gateway = True
+    zero = {"minReplicas": 0, "maxReplicas": 4}
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(scaling=zero))
+    world.latency = {"chat": FleetLatency(10, 0.2, 0.4, 0.01, 0.02)}
+    load.streams = 120.0
+    for _ in range(4):
+        await load.look()
+    assert world.told is None
+    assert status(world)["decisions"][-1]["latencyMilliseconds"] == 20
 
 
 async def test_shadow_holds_no_request_for_a_pod_that_nobody_wakes(

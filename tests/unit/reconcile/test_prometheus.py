@@ -94,6 +94,18 @@ async def test_one_that_is_slow(serve: Serve) -> None:
     assert (answer.error or "").endswith("does not answer: it takes too long")
 
 
+async def test_one_that_was_silent_is_not_waited_for_by_every_fleet(serve: Serve) -> None:
+    now_s = [100.0]
+    url = await serve("silence")
+    prometheus = Prometheus(url, timeout_s=0.2, clock=lambda: now_s[0])
+    answers = await asyncio.gather(*(prometheus.ask("up") for _ in range(40)))
+    assert len({answer.error for answer in answers}) == 1
+    assert len(serve.seen) <= 4  # type: ignore[attr-defined]
+    now_s[0] += 60.0
+    await prometheus.ask("up")
+    assert len(serve.seen) <= 5  # type: ignore[attr-defined]
+
+
 async def test_the_token_is_read_again_for_each_query(serve: Serve, tmp_path: Path) -> None:
     token = tmp_path / "token"
     prometheus = Prometheus(await serve(series("1")), str(token))

@@ -34,6 +34,12 @@ def test_the_budget_of_a_step_follows_the_device(device: str, tokens: int, secre
     assert parse(given, {}).engine.batch_tokens == 512
 
 
+def test_weights_are_quantised_where_asked(secret: Path) -> None:
+    arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
+    assert parse(arguments, {}).engine.weights == "none"
+    assert parse([*arguments, "--weights", "int4"], {}).engine.weights == "int4"
+
+
 @pytest.mark.parametrize(("device", "default"), [("cpu", 0), ("cuda", 4 << 30)])
 def test_host_memory_for_swapping_follows_the_device(
     device: str, default: int, secret: Path

@@ -1,0 +1,35 @@
+"""Formats of quantised weights, and which models can have them. No torch."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from tandem_runtime.checkpoint.config import ModelConfig
+
+WeightFormat = Literal["none", "fp8", "int8", "int4"]
+WEIGHT_FORMATS: Final[tuple[WeightFormat, ...]] = ("none", "fp8", "int8", "int4")
+INT4_GROUP: Final = 32
+"""Columns of a row that share a scale and a zero."""
+_GRAINS: Final = {"fp8": 16, "int8": 16, "int4": INT4_GROUP}
+"""Rows come in sixteens, columns in these: what the kernels of CPUs and GPUs load at once."""
+
+
+def quantizable(name: str) -> bool:
+    """Whether a tensor is the weight of one of the layers' linears."""
+    return name.startswith("model.layers.") and name.endswith("_proj.weight")
+
+
+def misfit(config: ModelConfig, form: str) -> str | None:
+    """Why this model's, or this rank's, linears cannot be quantised to `form`; None: they can."""
+    if form == "none":
+        return None
+    if config.experts:
+        return "experts (Mixtral) cannot be quantised yet"
+    grain = _GRAINS[form]
+    for name, shape in config.tensor_shapes().items():
+        if quantizable(name) and (shape[0] % 16 or shape[1] % grain):
+            return (
+                f"{name} has shape {shape}; {form} weights need rows in multiples of 16 and "
+                f"columns in multiples of {grain}"
+            )
+    return None
