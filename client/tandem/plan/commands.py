@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -128,7 +129,7 @@ def choose_gpu(name: str, price: float | None, gpus_per_node: int | None) -> Gpu
     """A GPU of the catalogue with the user's own price and node size. Raises PlanError."""
     gpu = find_gpu(name)
     if price is not None:
-        if price < 0:
+        if not 0 <= price < math.inf:
             raise PlanError(f"a price of {price:g} $ an hour: give at least 0")
         gpu = replace(gpu, usd_per_hour=price)
     if gpus_per_node is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tandem.plan.errors import PlanError
@@ -20,7 +21,7 @@ class Load:
     """Coefficient of variation of prompts' lengths; chat traces have about 1."""
 
     def __post_init__(self) -> None:
-        if self.requests_per_s <= 0:
+        if not 0 < self.requests_per_s < math.inf:
             raise PlanError(f"{self.requests_per_s:g} requests/s: give more than 0")
         if self.prompt_tokens < 1 or self.output_tokens < 1:
             raise PlanError("a request has at least one prompt token and one output token")
@@ -29,7 +30,7 @@ class Load:
                 f"{self.cached_tokens} cached tokens of a prompt of {self.prompt_tokens}: at "
                 "least one token is computed, so give less than the prompt"
             )
-        if self.prompt_cv < 0:
+        if not 0 <= self.prompt_cv < math.inf:
             raise PlanError(f"a coefficient of variation of {self.prompt_cv:g}: give at least 0")
 
     @property
@@ -57,7 +58,7 @@ class Targets:
     quantile: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.first_token_s <= 0 or self.output_token_s <= 0:
+        if not (0 < self.first_token_s < math.inf and 0 < self.output_token_s < math.inf):
             raise PlanError("TTFT and TPOT targets must be above 0")
         if not 0.5 <= self.quantile < 1:
             raise PlanError(f"percentile {100 * self.quantile:g}: give 50 to 99.9")

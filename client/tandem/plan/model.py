@@ -227,6 +227,8 @@ def model_from_numbers(
 def _check_numbers(
     params: float, active: float, heads: int, kv_heads: int, experts: int, experts_per_token: int
 ) -> None:
+    if min(heads, kv_heads) < 1 or not 0 < params < math.inf or not active > 0:
+        raise PlanError("a model has more than 0 parameters, heads and kv heads")
     if heads % kv_heads:
         raise PlanError(f"{heads} heads cannot share {kv_heads} kv heads evenly")
     if active > params:

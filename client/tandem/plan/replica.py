@@ -14,6 +14,7 @@ Efficiencies say which share of the data sheet an engine reaches.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -41,7 +42,7 @@ class Efficiency:
         for name in ("compute", "memory", "link"):
             if not 0 < getattr(self, name) <= 1:
                 raise PlanError(f"{name} efficiency is {getattr(self, name)}: give 0 to 1")
-        if self.step_overhead_s < 0:
+        if not 0 <= self.step_overhead_s < math.inf:
             raise PlanError(f"step overhead is {self.step_overhead_s} s: give at least 0")
 
 

@@ -102,7 +102,8 @@ def simulate_command(
             raise TraceError("give either --trace FILE or --load poisson, diurnal or step")
         if load is not None:
             most = peak if peak is not None else (rate if load is Kind.POISSON else 3 * rate)
-            made = Synthetic(load, rate, most, duration_s or 3600.0, prompt_tokens, output_tokens)
+            length_s = 3600.0 if duration_s is None else duration_s
+            made = Synthetic(load, rate, most, length_s, prompt_tokens, output_tokens)
             return make_trace(made, seed)
         assert trace is not None
         whole = read_trace(trace, seed, rate_share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,6 +56,19 @@ class Hardware:
     failures_s: float | None = None
     slowdown: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises SimulationError."""
+        if not 0 <= self.startup_s < math.inf:
+            raise SimulationError(f"a start-up of {self.startup_s:g} s: give at least 0")
+        if not self.expiry_s > 0:
+            raise SimulationError(f"requests that wait for {self.expiry_s:g} s: give more than 0")
+        if not 0 < self.slowdown < math.inf:
+            raise SimulationError(f"a slowdown of {self.slowdown:g}: give more than 0")
+        if self.failures_s is not None and not 0 < self.failures_s < math.inf:
+            raise SimulationError(
+                f"{self.failures_s:g} s between failures: give more than 0, or leave it out"
+            )
 
 
 def read_fleet(path: Path) -> FleetView:

@@ -149,13 +149,20 @@ class World:
 
     def _arrive(self, request: int, now_s: float) -> None:
         requests = self._requests
-        longest = requests.context[request] + requests.left[request]
-        if any(longest > spec.engine.capacity_tokens for spec in self._setup.pools):
+        if not self._fits(request):
             self._end(request, Fate.REFUSED, now_s)
             return
         self._route(request, now_s)
         self._run.prompt_tokens += requests.context[request]
         self._run.cached_tokens += requests.cached[request]
+
+    def _fits(self, request: int) -> bool:
+        """Whether the KV caches hold its prompt, and where it decodes its answer too."""
+        prompt, answer = self._requests.context[request], self._requests.left[request]
+        return all(
+            prompt + (answer if spec.engine.keeps_streams else 0) <= spec.engine.capacity_tokens
+            for spec in self._setup.pools
+        )
 
     def _route(self, request: int, now_s: float) -> None:
         """To a replica, or to wait until one serves."""

@@ -35,14 +35,14 @@ class Synthetic:
     output_tokens: float
 
     def __post_init__(self) -> None:
-        if self.requests_per_s < 0 or self.peak_per_s < self.requests_per_s:
+        if not 0 <= self.requests_per_s <= self.peak_per_s < math.inf:
             raise TraceError(
                 f"a rate of {self.requests_per_s:g} and a peak of {self.peak_per_s:g} requests/s: "
                 "the rate is at least 0, the peak at least the rate"
             )
-        if self.peak_per_s <= 0 or self.duration_s <= 0:
+        if not (self.peak_per_s > 0 and 0 < self.duration_s < math.inf):
             raise TraceError("a synthetic load needs a rate and a duration above 0")
-        if self.prompt_tokens < 1 or self.output_tokens < 1:
+        if not (self.prompt_tokens >= 1 and self.output_tokens >= 1):
             raise TraceError("a request has at least one prompt token and one output token")
 
     def rate(self, at_s: float) -> float:

@@ -34,7 +34,7 @@ def cut(
     trace: Trace, *, start_s: float = 0.0, length_s: float | None = None, speed: float = 1.0
 ) -> Trace:
     """A stretch of the trace, replayed `speed` times as fast. Raises TraceError."""
-    if speed <= 0:
+    if not 0 < speed < math.inf:
         raise TraceError(f"a speed of {speed:g}: give more than 0")
     end_s = math.inf if length_s is None else start_s + length_s
     kept = [i for i, at_s in enumerate(trace.arrival_s) if start_s <= at_s < end_s]

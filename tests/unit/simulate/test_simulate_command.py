@@ -124,6 +124,19 @@ def test_a_bad_fleet_is_refused_with_a_sentence(
     assert "Traceback" not in answer.output
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--startup-s=-1", "--startup-s=nan", "--expiry-s=0", "--slowdown=0", "--failures-s=0",
+     "--rate=nan", "--rate=-1", "--duration-s=0", "--prompt-tokens=0", "--price=nan",
+     "--max-running=0", "--compute-efficiency=2"],
+)  # fmt: skip
+def test_a_senseless_number_is_refused_with_a_sentence(tmp_path: Path, option: str) -> None:
+    answer = simulate(write(tmp_path), *STEP, option)
+    assert answer.exit_code == 1
+    assert len(answer.output.strip().splitlines()) == 1
+    assert isinstance(answer.exception, SystemExit)
+
+
 def test_other_bad_input(tmp_path: Path) -> None:
     fleet = write(tmp_path)
     neither = simulate(fleet)

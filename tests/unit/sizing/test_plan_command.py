@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from tandem.cli import app
 from typer.testing import CliRunner
 
@@ -49,3 +50,16 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["plan", "--model", str(tmp_path)])
     assert answer.exit_code == 1
     assert "architecture MambaForCausalLM is not supported" in answer.output
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--requests-per-second=nan", "--requests-per-second=0", "--ttft-ms=nan", "--tpot-ms=-1",
+     "--percentile=100", "--prompt-cv=nan", "--price=-1", "--gpus-per-node=0", "--tier=host",
+     "--weights=fp3", "--gpu=H900", "--cached-tokens=2000", "--max-running=0"],
+)  # fmt: skip
+def test_a_senseless_number_is_refused_with_a_sentence(option: str) -> None:
+    answer = CliRunner().invoke(app, [*FROM_FILE, option])
+    assert answer.exit_code == 1
+    assert len(answer.output.strip().splitlines()) == 1
+    assert isinstance(answer.exception, SystemExit)
