@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Final, Literal
 
 from tandem_runtime.checkpoint.config import ModelConfig
@@ -12,6 +13,20 @@ INT4_GROUP: Final = 32
 """Columns of a row that share a scale and a zero."""
 _GRAINS: Final = {"fp8": 16, "int8": 16, "int4": INT4_GROUP}
 """Rows come in sixteens, columns in these: what the kernels of CPUs and GPUs load at once."""
+
+
+def loaded_bytes(config: ModelConfig, form: str, item_bytes: int) -> int:
+    """Of the model's weights on an accelerator, what is not quantised with `item_bytes` each."""
+    total = 0
+    for name, shape in config.tensor_shapes().items():
+        bits, scale_bytes = 8 * item_bytes, 0
+        if form != "none" and quantizable(name):
+            bits = 4 if form == "int4" else 8
+            groups = shape[1] // INT4_GROUP if form == "int4" else 1
+            each = {"fp8": 4, "int8": item_bytes, "int4": 2 * item_bytes}[form]
+            scale_bytes = shape[0] * groups * each
+        total += prod(shape) * bits // 8 + scale_bytes
+    return total
 
 
 def quantizable(name: str) -> bool:

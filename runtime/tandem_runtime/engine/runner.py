@@ -103,7 +103,7 @@ class TorchRunner:
             heads=config.heads,
             kv_heads=config.kv_heads,
             device=self._device,
-            dtype=self._cache.data.dtype,
+            dtype=self._model.dtype,
             head=head,
         )
         ints = work.ints[: len(head)] if isinstance(work, GpuWork) else torch.from_numpy(head)

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tandem_runtime.kernels.attention_plan import Step
+from tandem_runtime.kernels.fp8_kv import from_pool
 
 MIN_ROWS: Final = 4
 CHUNK_TOKENS: Final = 64
@@ -159,8 +160,8 @@ def paged_attention_reference(q: Tensor, layer: CpuLayer, work: CpuWork, scale: 
     """o as in paged_attention.py; rows of no sequence (padding) are undefined."""
     out = torch.empty(q.shape, dtype=q.dtype)
     for piece in work:
-        k = _blocks(layer.keys.transpose(-1, -2), piece.blocks)
-        v = _blocks(layer.values, piece.blocks)
+        k = from_pool(_blocks(layer.keys.transpose(-1, -2), piece.blocks), q.dtype)
+        v = from_pool(_blocks(layer.values, piece.blocks), q.dtype)
         if isinstance(piece, Chunk):
             out[piece.rows] = _attend_chunk(q[piece.rows], k, v, piece, scale)
         else:

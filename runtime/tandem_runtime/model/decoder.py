@@ -101,6 +101,7 @@ class Decoder:
         self.ranks = ranks
         self.device = device
         self.context_tokens = context_tokens
+        self.dtype = weights.dtype
         self._scale = config.head_dim**-0.5
         load = _Loader(weights, config, config.tensor_shapes().keys(), device, quantization)
         self._embedding = load.tensor("model.embed_tokens.weight")

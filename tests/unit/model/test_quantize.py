@@ -114,11 +114,15 @@ def tokens(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
     return out
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    ("weights", "kv_cache"),
+    [*((form, "auto") for form in FORMATS), ("none", "fp8"), ("fp8", "fp8")],
+)
 def test_a_stream_is_the_same_in_any_company(
-    form: str, tiny_checkpoint: Callable[..., Path]
+    weights: str, kv_cache: str, tiny_checkpoint: Callable[..., Path]
 ) -> None:
-    config = EngineConfig(f"file://{tiny_checkpoint()}", weights=form, kv_cache_bytes=1 << 23)
+    uri = f"file://{tiny_checkpoint()}"
+    config = EngineConfig(uri, weights=weights, kv_cache=kv_cache, kv_cache_bytes=1 << 23)
     random = torch.Generator().manual_seed(3)
     prompts = [torch.randint(0, 101, (n,), generator=random).tolist() for n in (5, 150, 33, 80)]
     together = tokens(build_engine(config), prompts)
@@ -140,11 +144,11 @@ def test_what_the_kv_was_computed_with_is_in_the_layout_hash(
     tiny_checkpoint: Callable[..., Path],
 ) -> None:
     uri = f"file://{tiny_checkpoint()}"
-    hashes = {
-        build_engine(EngineConfig(uri, weights=form, kv_cache_bytes=1 << 22)).layout_hash
-        for form in ("none", *FORMATS)
-    }
-    assert len(hashes) == 4
+    setups = [{"weights": form} for form in ("none", *FORMATS)]
+    setups += [{"kv_cache": "fp8"}, {"kv_cache": "fp8", "dtype": "float32"}]
+    engines = [build_engine(EngineConfig(uri, kv_cache_bytes=1 << 22, **s)) for s in setups]
+    assert len({engine.layout_hash for engine in engines}) == len(setups)
+    assert [engine.layout.token_bytes for engine in engines[-3:]] == [1024, 512, 512]
 
 
 def test_what_cannot_be_quantised_is_refused_with_what_works(
@@ -166,5 +170,7 @@ def test_what_cannot_be_quantised_is_refused_with_what_works(
     mixtral = open_checkpoint(tiny_checkpoint(**experts)).config
     with pytest.raises(ModelError, match=r"experts .* cannot be quantised yet: use weights none"):
         check_fits(mixtral, 1, "fp8")
+    with pytest.raises(ValueError, match="kv_cache 'int8' is none of auto, fp8"):
+        EngineConfig("file:///m", kv_cache="int8")
     with pytest.raises(ValueError, match="weights 'int5' is none of none, fp8, int8, int4"):
         EngineConfig("file:///m", weights="int5")
