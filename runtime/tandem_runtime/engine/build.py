@@ -50,7 +50,7 @@ def build_engine(
     checkpoint = open_checkpoint(resolve_source(config.model_uri))
     shape = checkpoint.config
     context_tokens = shape.limit_context(config.max_context_tokens)
-    check_fits(shape, config.tensor_parallel, config.weights)
+    check_fits(shape, config.tensor_parallel, checkpoint.form(config.weights))
     sharding = Sharding(shape, config.tensor_parallel)
     layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.kv_dtype)
     runner: Runner
@@ -96,7 +96,7 @@ def build_runner(
             context_tokens,
             device,
             ranks=ranks,
-            quantization=config.weights,
+            quantization="none" if checkpoint.stored else config.weights,
         )
         shape = model.config
         layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.kv_dtype)

@@ -33,6 +33,7 @@ def resolve(
     """
     try:
         checkpoint = open_checkpoint(resolve_source(uri, headers_only=True))
+        weights = checkpoint.form(weights)
         check_fits(checkpoint.config, 1, weights)
         kv_dtype = dtype if kv_cache == "auto" else kv_cache
         return _success(checkpoint, dtype, max_context_tokens, weights, kv_dtype)
@@ -58,7 +59,7 @@ def _success(
         "digest": checkpoint.digest(),
         "parameters": checkpoint.parameters,
         "weightsBytes": checkpoint.weights_bytes,
-        "loadedBytes": loaded_bytes(config, weights, ITEM_BYTES[dtype]),
+        "loadedBytes": loaded_bytes(config, weights, ITEM_BYTES[dtype], checkpoint.fp8_weights),
         "kvBytesPerToken": layout.token_bytes,
         "layers": config.layers,
         "heads": config.heads,
