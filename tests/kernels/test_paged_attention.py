@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tandem_runtime.kernels.attention_plan import GpuWork, Step, plan_gpu, upload
-from tandem_runtime.kernels.cpu_attention import (
-    CpuLayer,
-    cpu_layer,
-    paged_attention_reference,
-    plan_cpu,
-)
+from tandem_runtime.kernels.cpu_attention import pack, paged_attention_cpu, plan_cpu, unpack
 from tandem_runtime.kernels.fp8_quantize import FP8
 from tandem_runtime.kernels.paged_attention import paged_attention_triton, query_tile_tokens
 
@@ -58,18 +53,8 @@ def plain_attention(q: torch.Tensor, cache: torch.Tensor, step: Step, scale: flo
     return out
 
 
-def for_cpu(cache: torch.Tensor) -> CpuLayer:
-    """The same keys and values in the CPU's layout."""
-    layer = cpu_layer(torch.empty_like(cache))
-    for plane, content in zip(layer, cache, strict=True):
-        plane.copy_(content)
-    return layer
-
-
-def reference(q: torch.Tensor, layer: CpuLayer, step: Step, scale: float) -> torch.Tensor:
-    kv_heads = layer.keys.shape[1]
-    work = plan_cpu(step, kv_heads, q.shape[1] // kv_heads, q.dtype)
-    return paged_attention_reference(q, layer, work, scale)
+def on_cpu(q: torch.Tensor, laid: torch.Tensor, step: Step, scale: float) -> torch.Tensor:
+    return paged_attention_cpu(q, laid, plan_cpu(step), scale)
 
 
 def inputs(
@@ -90,7 +75,7 @@ def inputs(
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("shape", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("sequences", STEPS.values(), ids=STEPS)
-def test_kernels_and_reference_follow_the_formula(
+def test_kernels_follow_the_formula(
     sequences: list[tuple[int, int]],
     shape: tuple[int, int, int],
     dtype: torch.dtype,
@@ -100,7 +85,7 @@ def test_kernels_and_reference_follow_the_formula(
     q, cache, step = inputs(sequences, shape, dtype, random)
     scale = shape[2] ** -0.5
     exact = plain_attention(q, cache, step, scale)
-    expected = reference(q, for_cpu(cache), step, scale)
+    expected = on_cpu(q, pack(cache), step, scale)
     work = lay_out(step, q, cache, device)
     on_device = q._base.to(device)[:, : shape[0]]  # type: ignore[union-attr]
     kernel = paged_attention_triton(on_device, cache.to(device), work, scale)
@@ -121,7 +106,7 @@ def test_a_pool_of_fp8(
     cache = (cache * 100).clamp(-448, 448).to(FP8)
     scale = 0.01 * 64**-0.5
     exact = plain_attention(q, cache, step, scale)
-    expected = reference(q, for_cpu(cache), step, scale)
+    expected = on_cpu(q, pack(cache), step, scale)
     work = lay_out(step, q, cache, device)
     kernel = paged_attention_triton(q.to(device).contiguous(), cache.to(device), work, scale)
     limits = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * 100}
@@ -136,11 +121,11 @@ def test_what_lies_in_other_blocks_has_no_effect(
     q, cache, step = inputs([(1, 70), (20, 50)], (4, 2, 16), dtype, random)
     work = lay_out(step, q, cache, device)
     before = paged_attention_triton(q.to(device).contiguous(), cache.to(device), work, 0.25)
-    expected = reference(q, for_cpu(cache), step, 0.25)
+    expected = on_cpu(q, pack(cache), step, 0.25)
     used = {block for table in step.block_tables for block in table}
     cache[:, [b for b in range(1, cache.shape[1]) if b not in used]] = float("nan")
-    assert torch.equal(reference(q, for_cpu(cache), step, 0.25), expected)
-    # The kernels load nothing beyond a context; the reference relies on zeros there (kv/cache.py).
+    assert torch.equal(on_cpu(q, pack(cache), step, 0.25), expected)
+    # The kernels load nothing beyond a context; the CPU's rely on zeros there (kv/cache.py).
     cache[:, 0] = float("nan")
     for table, context in zip(step.block_tables, step.context_tokens, strict=True):
         cache[:, table[-1], :, (context - 1) % BLOCK + 1 :] = float("nan")
@@ -151,12 +136,12 @@ def test_what_lies_in_other_blocks_has_no_effect(
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("shape", [(9, 3, 64), (2, 2, 64), (8, 2, 128)])
 @pytest.mark.parametrize("block", [BLOCK, 64])
-def test_reference_rows_do_not_depend_on_batch_or_chunk(
+def test_rows_do_not_depend_on_batch_or_chunk_on_the_cpu(
     block: int, shape: tuple[int, int, int], dtype: torch.dtype, random: torch.Generator
 ) -> None:
     q, cache, step = inputs([(400, 400)], shape, dtype, random, block)
-    laid = for_cpu(cache)
-    whole = reference(q, laid, step, 0.125)
+    laid = pack(cache)
+    whole = on_cpu(q, laid, step, 0.125)
     table = step.block_tables[0]
     for end, count in [
         (400, 1),
@@ -170,16 +155,30 @@ def test_reference_rows_do_not_depend_on_batch_or_chunk(
     ]:
         alone = Step([count], [end], [table], block)
         rows = q[end - count : end]
-        part = reference(rows, laid, alone, 0.125)
+        part = on_cpu(rows, laid, alone, 0.125)
         assert torch.equal(part, whole[end - count : end]), f"{count} rows up to {end}"
     for end in range(1, 401, 3):
         alone = Step([1], [end], [table], block)
-        row = reference(q[end - 1 : end], laid, alone, 0.125)
+        row = on_cpu(q[end - 1 : end], laid, alone, 0.125)
         assert torch.equal(row[0], whole[end - 1]), f"the decode row at {end}"
     ends = [1, 5, 130, 256, 400]
     batch = Step([1] * 5, ends, [table] * 5, block)
-    together = reference(q[torch.tensor(ends) - 1], laid, batch, 0.125)
+    together = on_cpu(q[torch.tensor(ends) - 1], laid, batch, 0.125)
     assert torch.equal(together, whole[torch.tensor(ends) - 1])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_the_layout_on_the_cpu_is_the_one_that_is_written_down(
+    dtype: torch.dtype, random: torch.Generator
+) -> None:
+    cache = torch.randn(2, 2, 5, 3, 8, 6, generator=random).to(dtype)
+    laid, p = pack(cache), 4 // dtype.itemsize
+    assert torch.equal(unpack(laid), cache)
+    keys, values = laid.flatten(-2).unbind(1)
+    for t, d in [(0, 0), (3, 5), (7, 2), (6, 1)]:
+        of_key, of_value = d // p * 8 * p + t * p + d % p, t // p * 6 * p + d * p + t % p
+        assert torch.equal(keys[..., of_key], cache[:, 0, ..., t, d])
+        assert torch.equal(values[..., of_value], cache[:, 1, ..., t, d])
 
 
 def test_kernel_decode_rows_do_not_depend_on_the_batch(

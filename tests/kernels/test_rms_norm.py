@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tandem_runtime.kernels.rms_norm import rms_norm_reference, rms_norm_triton
+from tandem_runtime.kernels.rms_norm import rms_norm_cpu, rms_norm_reference, rms_norm_triton
 
 SHAPES = [(1, 576), (3, 1), (5, 33), (7, 1024), (2, 1025)]
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -13,7 +13,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(("rows", "hidden"), SHAPES)
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_kernel_equals_reference(
+def test_kernels_equal_reference(
     rows: int,
     hidden: int,
     dtype: torch.dtype,
@@ -25,9 +25,15 @@ def test_kernel_equals_reference(
     weight = torch.randn(hidden, generator=random).to(dtype)
     residual = torch.randn(rows, hidden, generator=random).to(dtype) if with_residual else None
     on_device = residual.to(device, copy=True) if residual is not None else None
+    on_cpu = residual.clone() if residual is not None else None
     y = rms_norm_triton(x.to(device), weight.to(device), 1e-5, on_device).cpu()
+    ours = rms_norm_cpu(x, weight, 1e-5, on_cpu)
     expected = rms_norm_reference(x, weight, 1e-5, residual)
-    torch.testing.assert_close(y, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    limits = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    torch.testing.assert_close(y, expected, **limits)
+    torch.testing.assert_close(ours, expected, **limits)
+    if residual is not None and on_cpu is not None:
+        assert torch.equal(on_cpu, residual)
     if residual is not None and on_device is not None:
         # Triton's interpreter cuts bfloat16 off where a GPU rounds.
         ulp = 2**-7 if dtype == torch.bfloat16 else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tandem_runtime.kernels.rope import rope_reference, rope_triton
+from tandem_runtime.kernels.rope import rope_cpu, rope_reference, rope_triton
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -16,7 +16,7 @@ def tables(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(("rows", "heads", "dim"), [(1, 12, 64), (5, 3, 80), (7, 1, 2), (3, 5, 34)])
-def test_kernel_equals_reference(
+def test_kernels_equal_reference(
     rows: int,
     heads: int,
     dim: int,
@@ -29,7 +29,11 @@ def test_kernel_equals_reference(
     cos, sin = tables(angles)
     on_device = wide.to(device, copy=True)
     rope_triton(on_device[:, :heads], cos.to(device), sin.to(device))
+    on_cpu = wide.clone()
+    rope_cpu(on_cpu[:, :heads], cos, sin)
     rope_reference(wide[:, :heads], cos, sin)
+    torch.testing.assert_close(on_cpu, wide, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert torch.equal(on_cpu[:, heads:], wide[:, heads:]), "rows beyond the view changed"
     torch.testing.assert_close(on_device.cpu(), wide, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     assert torch.equal(on_device.cpu()[:, heads:], wide[:, heads:]), "rows beyond the view changed"
 

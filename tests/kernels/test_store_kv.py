@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tandem_runtime.kernels.cpu_attention import store_kv_cpu, unpack
 from tandem_runtime.kernels.store_kv import store_kv_reference, store_kv_triton
 
 
@@ -28,6 +29,14 @@ def test_kernel_equals_reference(
     store_kv_triton(kv, cache, slots.to(device))
     store_kv_reference(wide[:, 5:].view(rows, 2, heads, dim), expected, slots)
     assert torch.equal(cache.cpu(), expected)
+    laid = torch.zeros_like(expected)
+    kv = wide[:, 5:].view(rows, 2, heads, dim)
+    if dim % 2 and dtype != torch.float32:
+        with pytest.raises(AssertionError, match="a head of 3 has no whole words of 2"):
+            store_kv_cpu(kv, laid, slots)
+    else:
+        store_kv_cpu(kv, laid, slots)
+        assert torch.equal(unpack(laid), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -42,6 +51,9 @@ def test_a_pool_of_fp8_saturates(
     store_kv_triton(kv.to(device), cache, slots.to(device))
     store_kv_reference(kv, expected.unbind(), slots)
     assert torch.equal(cache.cpu().view(torch.uint8), expected.view(torch.uint8))
+    laid = torch.zeros_like(expected)
+    store_kv_cpu(kv, laid, slots)
+    assert torch.equal(unpack(laid).view(torch.uint8), expected.view(torch.uint8))
     row = expected[0, slots[1] // 8, 0, slots[1] % 8].float()
     assert row[:3].tolist() == [448.0, -448.0, 448.0]
     torch.testing.assert_close(row[3:], kv[1, 0, 0, 3:].float(), rtol=2**-4, atol=2**-10)

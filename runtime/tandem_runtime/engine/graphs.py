@@ -102,9 +102,7 @@ class DecodeGraphs:
         every_row = torch.arange(rows, device=self._ints.device)
         token_ids, positions, slots = columns.unbind()
         token_ids = known_ids(token_ids, self._chosen)
-        logits = self._model.forward(
-            token_ids, positions, slots, self._cache.layers, work, every_row
-        )
+        logits = self._model.forward(token_ids, positions, slots, self._cache.data, work, every_row)
         self._logits[:rows].copy_(logits)
 
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from tandem_runtime import kernels
-from tandem_runtime.engine.batch import Batch, SampleRow
-from tandem_runtime.engine.blocks import SCRAP_BLOCK
+from tandem_runtime.engine.batch import Batch
 from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.graphs import DecodeGraphs, known_ids
 from tandem_runtime.engine.sampler import Choice, choose
@@ -25,9 +24,6 @@ from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.kernels.attention_plan import GpuWork, Step
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.model.decoder import Decoder
-
-MIN_ROWS = 4
-"""A product of fewer rows takes another path in CPU libraries and rounds otherwise."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,6 @@ class TorchRunner:
         self._device = cache.data.device
         on_gpu = self._device.type == "cuda"
         self.overlaps = on_gpu if overlaps is None else overlaps
-        self._min_rows = 1 if on_gpu else MIN_ROWS
         self._chosen = torch.zeros(max_running, dtype=torch.int64, device=self._device)
         """By the newest step; sample by sample."""
         self._graphs: DecodeGraphs | None = None
@@ -89,13 +84,12 @@ class TorchRunner:
         return Launched(choice, self._mark())
 
     def _forward(self, batch: Batch, step: Step) -> Tensor:
-        config, padding = self._model.config, [0] * (self._min_rows - batch.rows)
-        scrap = [SCRAP_BLOCK * self._cache.block_tokens] * len(padding)
+        config = self._model.config
         columns = [
-            batch.token_ids + padding,
-            batch.positions + padding,
-            batch.slots + scrap,
-            self._logit_rows(batch.samples),
+            batch.token_ids,
+            batch.positions,
+            batch.slots,
+            [sample.row for sample in batch.samples],
         ]
         head = np.array([value for column in columns for value in column], np.int32)
         work = kernels.plan_attention(
@@ -112,9 +106,7 @@ class TorchRunner:
         )
         if self.overlaps:
             token_ids = known_ids(token_ids, self._chosen)
-        return self._model.forward(
-            token_ids, positions, slots, self._cache.layers, work, logit_rows
-        )
+        return self._model.forward(token_ids, positions, slots, self._cache.data, work, logit_rows)
 
     def collect(self, launched: Launched) -> list[SampledToken | None]:
         """See `flight.Runner`."""
@@ -129,11 +121,6 @@ class TorchRunner:
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
-
-    def _logit_rows(self, samples: list[SampleRow]) -> list[int]:
-        """The head multiplies these rows alone, so they are padded for themselves."""
-        rows = [sample.row for sample in samples]
-        return rows + [0] * (self._min_rows - len(rows)) if rows else []
 
     @torch.inference_mode()
     def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:

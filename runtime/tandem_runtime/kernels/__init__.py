@@ -16,11 +16,12 @@ from torch import Tensor
 
 from tandem_runtime.kernels.attention_plan import GpuWork, Ints, Step, plan_gpu, upload
 from tandem_runtime.kernels.cpu_attention import (
-    CpuLayer,
     CpuWork,
-    cpu_layer,
-    paged_attention_reference,
+    pack,
+    paged_attention_cpu,
     plan_cpu,
+    store_kv_cpu,
+    unpack,
 )
 from tandem_runtime.kernels.fp8_quantize import fp8_quantize_triton
 from tandem_runtime.kernels.gather_blocks import (
@@ -31,6 +32,8 @@ from tandem_runtime.kernels.gather_blocks import (
 )
 from tandem_runtime.kernels.head_norm import head_norm_reference, head_norm_triton
 from tandem_runtime.kernels.int4_linear import int4_linear_triton
+from tandem_runtime.kernels.linear import linear_cpu as linear_cpu
+from tandem_runtime.kernels.linear import pack_linear as pack_linear
 from tandem_runtime.kernels.moe import (
     grouped_linear_reference,
     grouped_linear_triton,
@@ -38,17 +41,15 @@ from tandem_runtime.kernels.moe import (
     route_triton,
 )
 from tandem_runtime.kernels.paged_attention import paged_attention_triton, query_tile_tokens
-from tandem_runtime.kernels.rms_norm import rms_norm_reference, rms_norm_triton
-from tandem_runtime.kernels.rope import rope_reference, rope_triton
+from tandem_runtime.kernels.rms_norm import rms_norm_cpu, rms_norm_triton
+from tandem_runtime.kernels.rope import rope_cpu, rope_triton
 from tandem_runtime.kernels.sampling import sample_reference, sample_triton
 from tandem_runtime.kernels.scaled_linear import STREAMED_ROWS, scaled_linear_triton
-from tandem_runtime.kernels.silu_mul import silu_mul_reference, silu_mul_triton
-from tandem_runtime.kernels.store_kv import store_kv_reference, store_kv_triton
+from tandem_runtime.kernels.silu_mul import silu_mul_cpu, silu_mul_triton
+from tandem_runtime.kernels.store_kv import store_kv_triton
 
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
 AttentionWork = CpuWork | GpuWork
-LayerCache = Tensor | CpuLayer
-"""One layer's part of the cache, as `layer_caches` gives it."""
 ExpertLinears = Tensor | Sequence[Callable[[Tensor], Tensor]]
 """One for each expert; stacked weights [experts, out, in] for the kernel."""
 
@@ -60,9 +61,8 @@ def uses_triton(device: torch.device) -> bool:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
     """See rms_norm.py."""
-    if uses_triton(x.device):
-        return rms_norm_triton(x, weight, eps, residual)
-    return rms_norm_reference(x, weight, eps, residual)
+    run = rms_norm_triton if uses_triton(x.device) else rms_norm_cpu
+    return run(x, weight, eps, residual)
 
 
 def head_norm(x: Tensor, weight: Tensor, eps: float) -> None:
@@ -73,7 +73,7 @@ def head_norm(x: Tensor, weight: Tensor, eps: float) -> None:
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """See rope.py."""
-    run = rope_triton if uses_triton(x.device) else rope_reference
+    run = rope_triton if uses_triton(x.device) else rope_cpu
     run(x, cos, sin)
 
 
@@ -99,7 +99,7 @@ def int4_linear(x: Tensor, q: Tensor, s: Tensor, z: Tensor, bias: Tensor | None)
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """See silu_mul.py."""
-    run = silu_mul_triton if uses_triton(gate_up.device) else silu_mul_reference
+    run = silu_mul_triton if uses_triton(gate_up.device) else silu_mul_cpu
     return run(gate_up)
 
 
@@ -116,19 +116,10 @@ def grouped_linear(x: Tensor, linears: ExpertLinears, experts: Tensor, share: in
     return grouped_linear_reference(x, linears, experts, share)
 
 
-def layer_caches(cache: Tensor) -> list[LayerCache]:
-    """Of [layers, 2, blocks, kv heads, T, D], in the form that store and attention take."""
-    if uses_triton(cache.device):
-        return list(cache)
-    return [cpu_layer(layer) for layer in cache]
-
-
-def store_kv(kv: Tensor, layer: LayerCache, slots: Tensor) -> None:
+def store_kv(kv: Tensor, cache: Tensor, slots: Tensor) -> None:
     """See store_kv.py."""
-    if isinstance(layer, CpuLayer):
-        store_kv_reference(kv, layer, slots)
-    else:
-        store_kv_triton(kv, layer, slots)
+    run = store_kv_triton if uses_triton(kv.device) else store_kv_cpu
+    run(kv, cache, slots)
 
 
 def plan_attention(
@@ -144,31 +135,33 @@ def plan_attention(
     group = heads // kv_heads
     if uses_triton(device):
         return upload(plan_gpu(step, query_tile_tokens(group)), device, head)
-    return plan_cpu(step, kv_heads, group, dtype)
+    return plan_cpu(step)
 
 
-def paged_attention(q: Tensor, layer: LayerCache, work: AttentionWork, scale: float) -> Tensor:
+def paged_attention(q: Tensor, cache: Tensor, work: AttentionWork, scale: float) -> Tensor:
     """See paged_attention.py."""
-    if isinstance(layer, CpuLayer):
-        assert isinstance(work, list), "the step was laid out for another device than the cache's"
-        return paged_attention_reference(q, layer, work, scale)
-    assert isinstance(work, GpuWork), "the step was laid out for another device than the cache's"
-    return paged_attention_triton(q, layer, work, scale)
+    if isinstance(work, CpuWork):
+        return paged_attention_cpu(q, cache, work, scale)
+    return paged_attention_triton(q, cache, work, scale)
 
 
 def gather_blocks(cache: Tensor, block_ids: Tensor, start: int, tokens: int) -> Tensor:
     """See gather_blocks.py."""
     if uses_triton(cache.device):
         return gather_blocks_triton(cache, block_ids, start, tokens)
-    return gather_blocks_reference(cpu_layer(cache), block_ids, start, tokens)
+    keys, values = unpack(cache.index_select(2, block_ids)).unbind(1)
+    return gather_blocks_reference((keys, values), torch.arange(len(block_ids)), start, tokens)
 
 
 def scatter_blocks(page: Tensor, cache: Tensor, block_ids: Tensor, start: int) -> None:
     """See gather_blocks.py."""
     if uses_triton(cache.device):
         scatter_blocks_triton(page, cache, block_ids, start)
-    else:
-        scatter_blocks_reference(page, cpu_layer(cache), block_ids, start)
+        return
+    plain = unpack(cache.index_select(2, block_ids))
+    scatter_blocks_reference(page, (plain[:, 0], plain[:, 1]), torch.arange(len(block_ids)), start)
+    # As bytes: torch copies no fp8 by index.
+    cache.view(torch.uint8).index_copy_(2, block_ids, pack(plain).view(torch.uint8))
 
 
 def sample(logits: Tensor, controls: Tensor, keys: Tensor) -> Tensor:

@@ -1,221 +1,261 @@
-"""Attention as paged_attention.py defines it, by torch: what the CPU runs, and the reference.
+"""Attention as paged_attention.py defines it, on the CPU, over the pool as it lies in memory.
 
-A block's keys are stored transposed (`CpuLayer`), so that a block is the right operand of a product
-as it lies in memory. Blocks are multiplied one by one, as one batch over all blocks: with the query
-rows of the sequence that owns each (a kv head's query heads are rows of one product). Decodes read
-the pool in place, whatever the block tables look like, as long as their blocks are most of a run of
-it. Scores are put in order for one softmax, and partial products are summed first to last:
+The layout is that of tile.py's right operands (P elements of the summed dimension to a word of 32
+bits, 2 of 16-bit dtypes): of a block and head, keys are [D / P, T, P] and values [T / P, D, P].
+A pool of fp8 has P = 1 and a byte an element; a block of it is looked up before it is multiplied.
+For some tokens of one sequence and one kv head, whose query heads are rows of one product:
 
-    S_b = q K_b^T    (all blocks b)     w = softmax(S_0 .. S_n)     o = sum_b w_b V_b
+    s[r, t] = q[r] k[t]     p = exp(scale (s - max s)), 0 where t is hidden     o = p v / sum p
 
-Nothing in this depends on the rest of the batch or on how a prompt is cut into chunks, so results
-are bitwise equal; in float32 as long as each product has `MIN_ROWS` rows: below, MKL takes another
-path.
+p is rounded to the dtype for the second product, maximum and sum are float32's. All loops go from
+the sequence's first block to its last, in a row's own order: its bits depend on nothing but its
+sequence, in a prefill chunk as in a decode.
 """
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from tandem_runtime.kernels.attention_plan import Step
-from tandem_runtime.kernels.fp8_kv import from_pool
+from tandem_runtime.kernels.attention_plan import Ints, Step
+from tandem_runtime.kernels.compiled import (
+    compiled,
+    element_of,
+    exp2,
+    narrow,
+    pointer,
+    words_of,
+)
+from tandem_runtime.kernels.fp8_kv import to_pool, values_of
+from tandem_runtime.kernels.fp8_quantize import FP8
+from tandem_runtime.kernels.tile import product
 
-MIN_ROWS: Final = 4
-CHUNK_TOKENS: Final = 64
-"""Query tokens of one piece of prefill: its scores stay in the processor's cache."""
-_HOLES: Final = 1.5
-"""A run of the pool is read in place while it is at most so much longer than what is wanted."""
-
-
-class CpuLayer(NamedTuple):
-    """One layer's cache: views [blocks, kv heads, T, D]; in memory, a block's keys are [D, T]."""
-
-    keys: Tensor
-    values: Tensor
-
-
-def cpu_layer(cache: Tensor) -> CpuLayer:
-    """The CPU's view of a layer's cache [2, blocks, kv heads, T, D]; leading dimensions stay."""
-    keys, values = cache.unbind(-5)
-    return CpuLayer(keys.view(*keys.shape[:-2], *keys.shape[:-3:-1]).transpose(-1, -2), values)
+PIECE_TOKENS: Final = 16
+"""Query tokens that are attended together: their scores stay in the processor's cache."""
+LOG2_E: Final = 1.4426950408889634
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Query tokens of one sequence, and the w blocks of its context."""
+class CpuWork:
+    """A step's rows, or the part of them that one thread computes."""
 
-    rows: slice
-    blocks: Tensor | slice
-    hidden: Tensor
-    """[m, 1, tail] bool: the last columns of the context, where a token must not see all of it."""
-
-
-@dataclass(frozen=True)
-class Decodes:
-    """n sequences of one row, of up to w blocks each; p blocks in all."""
-
-    rows: Tensor | slice
-    blocks: Tensor | slice
-    """[p] the blocks, or a run of the pool that holds them."""
-    owners: Tensor
-    """[p] int64: the row that attends to each."""
-    places: Tensor
-    """[n * w] int64: where in `blocks` each sequence's are, in their order; p where it has fewer.
-    """
-    in_order: Tensor
-    """[n * lines * w] int64: from scores of blocks [p * lines, T] to those of sequences. A block
-    has `lines` lines of scores, one for each row of its products."""
-    by_block: Tensor
-    """[p * lines] int64: the way back."""
-    hidden: Tensor
-    """[n, 1, tail] bool"""
-    padded: bool
-    """Whether some have fewer than w."""
+    items: Ints
+    """[n, 4] of each sequence: its first row, its rows, tokens that the last one sees, and where
+    its blocks begin in `tables`."""
+    tables: Ints
+    """Block ids."""
 
 
-CpuWork = list[Chunk | Decodes]
+def plan_cpu(step: Step) -> CpuWork:
+    """Sequence after sequence, as the step has them."""
+    counts, contexts = step.query_tokens, step.context_tokens
+    tables = step.block_tables
+    items = np.empty((len(counts), 4), np.int32)
+    items[:, 0] = np.cumsum([0, *counts])[:-1]
+    items[:, 1], items[:, 2] = counts, contexts
+    items[:, 3] = np.cumsum([0, *map(len, tables)])[:-1]
+    return CpuWork(items, np.array([block for table in tables for block in table], np.int32))
 
 
-# -- the plan --------------------------------------------------------------------------------------
-def plan_cpu(step: Step, kv_heads: int, group: int, dtype: torch.dtype) -> CpuWork:
-    """Decodes of about one length together, each prefill in runs of `CHUNK_TOKENS`."""
-    lines = kv_heads * (group + _missing_rows(group, dtype))
-    work: CpuWork = []
-    row = 0
-    for queries, context, table in zip(
-        step.query_tokens, step.context_tokens, step.block_tables, strict=True
-    ):
-        for start in range(0, queries if queries > 1 else 0, CHUNK_TOKENS):
-            end = min(start + CHUNK_TOKENS, queries)
-            rows, unseen = slice(row + start, row + end), context - queries
-            work.append(_chunk(table, step.block_tokens, rows, unseen + start + 1, unseen + end))
-        row += queries
-    for members in _of_about_one_length(step.context_tokens[: step.decodes]):
-        work.append(_decodes(step, members, lines))
-    return work
+# -- the layout ------------------------------------------------------------------------------------
+def _together(dtype: torch.dtype) -> int:
+    """P of a pool."""
+    return 1 if dtype == FP8 else words_of(dtype)
 
 
-def _chunk(table: list[int], size: int, rows: slice, first: int, last: int) -> Chunk:
-    """Its first row sees `first` tokens, its last `last`."""
-    wanted = table[: -(-last // size)]
-    run = slice(wanted[0], wanted[0] + len(wanted))
-    in_order = wanted == list(range(run.start, run.stop))
-    columns = torch.arange(first // size * size, len(wanted) * size)
-    hidden = columns >= torch.arange(first, last + 1)[:, None, None]
-    return Chunk(rows, run if in_order else torch.tensor(wanted), hidden)
-
-
-def _of_about_one_length(lengths: list[int]) -> Iterator[list[int]]:
-    """Groups in which the longest is at most twice the shortest: little padding, few groups."""
-    group: list[int] = []
-    for member in sorted(range(len(lengths)), key=lambda m: -lengths[m]):
-        if group and lengths[member] * 2 < lengths[group[0]]:
-            yield sorted(group)
-            group = []
-        group.append(member)
-    if group:
-        yield sorted(group)
-
-
-def _decodes(step: Step, members: list[int], lines: int) -> Decodes:
-    """Sequences of one row come first in a step: a decode's row is its sequence's index."""
-    n, size = len(members), step.block_tokens
-    seen = [step.context_tokens[m] for m in members]
-    tables = [step.block_tables[m][: -(-c // size)] for m, c in zip(members, seen, strict=True)]
-    width = max(map(len, tables))
-    wanted = [block for table in tables for block in table]
-    first, run = min(wanted), max(wanted) + 1 - min(wanted)
-    in_place = len(set(wanted)) == len(wanted) and run <= _HOLES * len(wanted)
-    total = run if in_place else len(wanted)
-    owners, tiles, places = [0] * total, [0] * total, [total] * (n * width)
-    at = 0
-    for index, table in enumerate(tables):
-        for tile, block in enumerate(table, start=index * width):
-            here = block - first if in_place else at
-            owners[here], tiles[here], places[tile] = members[index], tile, here
-            at += 1
-    columns = torch.arange(min(seen) // size * size, width * size)
-    line, place, back = torch.arange(lines), torch.tensor(places), torch.tensor(tiles)[:, None]
-    of_sequence = place.clamp(max=total - 1).view(n, 1, width) * lines + line[:, None]
-    return Decodes(
-        rows=slice(0, n) if n == step.decodes else torch.tensor(members),
-        blocks=slice(first, first + run) if in_place else torch.tensor(wanted),
-        owners=torch.tensor(owners),
-        places=place,
-        in_order=of_sequence.flatten(),
-        by_block=((back // width * lines + line) * width + back % width).flatten(),
-        hidden=columns >= torch.tensor(seen)[:, None, None],
-        padded=len(wanted) < n * width,
+def pack(planes: Tensor) -> Tensor:
+    """From [..., k|v, blocks, kv heads, T, D] to the same memory's shape as the pool has it."""
+    size, dim = planes.shape[-2:]
+    p = _together(planes.dtype)
+    keys, values = planes.unbind(-5)
+    keys = keys.unflatten(-1, (dim // p, p)).movedim(-3, -2)
+    values = values.unflatten(-2, (size // p, p)).transpose(-1, -2)
+    return torch.stack(
+        [plane.reshape(*plane.shape[:-3], size, dim) for plane in (keys, values)], -5
     )
+
+
+def unpack(cache: Tensor) -> Tensor:
+    """The inverse of `pack`: a copy in plain order."""
+    size, dim = cache.shape[-2:]
+    p = _together(cache.dtype)
+    keys, values = (plane.flatten(-2) for plane in cache.unbind(-5))
+    keys = keys.unflatten(-1, (dim // p, size, p)).movedim(-2, -3).flatten(-2)
+    values = values.unflatten(-1, (size // p, dim, p)).transpose(-1, -2).flatten(-3, -2)
+    return torch.stack((keys, values), -5)
+
+
+def _values_at(cache: Tensor) -> int:
+    """Address of a layer's values, which come after its keys."""
+    return cache.data_ptr() + cache.stride(0) * cache.itemsize
+
+
+@compiled
+def _store(element, kv, kv_row, keys, values, slots, rows, heads, size, dim, p):
+    source, slot_of = pointer(kv, element), pointer(slots, np.int64(0))
+    key, value = pointer(keys, element), pointer(values, element)
+    for row in range(rows):
+        block, token = slot_of[row] // size, slot_of[row] % size
+        for head in range(heads):
+            base = (block * heads + head) * size * dim
+            k = row * kv_row + head * dim
+            v = k + heads * dim
+            for d in range(dim):
+                key[base + d // p * size * p + token * p + d % p] = source[k + d]
+                value[base + token // p * dim * p + d * p + token % p] = source[v + d]
+
+
+def store_kv_cpu(kv: Tensor, cache: Tensor, slots: Tensor) -> None:
+    """store_kv.py's formula, into this layout."""
+    rows, _, heads, dim = kv.shape
+    size, p = cache.shape[3], _together(cache.dtype)
+    if cache.dtype == FP8:
+        kv = to_pool(kv, FP8)
+    assert kv.stride()[1:] == (heads * dim, dim, 1), f"kv has strides {kv.stride()}"
+    assert cache.is_contiguous(), f"one layer's cache must be contiguous, got {cache.stride()}"
+    assert cache.dtype == kv.dtype, f"kv is {kv.dtype}, the cache {cache.dtype}"
+    assert size % p == 0, f"a block of {size} tokens has no whole words of {p}"
+    assert dim % p == 0, f"a head of {dim} has no whole words of {p}"
+    _store(
+        element_of(kv), kv.data_ptr(), kv.stride(0), cache.data_ptr(), _values_at(cache),
+        slots.data_ptr(), rows, heads, size, dim, p,
+    )  # fmt: skip
 
 
 # -- attention -------------------------------------------------------------------------------------
-def paged_attention_reference(q: Tensor, layer: CpuLayer, work: CpuWork, scale: float) -> Tensor:
-    """o as in paged_attention.py; rows of no sequence (padding) are undefined."""
-    out = torch.empty(q.shape, dtype=q.dtype)
-    for piece in work:
-        k = from_pool(_blocks(layer.keys.transpose(-1, -2), piece.blocks), q.dtype)
-        v = from_pool(_blocks(layer.values, piece.blocks), q.dtype)
-        if isinstance(piece, Chunk):
-            out[piece.rows] = _attend_chunk(q[piece.rows], k, v, piece, scale)
-        else:
-            out[piece.rows] = _attend_decodes(q, k, v, piece, scale)
-    return out
+@compiled
+def _softmax(scores, weights, visible, width, size, lanes, to_log2, element):
+    """Weights of one row, not divided by their sum, which is returned.
+
+    `lanes`: [2, size] float32; a block's tokens go to the same places of it as any other's.
+    """
+    for t in range(visible, width):
+        scores[t] = -np.inf
+    for j in range(size):
+        lanes[0, j] = -np.inf
+        lanes[1, j] = np.float32(0)
+    for b in range(0, width, size):
+        for j in range(size):
+            s = scores[b + j]
+            lanes[0, j] = s if s > lanes[0, j] else lanes[0, j]
+    top = lanes[0, 0]
+    for j in range(1, size):
+        top = lanes[0, j] if lanes[0, j] > top else top
+    for b in range(0, width, size):
+        for j in range(size):
+            weight = exp2((scores[b + j] - top) * to_log2)
+            lanes[1, j] += weight
+            weights[b + j] = narrow(weight, element)
+    total = np.float32(0)
+    for j in range(size):
+        total += lanes[1, j]
+    return total
 
 
-def _blocks(plane: Tensor, blocks: Tensor | slice) -> Tensor:
-    return plane[blocks] if isinstance(blocks, slice) else plane.index_select(0, blocks)
+@compiled
+def _looked_up(element, codes, named, block, outer, inner, p):
+    """Address of a block [outer / p, inner, p] of the dtype, from bytes [outer, inner] of fp8."""
+    code, value = pointer(codes, np.uint8(0)), pointer(named, element)
+    target = pointer(block.ctypes.data, element)
+    for i in range(outer):
+        for j in range(inner):
+            target[i // p * inner * p + j * p + i % p] = value[code[i * inner + j]]
+    return block.ctypes.data
 
 
-def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, chunk: Chunk, scale: float) -> Tensor:
-    """q: [m, heads, D]; k: [w, kv heads, D, T]; v: [w, kv heads, T, D]; out as q."""
-    (m, heads, dim), (blocks, kv_heads, _, size) = q.shape, k.shape
-    count = m * heads // kv_heads
-    rows = (q * scale).view(m, kv_heads, -1, dim).transpose(0, 1).reshape(kv_heads, count, dim)
-    rows = _with_missing_rows(rows)
-    padded = rows.shape[1]
-    rows = rows.expand(blocks, *rows.shape).flatten(0, 1)
-    scores = torch.bmm(rows, k.flatten(0, 1)).view(blocks, kv_heads, padded, size)
-    scores = scores.permute(1, 2, 0, 3).reshape(kv_heads, padded, -1)
-    tail = scores[:, :count, scores.shape[2] - chunk.hidden.shape[2] :]
-    tail.view(kv_heads, m, heads // kv_heads, tail.shape[2]).masked_fill_(
-        chunk.hidden, float("-inf")
+@compiled
+def _attend_piece(
+    element, q, q_row, out, out_row, keys, values, named, table, block_bytes, seen, tokens, group,
+    size, dim, p, to_log2, scratch,
+):  # fmt: skip
+    """Some tokens of one sequence, of which the first sees `seen` earlier ones, and one kv head."""
+    rows, scores, weights, sums, totals, lanes, block = scratch
+    blocks, n = (seen + tokens + size - 1) // size, tokens * group
+    width = blocks * size
+    q_at, out_at = pointer(q, element), pointer(out, element)
+    row_at = pointer(rows.ctypes.data, element)
+    for r in range(n):
+        for d in range(dim):
+            row_at[r * dim + d] = q_at[r // group * q_row + r % group * dim + d]
+    for b in range(blocks):
+        s, k = scores.ctypes.data + 4 * b * size, keys + table[b] * block_bytes
+        if named != 0:
+            k = _looked_up(element, k, named, block, dim, size, p)
+        product(element, True, s, width, rows.ctypes.data, dim // p, k, size, dim // p, n, size)
+    for r in range(n):
+        s = pointer(scores.ctypes.data + 4 * r * width, np.float32(0))
+        w = pointer(weights.ctypes.data + 4 * r * (width // p), element)
+        visible = seen + r // group + 1
+        totals[r] = _softmax(s, w, visible, width, size, lanes, to_log2, element)
+    for b in range(blocks):
+        w, v = weights.ctypes.data + 4 * b * (size // p), values + table[b] * block_bytes
+        if named != 0:
+            v = _looked_up(element, v, named, block, size, dim, p)
+        o = sums.ctypes.data
+        product(element, b == 0, o, dim, w, width // p, v, dim, size // p, n, dim)
+    for r in range(n):
+        target = r // group * out_row + r % group * dim
+        for d in range(dim):
+            out_at[target + d] = narrow(sums[r * dim + d] / totals[r], element)
+
+
+@compiled
+def _attend(
+    element, q, q_row, out, keys, values, named, items, count, tables, kv_heads, group, size, dim,
+    p, to_log2,
+):  # fmt: skip
+    """`named`: address of the values of fp8's 256 codes, or 0 where the pool has q's dtype."""
+    item = pointer(items, np.int32(0))
+    out_row, width = kv_heads * group * dim, 4 // p
+    head_bytes = size * dim * (width if named == 0 else 1)
+    most, widest = 0, 0
+    for i in range(count):
+        most = max(most, min(item[4 * i + 1], PIECE_TOKENS) * group)
+        widest = max(widest, (item[4 * i + 2] + size - 1) // size * size)
+    scratch = (
+        np.empty(most * dim // p, np.uint32),
+        np.empty(most * widest, np.float32),
+        np.empty(most * widest // p, np.uint32),
+        np.empty(most * dim, np.float32),
+        np.empty(most, np.float32),
+        np.empty((2, size), np.float32),
+        np.empty(size * dim // p, np.uint32),
     )
-    weights = scores.softmax(-1).view(kv_heads, padded, blocks, size).permute(2, 0, 1, 3)
-    parts = torch.bmm(weights.reshape(-1, padded, size), v.flatten(0, 1))
-    out = parts.view(blocks, kv_heads, padded, dim).sum(0)[:, :count]
-    return out.view(kv_heads, m, -1, dim).transpose(0, 1).reshape(q.shape)
+    for i in range(count):
+        first, queries, context = item[4 * i], item[4 * i + 1], item[4 * i + 2]
+        table = pointer(tables + 4 * item[4 * i + 3], np.int32(0))
+        for start in range(0, queries, PIECE_TOKENS):
+            row, seen = first + start, context - queries + start
+            for head in range(kv_heads):
+                _attend_piece(
+                    element,
+                    q + (row * q_row + head * group * dim) * width, q_row,
+                    out + (row * out_row + head * group * dim) * width, out_row,
+                    keys + head * head_bytes, values + head * head_bytes, named, table,
+                    kv_heads * head_bytes, seen, min(queries - start, PIECE_TOKENS), group, size,
+                    dim, p, np.float32(to_log2), scratch,
+                )  # fmt: skip
 
 
-def _attend_decodes(q: Tensor, k: Tensor, v: Tensor, decodes: Decodes, scale: float) -> Tensor:
-    """q: [rows, heads, D]; k: [p, kv heads, D, T]; v: [p, kv heads, T, D]; out: [n, heads, D]."""
-    (blocks, kv_heads, dim, size), n = k.shape, len(decodes.hidden)
-    group = q.shape[1] // kv_heads
-    rows = q.index_select(0, decodes.owners).mul_(scale).view(-1, group, dim)
-    rows = _with_missing_rows(rows)
-    scores = torch.bmm(rows, k.flatten(0, 1)).view(-1, size).index_select(0, decodes.in_order)
-    scores = scores.view(n, kv_heads * rows.shape[1], -1)
-    tail = scores[:, :, scores.shape[2] - decodes.hidden.shape[2] :]
-    tail.masked_fill_(decodes.hidden, float("-inf"))
-    weights = scores.softmax(-1).view(-1, size).index_select(0, decodes.by_block)
-    parts = torch.bmm(weights.view(-1, rows.shape[1], size), v.flatten(0, 1)).view(blocks, -1)
-    if decodes.padded:
-        parts = torch.cat((parts, parts.new_zeros(1, parts.shape[1])))
-    out = parts.index_select(0, decodes.places).view(n, -1, parts.shape[1]).sum(1)
-    return out.view(n, kv_heads, -1, dim)[:, :, :group].reshape(n, -1, dim)
-
-
-def _missing_rows(count: int, dtype: torch.dtype) -> int:
-    return max(MIN_ROWS - count, 0) if dtype == torch.float32 else 0
-
-
-def _with_missing_rows(rows: Tensor) -> Tensor:
-    """[..., rows, D] with as many rows as a product needs."""
-    missing = _missing_rows(rows.shape[-2], rows.dtype)
-    return functional.pad(rows, (0, 0, 0, missing)) if missing else rows
+def paged_attention_cpu(q: Tensor, cache: Tensor, work: CpuWork, scale: float) -> Tensor:
+    """o as in paged_attention.py; rows of no sequence (padding) are undefined."""
+    _, heads, dim = q.shape
+    _, _, kv_heads, size, cache_dim = cache.shape
+    assert heads % kv_heads == 0, f"{heads} heads over {kv_heads} kv heads"
+    assert dim == cache_dim, f"q has head dim {dim}, cache {cache_dim}"
+    assert cache.dtype in (q.dtype, FP8), f"q is {q.dtype}, the cache {cache.dtype}"
+    named = values_of(q.dtype).data_ptr() if cache.dtype == FP8 else 0
+    assert q.stride()[1:] == (dim, 1), f"heads must be adjacent, q has strides {q.stride()}"
+    out = torch.empty(q.shape, dtype=q.dtype)
+    _attend(
+        element_of(q), q.data_ptr(), q.stride(0), out.data_ptr(),
+        cache.data_ptr(), _values_at(cache), named,
+        work.items.ctypes.data, len(work.items), work.tables.ctypes.data,
+        kv_heads, heads // kv_heads, size, dim, words_of(q.dtype), scale * LOG2_E,
+    )  # fmt: skip
+    return out

@@ -27,10 +27,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROW_GRAIN = 4
-"""An expert's rows are padded to a multiple: fewer than two would take another path in CPU
-libraries and round otherwise, and each number of rows costs oneDNN a kernel of its own."""
-
 
 def route_reference(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(weights, experts) as above."""
@@ -49,11 +45,10 @@ def grouped_linear_reference(
         mine = (pairs == index).nonzero().squeeze(1)
         if len(mine) == 0:
             continue
-        rows = mine // share
-        part = linear(x[torch.cat((rows, rows[:1].expand(-len(rows) % _ROW_GRAIN)))])
+        part = linear(x[mine // share])
         if y is None:
             y = part.new_empty((len(pairs), part.shape[1]))
-        y[mine] = part[: len(mine)]
+        y[mine] = part
     assert y is not None, "no pair goes to any of the experts"
     return y
 

@@ -10,11 +10,14 @@ it is squared, so that the residual that is stored is the one that was normed.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
+
+from tandem_runtime.kernels.compiled import compiled, element_of, fma, narrow, pointer, widen
 
 
 def rms_norm_reference(
@@ -46,11 +49,8 @@ def _rms_norm_kernel(
     tl.store(y + row + column, normed * w, mask=inside)
 
 
-def rms_norm_triton(
-    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
-) -> Tensor:
-    """The same by one program a row."""
-    rows, hidden = x.shape
+def _check(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
+    hidden = x.shape[1]
     assert x.is_contiguous(), f"rms_norm needs contiguous rows, x has strides {x.stride()}"
     assert weight.shape == (hidden,), f"weight is {tuple(weight.shape)}, rows have {hidden}"
     assert weight.dtype == x.dtype, f"weight is {weight.dtype}, x is {x.dtype}"
@@ -58,6 +58,14 @@ def rms_norm_triton(
         assert residual.shape == x.shape, f"residual is {tuple(residual.shape)}, x {tuple(x.shape)}"
         assert residual.is_contiguous(), f"residual has strides {residual.stride()}"
         assert residual.dtype == x.dtype, f"residual is {residual.dtype}, x is {x.dtype}"
+
+
+def rms_norm_triton(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+) -> Tensor:
+    """The same by one program a row."""
+    rows, hidden = x.shape
+    _check(x, weight, residual)
     y = torch.empty_like(x)
     block = triton.next_power_of_2(hidden)
     _rms_norm_kernel[(rows,)](
@@ -71,4 +79,46 @@ def rms_norm_triton(
         BLOCK=block,
         num_warps=min(max(block // 256, 1), 16),
     )
+    return y
+
+
+@compiled
+def _rms_norm_rows(element, x, residual, weight, y, rows, hidden, eps, has_residual):
+    source, kept = pointer(x, element), pointer(residual, element)
+    scale, target = pointer(weight, element), pointer(y, element)
+    lanes, wide = np.empty(64, np.float32), np.empty(hidden, np.float32)
+    for start in range(0, rows * hidden, hidden):
+        for i in range(hidden):
+            wide[i] = widen(source[start + i])
+        if has_residual:
+            for i in range(hidden):
+                r = narrow(wide[i] + widen(kept[start + i]), element)
+                kept[start + i] = r
+                wide[i] = widen(r)
+        lanes[:] = np.float32(0)
+        whole = hidden // 64 * 64
+        for begin in range(0, whole, 64):
+            for lane in range(64):
+                lanes[lane] = fma(wide[begin + lane], wide[begin + lane], lanes[lane])
+        for i in range(whole, hidden):
+            lanes[i - whole] = fma(wide[i], wide[i], lanes[i - whole])
+        total = np.float32(0)
+        for lane in range(64):
+            total += lanes[lane]
+        factor = np.float32(1) / np.sqrt(total / np.float32(hidden) + np.float32(eps))
+        for i in range(hidden):
+            normed = widen(narrow(wide[i] * factor, element))
+            target[start + i] = narrow(normed * widen(scale[i]), element)
+
+
+def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+    """The same, row by row, on the CPU."""
+    rows, hidden = x.shape
+    _check(x, weight, residual)
+    y = torch.empty_like(x)
+    kept = x if residual is None else residual
+    _rms_norm_rows(
+        element_of(x), x.data_ptr(), kept.data_ptr(), weight.data_ptr(), y.data_ptr(),
+        rows, hidden, eps, residual is not None,
+    )  # fmt: skip
     return y

@@ -10,10 +10,13 @@ row's position for both halves, the sine negated for the first. Arithmetic in fl
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from tandem_runtime.kernels.compiled import compiled, element_of, narrow, pointer, widen
 
 
 def rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -38,22 +41,51 @@ def _rope_kernel(x, cos, sin, row_stride, head_stride, half, BLOCK: tl.constexpr
     tl.store(start + half + column, x2 * c + x1 * s, mask=inside)
 
 
-def rope_triton(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """The same by one program a row and head."""
-    rows, heads, dim = x.shape
-    half = dim // 2
+def _check(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    rows, _, dim = x.shape
     assert x.stride(2) == 1, f"a head's elements must be adjacent, x has strides {x.stride()}"
     for name, table in (("cos", cos), ("sin", sin)):
         assert table.shape == (rows, dim), f"{name} is {tuple(table.shape)}, ({rows}, {dim}) needed"
         assert table.dtype == torch.float32, f"{name} is {table.dtype}, float32 needed"
         assert table.is_contiguous(), f"{name} has strides {table.stride()}, contiguous needed"
+
+
+def rope_triton(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """The same by one program a row and head."""
+    rows, heads, dim = x.shape
+    _check(x, cos, sin)
     _rope_kernel[(rows, heads)](
         x,
         cos,
         sin,
         x.stride(0),
         x.stride(1),
-        half,
-        BLOCK=triton.next_power_of_2(half),
+        dim // 2,
+        BLOCK=triton.next_power_of_2(dim // 2),
         num_warps=1,
     )
+
+
+@compiled
+def _rope_rows(element, x, row_stride, head_stride, cos, sin, rows, heads, dim):
+    values, half = pointer(x, element), dim // 2
+    c, s = pointer(cos, np.float32(0)), pointer(sin, np.float32(0))
+    for row in range(rows):
+        for head in range(heads):
+            start, angle = row * row_stride + head * head_stride, row * dim
+            for i in range(half):
+                x1, x2 = widen(values[start + i]), widen(values[start + half + i])
+                y1 = x1 * c[angle + i] + x2 * s[angle + i]
+                y2 = x2 * c[angle + half + i] + x1 * s[angle + half + i]
+                values[start + i] = narrow(y1, element)
+                values[start + half + i] = narrow(y2, element)
+
+
+def rope_cpu(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """The same, row by row, on the CPU."""
+    rows, heads, dim = x.shape
+    _check(x, cos, sin)
+    _rope_rows(
+        element_of(x), x.data_ptr(), x.stride(0), x.stride(1), cos.data_ptr(), sin.data_ptr(),
+        rows, heads, dim,
+    )  # fmt: skip

@@ -7,11 +7,14 @@ to the dtype before the product.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
+
+from tandem_runtime.kernels.compiled import compiled, element_of, exp2, narrow, pointer, widen
 
 
 def silu_mul_reference(gate_up: Tensor) -> Tensor:
@@ -32,12 +35,38 @@ def _silu_mul_kernel(gate_up, y, width, BLOCK: tl.constexpr):
     tl.store(y + row * width + column, act * up.to(tl.float32), mask=inside)
 
 
+def _check(gate_up: Tensor) -> None:
+    double = gate_up.shape[1]
+    assert double % 2 == 0, f"gate_up has {double} columns: gate and up need one width"
+    assert gate_up.is_contiguous(), f"silu_mul needs contiguous rows, got {gate_up.stride()}"
+
+
 def silu_mul_triton(gate_up: Tensor) -> Tensor:
     """The same by one program for 1024 columns of a row."""
     rows, double = gate_up.shape
-    assert double % 2 == 0, f"gate_up has {double} columns: gate and up need one width"
-    assert gate_up.is_contiguous(), f"silu_mul needs contiguous rows, got {gate_up.stride()}"
+    _check(gate_up)
     width, block = double // 2, 1024
     y = torch.empty((rows, width), dtype=gate_up.dtype, device=gate_up.device)
     _silu_mul_kernel[(rows, triton.cdiv(width, block))](gate_up, y, width, BLOCK=block)
+    return y
+
+
+@compiled
+def _silu_mul_rows(element, gate_up, y, rows, width):
+    source, target = pointer(gate_up, element), pointer(y, element)
+    for row in range(rows):
+        start = 2 * row * width
+        for i in range(width):
+            gate, up = widen(source[start + i]), widen(source[start + width + i])
+            power = exp2(gate * np.float32(-1.4426950408889634))
+            act = widen(narrow(gate / (np.float32(1) + power), element))
+            target[row * width + i] = narrow(act * up, element)
+
+
+def silu_mul_cpu(gate_up: Tensor) -> Tensor:
+    """The same, row by row, on the CPU."""
+    rows, double = gate_up.shape
+    _check(gate_up)
+    y = torch.empty((rows, double // 2), dtype=gate_up.dtype)
+    _silu_mul_rows(element_of(gate_up), gate_up.data_ptr(), y.data_ptr(), rows, double // 2)
     return y

@@ -2,7 +2,7 @@
 
 One tensor [layers, k|v, blocks, kv heads, block tokens, head dim]: a head's block is contiguous,
 which attention reads, and a block's heads are adjacent, which copies like. Allocated once. On the
-CPU a block's keys are stored transposed (kernels/cpu_attention.py).
+CPU a block's elements lie in another order (kernels/cpu_attention.py).
 
 Invariant on the CPU, whose attention multiplies whole tiles: what a stream has not written of its
 blocks is zero, never another stream's remains, which could be infinite or NaN.
@@ -36,7 +36,6 @@ class KvCache:
             dtype=DTYPES[layout.dtype],
             device=device,
         )
-        self.layers = kernels.layer_caches(self.data)
 
     def begin(self, slots: list[int]) -> None:
         """Clear the blocks whose first slot is among those that are about to be written."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tandem_runtime import kernels
 from tandem_runtime.checkpoint.config import MLP_NAMES, ROUTER, ModelConfig, expert_names
-from tandem_runtime.kernels import AttentionWork, ExpertLinears, LayerCache
+from tandem_runtime.kernels import AttentionWork, ExpertLinears
 from tandem_runtime.model.linear import Linear, Projection, quantized_linear
 from tandem_runtime.model.parallel import ALONE, Ranks, ShardedWeights
 from tandem_runtime.model.quantize import quantize, stack
@@ -117,7 +117,7 @@ class Decoder:
         token_ids: Tensor,
         positions: Tensor,
         slots: Tensor,
-        cache: list[LayerCache],
+        cache: Tensor,
         work: AttentionWork,
         logit_rows: Tensor,
     ) -> Tensor:
@@ -125,7 +125,7 @@ class Decoder:
 
         Args:
             token_ids, positions, slots: [rows] int64 each; slots say where KV goes in the cache.
-            cache: `kernels.layer_caches` of the pool.
+            cache: the pool, [layers, 2, blocks, kv heads, T, D].
             work: how the rows attend.
             logit_rows: [n] int64, the rows whose logits are wanted.
 
@@ -137,15 +137,15 @@ class Decoder:
         cos, sin = self._cos[positions], self._sin[positions]
         residual = self.ranks.embed(token_ids, self._embedding)
         x = kernels.rms_norm(residual, self._layers[0].input_norm, eps)
-        for index, layer in enumerate(self._layers):
+        for index, (layer, layer_cache) in enumerate(zip(self._layers, cache, strict=True)):
             if index > 0:
                 x = kernels.rms_norm(x, layer.input_norm, eps, residual)
             qkv = layer.qkv(x).view(-1, heads + 2 * kv_heads, dim)
             if layer.qk_norm is not None:
                 kernels.head_norm(qkv[:, : heads + kv_heads], layer.qk_norm, eps)
             kernels.rope(qkv[:, : heads + kv_heads], cos, sin)
-            kernels.store_kv(qkv[:, heads:].view(-1, 2, kv_heads, dim), cache[index], slots)
-            attended = kernels.paged_attention(qkv[:, :heads], cache[index], work, self._scale)
+            kernels.store_kv(qkv[:, heads:].view(-1, 2, kv_heads, dim), layer_cache, slots)
+            attended = kernels.paged_attention(qkv[:, :heads], layer_cache, work, self._scale)
             x = self.ranks.all_reduce(layer.output(attended.view(-1, heads * dim)))
             x = kernels.rms_norm(x, layer.mlp_norm, eps, residual)
             x = self.ranks.all_reduce(layer.mlp(x))

@@ -1,14 +1,8 @@
-"""A linear layer, y = x W^T + b, prepacked where that pays.
-
-On the CPU the weight is packed once into oneDNN's own layout: 1.5 to 2 times as fast at decode as
-`F.linear`, and each row of the result is bitwise independent of the others (docs/design/engine.md),
-in float32 from two rows on.
-"""
+"""A linear layer, y = x W^T + b: torch's on a GPU; on the CPU packed once (kernels/linear.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,8 +16,6 @@ from tandem_runtime.model.quantize import Quantized
 
 Projection = Callable[[Tensor], Tensor]
 """x -> x W^T + b, of whatever format W is."""
-_PACK_ROWS = 16
-"""Rows that oneDNN optimises the layout for; any number can be multiplied."""
 
 
 class Linear:
@@ -31,16 +23,13 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.out_features = weight.shape[0]
-        self._packed = weight.device.type == "cpu" and _packs(weight.dtype)
-        if self._packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
-        self._weight, self._bias = weight, bias
+        self._packed = weight.device.type == "cpu"
+        self._weight = kernels.pack_linear(weight) if self._packed else weight
+        self._bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._packed:
-            run = torch.ops.mkldnn._linear_pointwise
-            y: Tensor = run(x, self._weight, self._bias, "none", [], "")
-            return y
+            return kernels.linear_cpu(x, self._weight, self.out_features, self._bias)
         return functional.linear(x, self._weight, self._bias)
 
 
@@ -116,13 +105,3 @@ class Int4Linear:
         run = torch.ops.aten._weight_int4pack_mm_for_cpu
         y: Tensor = run(x, self._values, INT4_GROUP, self._scales)
         return y if self._bias is None else y.add_(self._bias)
-
-
-@cache
-def _packs(dtype: torch.dtype) -> bool:
-    """Whether this processor's oneDNN computes in `dtype`; it says no by raising."""
-    try:
-        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype), _PACK_ROWS)
-    except RuntimeError:
-        return False
-    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tandem_runtime.kernels.cpu_attention import cpu_layer
+from tandem_runtime.kernels.cpu_attention import unpack
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
 
@@ -12,7 +12,7 @@ BLOCK = 4
 
 
 def filled(dtype: str, blocks: int = 6) -> KvCache:
-    layout = KvLayout(layers=3, kv_heads=2, head_dim=5, dtype=dtype)
+    layout = KvLayout(layers=3, kv_heads=2, head_dim=6, dtype=dtype)
     cache = KvCache(layout, blocks, BLOCK, torch.device("cpu"))
     values = torch.arange(cache.data.numel()) % 251
     cache.data.copy_(values.view(cache.data.shape))
@@ -22,8 +22,7 @@ def filled(dtype: str, blocks: int = 6) -> KvCache:
 def tokens_of(cache: KvCache, blocks: list[int]) -> torch.Tensor:
     """[layers, 2, heads, tokens, dim] by the definition of the layout."""
     slots = [(block, offset) for block in blocks for offset in range(BLOCK)]
-    keys, values = cpu_layer(cache.data)
-    kv = torch.stack((keys, values), dim=1)
+    kv = unpack(cache.data)
     return torch.stack([kv[:, :, block, :, offset] for block, offset in slots], dim=3)
 
 
@@ -34,7 +33,7 @@ def test_pages_are_canonical_and_come_back_bit_for_bit(dtype: str, start: int, e
     target.data.zero_()
     page = source.read([4, 1, 2], start, end)
     assert page.nbytes == (end - start) * source.layout.token_bytes
-    as_tensor = torch.frombuffer(bytearray(page), dtype=DTYPES[dtype]).view(3, 2, 2, -1, 5)
+    as_tensor = torch.frombuffer(bytearray(page), dtype=DTYPES[dtype]).view(3, 2, 2, -1, 6)
     assert torch.equal(as_tensor, tokens_of(source, [4, 1, 2])[:, :, :, start:end])
     target.write([5, 3, 0], start, page)
     assert bytes(target.read([5, 3, 0], start, end)) == bytes(page)

@@ -78,7 +78,7 @@ def our_logits(path: Path, ids: list[int], dtype: torch.dtype = torch.float32) -
         work = kernels.plan_attention(
             step, heads=config.heads, kv_heads=config.kv_heads, device=CPU, dtype=dtype
         )
-        cache = kernels.layer_caches(torch.zeros(shape, dtype=dtype))
+        cache = torch.zeros(shape, dtype=dtype)
         return model.forward(torch.tensor(ids), positions, positions + 16, cache, work, positions)
 
 

@@ -1,0 +1,151 @@
+"""The product that the CPU's kernels are made of: c += a b, some rows of a at a time, in registers.
+
+Operands are 32-bit words along the summed dimension: pairs of a 16-bit dtype, or one float32. a is
+[rows, n] words; b is [n, columns] words, so that a vector of b holds the same pair of 16 columns:
+
+    c[r, j] += a[r, i, 0] b[i, j, 0] + a[r, i, 1] b[i, j, 1]        i = 0 .. n - 1, c in float32
+
+`vdpbf16ps` does that for bfloat16 where the processor has it, at four times the rate of float32;
+elsewhere the halves of a word are widened and multiplied one after the other. Every c[r, j] is one
+chain of sums in the order of i, whatever the other rows: its bits depend on nothing else.
+"""
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+from typing import Final
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tandem_runtime.kernels.compiled import FLOAT, WORD, compiled, fma_of
+
+LANES: Final = 16
+"""Of a vector. Tiles are up to 6 rows of 4 vectors: 24 sums, in 32 registers."""
+_LONG: Final = ir.IntType(64)
+_HAS_PAIRS: Final = binding.get_host_cpu_features().get("avx512bf16", False)
+
+
+class _Bfloat(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bfloat)
+
+    def __hash__(self) -> int:
+        return hash(_Bfloat)
+
+
+def _dot(builder, element, total, a, b):
+    """total + the products of each lane's words."""
+    floats, words = total.type, a.type
+    if element == types.uint16 and floats.count == LANES and _HAS_PAIRS:
+        pairs = ir.VectorType(_Bfloat(), 2 * LANES)
+        kind = ir.FunctionType(floats, [floats, pairs, pairs])
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        dot = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(dot, [total, builder.bitcast(a, pairs), builder.bitcast(b, pairs)])
+    fma = fma_of(builder, floats)
+    if element == types.float32:
+        return builder.call(fma, [builder.bitcast(a, floats), builder.bitcast(b, floats), total])
+    for half in range(2):
+        wide = [_half(builder, element, word, half, floats, words) for word in (a, b)]
+        total = builder.call(fma, [*wide, total])
+    return total
+
+
+def _half(builder, element, word, half, floats, words):
+    """The lower or upper half of each word, as a float32."""
+    if element == types.uint16:
+        keep = ir.Constant(words, [0xFFFF0000 if half else 16] * words.count)
+        return builder.bitcast((builder.and_ if half else builder.shl)(word, keep), floats)
+    word = builder.lshr(word, ir.Constant(words, [16] * words.count)) if half else word
+    bits = builder.trunc(word, ir.VectorType(ir.IntType(16), words.count))
+    halves = builder.bitcast(bits, ir.VectorType(ir.HalfType(), words.count))
+    return builder.fpext(halves, floats)
+
+
+@intrinsic(prefer_literal=True)
+def _tile(typing_context, element, rows, vectors, lanes, fresh, c, c_row, a, a_row, b, b_row, n):
+    """c[rows, vectors * lanes] += a b, from 0 if `fresh`; the three are literals."""
+    literals = (rows, vectors, lanes)
+    if not all(isinstance(one, types.IntegerLiteral) for one in literals):
+        return None
+    r_count, v_count, width = (one.literal_value for one in literals)
+
+    def emit(context, builder, signature, arguments):
+        fresh, c, c_row, a, a_row, b, b_row, n = arguments[4:]
+        floats, words = ir.VectorType(FLOAT, width), ir.VectorType(WORD, width)
+
+        def at(base, stride, row, column):
+            offset = builder.add(builder.mul(stride, row), column)
+            address = builder.add(base, builder.shl(offset, _LONG(2)))
+            return builder.inttoptr(address, ir.PointerType())
+
+        sums = {}
+        for r in range(r_count):
+            for v in range(v_count):
+                place = at(c, c_row, _LONG(r), _LONG(v * width))
+                sums[r, v] = place, cgutils.alloca_once(builder, floats)
+                before = builder.load(place, typ=floats, align=4)
+                nothing = ir.Constant(floats, [0.0] * width)
+                builder.store(builder.select(fresh, nothing, before), sums[r, v][1])
+        with cgutils.for_range(builder, n) as loop:
+            columns = [
+                builder.load(at(b, b_row, loop.index, _LONG(v * width)), typ=words, align=4)
+                for v in range(v_count)
+            ]
+            for r in range(r_count):
+                word = builder.load(at(a, a_row, _LONG(r), loop.index), typ=WORD, align=4)
+                nothing = ir.Constant(words, ir.Undefined)
+                alike = builder.shuffle_vector(
+                    builder.insert_element(nothing, word, WORD(0)),
+                    nothing,
+                    ir.Constant(words, [0] * width),
+                )
+                for v in range(v_count):
+                    _, kept = sums[r, v]
+                    total = builder.load(kept, typ=floats)
+                    builder.store(_dot(builder, element, total, alike, columns[v]), kept)
+        for place, kept in sums.values():
+            builder.store(builder.load(kept, typ=floats), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(element, *literals, types.boolean, *[types.int64] * 7), emit
+
+
+@compiled
+def product(element, fresh, c, c_row, a, a_row, b, b_row, n, rows, columns):
+    """c += a b of any size, c = a b if `fresh`; addresses, and strides of rows in words."""
+    j = 0
+    while j < columns:
+        cj, bj, r = c + 4 * j, b + 4 * j, 0
+        if columns - j >= 64:
+            while rows - r >= 6:
+                cr, ar = cj + 4 * r * c_row, a + 4 * r * a_row
+                _tile(element, 6, 4, 16, fresh, cr, c_row, ar, a_row, bj, b_row, n)
+                r += 6
+            if rows - r >= 3:
+                cr, ar = cj + 4 * r * c_row, a + 4 * r * a_row
+                _tile(element, 3, 4, 16, fresh, cr, c_row, ar, a_row, bj, b_row, n)
+                r += 3
+            cr, ar = cj + 4 * r * c_row, a + 4 * r * a_row
+            if rows - r == 2:
+                _tile(element, 2, 4, 16, fresh, cr, c_row, ar, a_row, bj, b_row, n)
+            elif rows - r == 1:
+                _tile(element, 1, 4, 16, fresh, cr, c_row, ar, a_row, bj, b_row, n)
+            j += 64
+            continue
+        while r < rows:
+            cr, ar = cj + 4 * r * c_row, a + 4 * r * a_row
+            if columns - j >= 16:
+                _tile(element, 1, 1, 16, fresh, cr, c_row, ar, a_row, bj, b_row, n)
+            else:
+                _tile(element, 1, 1, 1, fresh, cr, c_row, ar, a_row, bj, b_row, n)
+            r += 1
+        j += 16 if columns - j >= 16 else 1
