@@ -32,10 +32,10 @@ class EngineConfig:
     """What the KV cache holds: auto for `dtype`, or fp8."""
     device: Device = "cpu"
     threads: int = 1
-    """Of torch on the CPU; more than one pays only where the cores are the pod's own."""
+    """That compute a step together on the CPU, each some of its rows. Ranks have one."""
     tensor_parallel: int = 1
-    """Ranks (processes) that share the model; on GPUs each has its own. Memory and threads are the
-    pod's, of which each rank takes its share."""
+    """Ranks (processes) that share the model; on GPUs each has its own. Memory is the pod's, of
+    which each rank takes its share."""
     kv_block_tokens: int | None = None
     """Tokens of a KV block, the grain of prefix hits. None: 16 on a GPU; 64 on the CPU, where a
     block is one operand of a product."""

@@ -85,7 +85,7 @@ def build_runner(
     config: EngineConfig, checkpoint: Checkpoint, ranks: Ranks
 ) -> tuple[TorchRunner, int]:
     """This rank's share of the model and of `blocks` KV blocks, which all ranks have room for."""
-    torch.set_num_threads(max(1, config.threads // ranks.size))
+    torch.set_num_threads(1)  # a step's threads are the runner's
     context_tokens = checkpoint.config.limit_context(config.max_context_tokens)
     device = rank_device(config, ranks.rank)
     with torch.inference_mode():
@@ -103,7 +103,8 @@ def build_runner(
         run_widest_step(model, layout, config)
         blocks = ranks.least(block_count(config, layout, context_tokens))
         cache = KvCache(layout, blocks, config.block_tokens, device)
-        runner = TorchRunner(model, cache, config.max_running)
+        threads = config.threads if ranks.size == 1 else 1
+        runner = TorchRunner(model, cache, config.max_running, threads=threads)
         runner.capture_graphs()
     # Weights live as long as the process: the collector need not walk them again.
     gc.collect()

@@ -3,13 +3,17 @@
 On a GPU nothing waits between a step's launch and its `collect`: integers go there in one copy from
 pinned memory, the tokens that the step before chose stay there for the rows that need them, and
 what the host wants to know is copied to pinned memory, after which an event is recorded.
+
+On a CPU of several cores a step's rows are cut into parts (parts.py), one for each thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,9 +23,11 @@ from tandem_runtime import kernels
 from tandem_runtime.engine.batch import Batch
 from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.graphs import DecodeGraphs, known_ids
+from tandem_runtime.engine.parts import split
 from tandem_runtime.engine.sampler import Choice, choose
 from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.kernels.attention_plan import GpuWork, Step
+from tandem_runtime.kernels.cpu_attention import CpuWork, Link
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.model.decoder import Decoder
 
@@ -30,8 +36,8 @@ from tandem_runtime.model.decoder import Decoder
 class Launched:
     """A step that the device has been given."""
 
-    choice: Choice | None
-    """None: it samples nothing."""
+    choices: list[Choice]
+    """Of its parts, in order."""
     ended: torch.cuda.Event | None
     """None: on the CPU it has ended."""
 
@@ -44,10 +50,17 @@ class TorchRunner:
         cache: where KV is.
         max_running: rows that a step samples at most.
         overlaps: whether two steps may be under way; None: on a GPU.
+        threads: that compute a step together, on the CPU.
     """
 
     def __init__(
-        self, model: Decoder, cache: KvCache, max_running: int, *, overlaps: bool | None = None
+        self,
+        model: Decoder,
+        cache: KvCache,
+        max_running: int,
+        *,
+        overlaps: bool | None = None,
+        threads: int = 1,
     ) -> None:
         self._model = model
         self._cache = cache
@@ -57,6 +70,8 @@ class TorchRunner:
         self._chosen = torch.zeros(max_running, dtype=torch.int64, device=self._device)
         """By the newest step; sample by sample."""
         self._graphs: DecodeGraphs | None = None
+        self._threads = 1 if on_gpu else threads
+        self._others = ThreadPoolExecutor(max(1, self._threads - 1), "step")
         self._transfers = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def capture_graphs(self) -> None:
@@ -68,22 +83,46 @@ class TorchRunner:
     def launch(self, batch: Batch) -> Launched:
         """See `flight.Runner`."""
         self._cache.begin(batch.slots)
+        parts = split(batch, self._threads)
+        links = [Link() if part.continues else None for part in parts] + [None]
+        first, *others = zip(parts, pairwise(links), strict=True)
+        begun = [self._others.submit(self._compute, part.batch, *ends) for part, ends in others]
+        try:
+            choices = [self._compute(first[0].batch, *first[1])]
+        finally:
+            wait(begun)
+        choices += [part.result() for part in begun]
+        chosen = [choice for choice in choices if choice is not None]
+        if batch.samples and self.overlaps:
+            if chosen:
+                self._chosen[: len(batch.samples)] = torch.cat([choice.ids for choice in chosen])
+            self._model.ranks.share(self._chosen)
+        return Launched(chosen, self._mark())
+
+    @torch.inference_mode()
+    def _compute(self, batch: Batch, earlier: Link | None, later: Link | None) -> Choice | None:
+        """One part; None: it samples nothing, or another rank does."""
+        try:
+            return self._choose(batch, earlier, later)
+        except BaseException:
+            for _ in range(self._model.config.layers if later is not None else 0):
+                later.put(None)  # nobody waits for a part that has failed
+            raise
+
+    def _choose(self, batch: Batch, earlier: Link | None, later: Link | None) -> Choice | None:
         step = Step(
             batch.query_tokens, batch.context_tokens, batch.block_tables, self._cache.block_tokens
         )
         logits = self._graphs.replay(batch, step) if self._graphs is not None else None
         if logits is None:
-            logits = self._forward(batch, step)
-        choice, ranks = None, self._model.ranks
-        if batch.samples and ranks.rank == 0:  # which alone decides
-            choice = choose(logits[: len(batch.samples)], batch.samples)
-            if self.overlaps:
-                self._chosen[: len(batch.samples)] = choice.ids
-        if batch.samples and self.overlaps:
-            ranks.share(self._chosen)
-        return Launched(choice, self._mark())
+            logits = self._forward(batch, step, earlier, later)
+        if not batch.samples or self._model.ranks.rank > 0:  # rank 0 alone decides
+            return None
+        return choose(logits[: len(batch.samples)], batch.samples)
 
-    def _forward(self, batch: Batch, step: Step) -> Tensor:
+    def _forward(
+        self, batch: Batch, step: Step, earlier: Link | None, later: Link | None
+    ) -> Tensor:
         config = self._model.config
         columns = [
             batch.token_ids,
@@ -100,6 +139,8 @@ class TorchRunner:
             dtype=self._model.dtype,
             head=head,
         )
+        if isinstance(work, CpuWork):
+            work = replace(work, earlier=earlier, later=later)
         ints = work.ints[: len(head)] if isinstance(work, GpuWork) else torch.from_numpy(head)
         token_ids, positions, slots, logit_rows = torch.split(
             ints.long(), [len(column) for column in columns]
@@ -112,7 +153,7 @@ class TorchRunner:
         """See `flight.Runner`."""
         if launched.ended is not None:
             launched.ended.synchronize()
-        return launched.choice.tokens() if launched.choice is not None else []
+        return [token for choice in launched.choices for token in choice.tokens()]
 
     def _mark(self) -> torch.cuda.Event | None:
         if self._device.type != "cuda":
@@ -145,4 +186,5 @@ class TorchRunner:
         self._transfers.synchronize()
 
     def close(self) -> None:
-        """Nothing to give back: memory goes with the process."""
+        """Memory goes with the process."""
+        self._others.shutdown()

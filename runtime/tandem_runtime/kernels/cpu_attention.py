@@ -16,6 +16,7 @@ sequence, in a prefill chunk as in a decode.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Final
 
 import numpy as np
@@ -37,6 +38,7 @@ from tandem_runtime.kernels.tile import product
 
 PIECE_TOKENS: Final = 16
 """Query tokens that are attended together: their scores stay in the processor's cache."""
+Link = SimpleQueue[None]
 LOG2_E: Final = 1.4426950408889634
 
 
@@ -49,6 +51,11 @@ class CpuWork:
     its blocks begin in `tables`."""
     tables: Ints
     """Block ids."""
+    earlier: Link | None = None
+    """Where the thread that computes rows before these says that a layer's KV is stored; set where
+    the first sequence begins there."""
+    later: Link | None = None
+    """The same for the rows after these."""
 
 
 def plan_cpu(step: Step) -> CpuWork:
@@ -251,6 +258,10 @@ def paged_attention_cpu(q: Tensor, cache: Tensor, work: CpuWork, scale: float) -
     assert cache.dtype in (q.dtype, FP8), f"q is {q.dtype}, the cache {cache.dtype}"
     named = values_of(q.dtype).data_ptr() if cache.dtype == FP8 else 0
     assert q.stride()[1:] == (dim, 1), f"heads must be adjacent, q has strides {q.stride()}"
+    if work.earlier is not None:
+        work.earlier.get()
+    if work.later is not None:
+        work.later.put(None)
     out = torch.empty(q.shape, dtype=q.dtype)
     _attend(
         element_of(q), q.data_ptr(), q.stride(0), out.data_ptr(),

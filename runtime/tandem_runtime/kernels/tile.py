@@ -9,7 +9,7 @@ Operands are 32-bit words along the summed dimension: pairs of a 16-bit dtype, o
 elsewhere the halves of a word are widened and multiplied one after the other. Every c[r, j] is one
 chain of sums in the order of i, whatever the other rows: its bits depend on nothing else.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
 
 from __future__ import annotations
 

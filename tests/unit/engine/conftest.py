@@ -38,6 +38,7 @@ def make_engine(tiny_checkpoint: Callable[..., Path]) -> MakeEngine:
         growth_reserve_tokens: int = 64,
         overlaps: bool = False,
         swap_bytes: int = 0,
+        threads: int = 1,
     ) -> Engine:
         shape = checkpoint.config
         if dtype not in models:
@@ -45,7 +46,7 @@ def make_engine(tiny_checkpoint: Callable[..., Path]) -> MakeEngine:
             models[dtype] = Decoder(shape, weights, shape.context_tokens, device)
         layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, dtype)
         cache = KvCache(layout, blocks + 1, 16, device)
-        runner = TorchRunner(models[dtype], cache, max_running, overlaps=overlaps)
+        runner = TorchRunner(models[dtype], cache, max_running, overlaps=overlaps, threads=threads)
         rates = Rates(compute_s=3, copy_s=1)
         swap = Swap(runner, rates, token_bytes=layout.token_bytes, capacity_bytes=swap_bytes)
         return Engine(

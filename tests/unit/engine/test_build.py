@@ -97,11 +97,11 @@ def test_an_engine_that_may_swap_has_measured_what_tokens_cost(
     assert outputs[0] == outputs[1], "the measurement left something in the pool"
 
 
-def test_threads_are_those_of_the_configuration(config: MakeConfig) -> None:
-    build_engine(config(threads=2))
-    assert torch.get_num_threads() == 2
-    build_engine(config())
+def test_a_steps_threads_are_the_runners_and_torch_has_one(config: MakeConfig) -> None:
+    torch.set_num_threads(2)
+    engine = build_engine(config(threads=2))
     assert torch.get_num_threads() == 1
+    assert engine._runner._threads == 2  # type: ignore[attr-defined]
 
 
 def test_a_pool_without_room_is_refused(config: MakeConfig) -> None:

@@ -2,7 +2,7 @@
 
 The naive run computes each stream alone, its prompt in one piece, without a prefix cache. Chunked,
 batched, prefix-cached, preempted, handed-over and resumed runs must give exactly the same numbers,
-in float32 and in bfloat16 (docs/design/engine.md).
+by any number of threads, in float32 and in bfloat16 (docs/design/engine.md).
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def naive(make_engine: MakeEngine, ask: Ask, dtype: str) -> Tokens:
     reserve=st.sampled_from([0, 64]),
     overlaps=st.booleans(),
     swap_bytes=st.sampled_from([0, 1 << 14, 1 << 30]),
+    threads=st.sampled_from([1, 2, 2, 3]),
 )
 def test_batched_chunked_cached_and_preempted_runs_equal_the_naive_run(
     make_engine: MakeEngine,
@@ -104,6 +105,7 @@ def test_batched_chunked_cached_and_preempted_runs_equal_the_naive_run(
     reserve: int,
     overlaps: bool,
     swap_bytes: int,
+    threads: int,
 ) -> None:
     engine = make_engine(
         dtype=dtype,
@@ -113,6 +115,7 @@ def test_batched_chunked_cached_and_preempted_runs_equal_the_naive_run(
         growth_reserve_tokens=reserve,
         overlaps=overlaps,
         swap_bytes=swap_bytes,
+        threads=threads,
     )
     pending: dict[int, list[Request]] = {}
     for index, ask in enumerate(streams):
