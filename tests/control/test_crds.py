@@ -216,13 +216,13 @@ REFUSED = {
         model(dtype="fp4"),
         'supported values: "float32", "bfloat16", "float16"',
     ),
-    "quantized weights": (
-        model(quantization={"weights": "fp8"}),
-        "quantization.weights fp8 does not work yet; use none",
+    "unknown weights": (
+        model(quantization={"weights": "int3"}),
+        'supported values: "none", "fp8", "int8", "int4"',
     ),
-    "quantized cache": (
-        model(quantization={"kvCache": "fp8"}),
-        "quantization.kvCache fp8 does not work yet; use auto",
+    "unknown cache": (
+        model(quantization={"kvCache": "int8"}),
+        'supported values: "auto", "fp8"',
     ),
     "zero context": (model(maxContextTokens=0), "should be greater than or equal to 1"),
     "no served name": (model(servedNames=[]), "should have at least 1 items"),
@@ -271,6 +271,9 @@ ACCEPTED = {
     "web": model(source={"uri": "https://models.example:8443/llama.gguf"}),
     "file": model(source={"uri": "file:///weights/model.gguf"}),
     "unquantized": model(quantization={"weights": "none", "kvCache": "auto"}),
+    "fp8": model(quantization={"weights": "fp8", "kvCache": "fp8"}),
+    "int8": model(quantization={"weights": "int8"}),
+    "int4": model(quantization={"weights": "int4", "kvCache": "auto"}),
 }
 
 

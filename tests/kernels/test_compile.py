@@ -80,6 +80,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Compiled:
     return done
 
 
+@pytest.mark.parametrize("pool", [None, FP8])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim"),
@@ -90,10 +91,15 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Compiled:
     ],
 )
 def test_attention(
-    compiled: Compiled, heads: int, kv_heads: int, dim: int, dtype: torch.dtype
+    compiled: Compiled,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    pool: torch.dtype | None,
 ) -> None:
     qkv = torch.zeros(70, heads + 2 * kv_heads, dim, dtype=dtype)
-    cache = torch.zeros(2, 40, kv_heads, 16, dim, dtype=dtype)
+    cache = torch.zeros(2, 40, kv_heads, 16, dim, dtype=pool or dtype)
     step = Step([1, 1, 68], [300, 5, 100], [list(range(1, 20)), [20], list(range(21, 28))], 16)
     device = torch.device("cpu")
     tile = query_tile_tokens(heads // kv_heads)
@@ -113,6 +119,7 @@ def test_rows(compiled: Compiled, dtype: torch.dtype) -> None:
     head_norm_triton(qkv[:, :40], torch.zeros(40, 128, dtype=dtype), 1e-5)
     cache = torch.zeros(2, 5, 8, 16, 128, dtype=dtype)
     store_kv_triton(qkv[:, 32:].view(3, 2, 8, 128), cache, torch.arange(3))
+    store_kv_triton(qkv[:, 32:].view(3, 2, 8, 128), cache.to(FP8), torch.arange(3))
     assert set(compiled) == {
         "_rms_norm_kernel",
         "_silu_mul_kernel",

@@ -14,7 +14,9 @@ from tandem_runtime.kernels.gather_blocks import (
 CASES = [(0, 1), (0, 33), (3, 40), (16, 16), (15, 2), (31, 33)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
+)
 @pytest.mark.parametrize(("start", "tokens"), CASES)
 @pytest.mark.parametrize(("heads", "dim", "block"), [(3, 64, 16), (1, 5, 8), (2, 80, 16)])
 def test_kernels_equal_references(

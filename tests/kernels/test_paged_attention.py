@@ -6,6 +6,7 @@ import pytest
 import torch
 from tandem_runtime.kernels.attention_plan import GpuWork, Step, plan_gpu, upload
 from tandem_runtime.kernels.cpu_attention import pack, paged_attention_cpu, plan_cpu, unpack
+from tandem_runtime.kernels.fp8_quantize import FP8
 from tandem_runtime.kernels.paged_attention import paged_attention_triton, query_tile_tokens
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -89,6 +90,26 @@ def test_kernels_follow_the_formula(
     on_device = q._base.to(device)[:, : shape[0]]  # type: ignore[union-attr]
     kernel = paged_attention_triton(on_device, cache.to(device), work, scale)
     limits = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    torch.testing.assert_close(expected.double(), exact, **limits)
+    torch.testing.assert_close(kernel.cpu().double(), exact, **limits)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("sequences", [STEPS["mixed"], STEPS["a chunk over context"]])
+def test_a_pool_of_fp8(
+    sequences: list[tuple[int, int]],
+    dtype: torch.dtype,
+    device: torch.device,
+    random: torch.Generator,
+) -> None:
+    q, cache, step = inputs(sequences, (9, 3, 64), dtype, random)
+    cache = (cache * 100).clamp(-448, 448).to(FP8)
+    scale = 0.01 * 64**-0.5
+    exact = plain_attention(q, cache, step, scale)
+    expected = on_cpu(q, pack(cache), step, scale)
+    work = lay_out(step, q, cache, device)
+    kernel = paged_attention_triton(q.to(device).contiguous(), cache.to(device), work, scale)
+    limits = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * 100}
     torch.testing.assert_close(expected.double(), exact, **limits)
     torch.testing.assert_close(kernel.cpu().double(), exact, **limits)
 

@@ -39,6 +39,26 @@ def test_kernel_equals_reference(
         assert torch.equal(unpack(laid), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_pool_of_fp8_saturates(
+    dtype: torch.dtype, device: torch.device, random: torch.Generator
+) -> None:
+    kv = (torch.randn(5, 2, 3, 16, generator=random) * 20).to(dtype)
+    kv[1, 0, 0, :3] = torch.tensor([3000.0, -3000.0, 449.0])
+    slots = torch.randperm(48, generator=random)[:5]
+    expected = torch.zeros(2, 6, 3, 8, 16, dtype=torch.float8_e4m3fn)
+    cache = expected.to(device, copy=True)
+    store_kv_triton(kv.to(device), cache, slots.to(device))
+    store_kv_reference(kv, expected.unbind(), slots)
+    assert torch.equal(cache.cpu().view(torch.uint8), expected.view(torch.uint8))
+    laid = torch.zeros_like(expected)
+    store_kv_cpu(kv, laid, slots)
+    assert torch.equal(unpack(laid).view(torch.uint8), expected.view(torch.uint8))
+    row = expected[0, slots[1] // 8, 0, slots[1] % 8].float()
+    assert row[:3].tolist() == [448.0, -448.0, 448.0]
+    torch.testing.assert_close(row[3:], kv[1, 0, 0, 3:].float(), rtol=2**-4, atol=2**-10)
+
+
 def test_reference_follows_its_formula(random: torch.Generator) -> None:
     kv = torch.randn(3, 2, 2, 4, generator=random)
     cache, slots = torch.zeros(2, 3, 2, 8, 4), [9, 2, 23]

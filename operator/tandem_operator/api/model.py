@@ -60,23 +60,10 @@ class ModelSource(ApiModel):
 class Quantization(ApiModel):
     """How weights and KV cache are stored; apart from dtype, which is what is computed with."""
 
-    cel: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "!has(self.weights) || self.weights == 'none'",
-            "quantized weights do not work yet; use none",
-            "'quantization.weights ' + self.weights + ' does not work yet; use none'",
-            ".weights",
-        ),
-        Rule(
-            "!has(self.kvCache) || self.kvCache == 'auto'",
-            "a quantized KV cache does not work yet; use auto",
-            "'quantization.kvCache ' + self.kvCache + ' does not work yet; use auto'",
-            ".kvCache",
-        ),
-    )
-
     weights: Literal["none", "fp8", "int8", "int4"] = "none"
+    """Of the layers' linears, quantised at load; none: as the source stores them."""
     kv_cache: Literal["auto", "fp8"] = "auto"
+    """auto: the dtype."""
 
 
 ServedName = Annotated[
@@ -102,7 +89,7 @@ class ModelSpec(ApiModel):
     served_names: ServedNames | None = None
     """What clients put into "model"; without it, the Model's own name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Activations and KV cache."""
+    """Activations, and the KV cache where quantization.kvCache does not say otherwise."""
     quantization: Quantization | None = None
     max_context_tokens: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
     """Longest prompt plus answer; without it, what the weights were trained for."""
@@ -118,11 +105,15 @@ class ResolvedModel(ApiModel):
     secret_name: str | None = None
     """Of the Secret that pods need to fetch the weights."""
     dtype: str
+    quantization: Quantization = Quantization()
     architecture: str
     format: str
     digest: str
     parameters: int
     weights_bytes: int
+    """As the source stores them."""
+    loaded_bytes: int | None = None
+    """As the accelerators of a pod hold them together."""
     kv_bytes_per_token: int
     layers: int
     heads: int

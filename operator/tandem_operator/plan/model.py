@@ -17,6 +17,7 @@ from tandem_operator.api.meta import Judgement, find_condition, set_conditions
 from tandem_operator.api.model import (
     ModelSpec,
     ModelStatus,
+    Quantization,
     Resolution,
     ResolvedModel,
     secret_name,
@@ -33,7 +34,7 @@ from tandem_operator.settings import Settings
 
 FIRST_RETRY_S = 10.0
 LAST_RETRY_S = 300.0
-REPORT = 2
+REPORT = 3
 """Counts up with what resolvers report, so that Models are read again after an upgrade."""
 
 
@@ -67,6 +68,8 @@ def inputs(spec: ModelSpec) -> str:
         "template": spec.template,
     }
     secret = secret_name(spec)
+    if spec.quantization not in (None, Quantization()):
+        asked["quantization"] = spec.quantization.model_dump()
     return digest(asked | ({"secret": secret} if secret else {}))
 
 
@@ -191,6 +194,7 @@ def _answer(pod: ResolverView, spec: ModelSpec, now_s: float) -> Answer | None:
                 "uri": spec.source.uri,
                 "secretName": secret_name(spec),
                 "dtype": spec.dtype,
+                "quantization": (spec.quantization or Quantization()).model_dump(by_alias=True),
             }
             resolved = ResolvedModel.model_validate(known | said)
             return Answer(resolved, Reason.RESOLVED, "")

@@ -48,7 +48,12 @@ from tandem_operator.names import (
 from tandem_operator.plan.actions import Manifest
 from tandem_operator.plan.build import COMMON_LABELS, owner_reference, pool_name, pool_selector
 from tandem_operator.plan.merge import merge
-from tandem_operator.plan.source import weights_environment, weights_mounts, weights_volumes
+from tandem_operator.plan.source import (
+    quantization_args,
+    weights_environment,
+    weights_mounts,
+    weights_volumes,
+)
 from tandem_operator.plan.views import FleetView, PoolView
 from tandem_operator.settings import Settings
 
@@ -165,6 +170,7 @@ def _container(
             *("--model-name", model_name),
             *("--model-uri", model.uri),
             *("--dtype", model.dtype),
+            *quantization_args(model.quantization),
             *("--device", "cuda" if accelerator else "cpu"),
             *("--max-context-tokens", str(model.context_tokens)),
             *("--kv-cache-percent", str(accelerator_percent(fleet.spec))),

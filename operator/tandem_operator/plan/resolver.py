@@ -19,7 +19,7 @@ from tandem_runtime.contract import (
     LABEL_MODEL,
 )
 
-from tandem_operator.api.model import secret_name
+from tandem_operator.api.model import Quantization, secret_name
 from tandem_operator.plan.actions import Manifest
 from tandem_operator.plan.build import COMMON_LABELS, owner_reference
 from tandem_operator.plan.health import Problem, pod_problem
@@ -31,6 +31,7 @@ from tandem_operator.plan.pod import (
     field_env,
 )
 from tandem_operator.plan.source import (
+    quantization_args,
     weights_environment,
     weights_mounts,
     weights_volumes,
@@ -116,6 +117,7 @@ def resolver_manifest(model: ModelView, name: str, settings: Settings) -> Manife
                     "args": [
                         *("--uri", spec.source.uri),
                         *("--dtype", spec.dtype),
+                        *quantization_args(spec.quantization or Quantization()),
                         *(("--max-context-tokens", str(limit)) if limit else ()),
                     ],
                     **environment,

@@ -1,4 +1,4 @@
-"""What a Model's source asks of a pod that reads it: volumes, mounts and environment."""
+"""What a Model's source asks of a pod that reads it: volumes, mounts, environment, flags."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from typing import Any
 
 from tandem_runtime.contract import ENV_MODEL_CACHE, MODEL_CACHE_DIR, PVC_DIR
 
-from tandem_operator.api.model import FETCHED_SCHEMES
+from tandem_operator.api.model import FETCHED_SCHEMES, Quantization
 from tandem_operator.plan.actions import Manifest
 
 
 def is_fetched(uri: str) -> bool:
     """Whether the pod itself fetches the weights from elsewhere."""
     return uri.split("://", 1)[0] in FETCHED_SCHEMES
+
+
+def quantization_args(quantization: Quantization) -> list[str]:
+    """Flags of the runtime; none where nothing is quantised."""
+    asked = {"--weights": quantization.weights, "--kv-cache": quantization.kv_cache}
+    usual = (Quantization().weights, Quantization().kv_cache)
+    return [word for flag, value in asked.items() if value not in usual for word in (flag, value)]
 
 
 def weights_volumes(uri: str) -> list[Manifest]:

@@ -42,7 +42,7 @@ _JSON_KEYS: Final = {
     "architectures", "num_hidden_layers", "hidden_size", "intermediate_size",
     "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
     "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
-    "tie_word_embeddings", "eos_token_id",
+    "tie_word_embeddings", "eos_token_id", "quantization_config", "compression_config",
 }  # fmt: skip
 _JSON_NEUTRAL: Final = {
     "attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "pretraining_tp": 1,

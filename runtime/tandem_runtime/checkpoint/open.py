@@ -21,12 +21,14 @@ from tandem_runtime.checkpoint.digest import weights_digest
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from tandem_runtime.checkpoint.headers import version_of
+from tandem_runtime.checkpoint.quantization import quantizable
 from tandem_runtime.checkpoint.safetensors_header import (
     DTYPE_BYTES,
     SafeTensor,
     read_json,
     read_safetensors_headers,
 )
+from tandem_runtime.checkpoint.stored_fp8 import FP8_DTYPE, StoredFp8, is_unused, stored_fp8
 
 ROPE_FACTORS: Final = "rope_factors"
 """[head_dim / 2] float32: divisors of the rope frequencies, which some GGUF files carry."""
@@ -68,6 +70,30 @@ class Checkpoint:
     path: Path
     gguf: GgufHeader | None
     """The header with the tokenizer's metadata, for a GGUF file."""
+    stored: StoredFp8 | None = None
+    """How linears are stored in fp8, where they are."""
+
+    @property
+    def fp8_weights(self) -> list[str]:
+        """The weights that are stored in fp8."""
+        names = self.config.tensor_shapes() if self.stored else ()
+        return [name for name in names if _dtype(self.tensors[name]) == FP8_DTYPE]
+
+    def form(self, weights: str) -> str:
+        """What linears become, as `quantization.misfit` names it, where `weights` is asked for.
+
+        Raises:
+            ModelError: they are stored in another format.
+        """
+        if self.stored is None:
+            return weights
+        if weights not in ("none", "fp8"):
+            raise ModelError(
+                "BadConfig",
+                f"{self.path} stores fp8 weights ({self.stored.method}), which {weights} would "
+                "round again: use quantization.weights none or fp8",
+            )
+        return self.stored.form
 
     @property
     def parameters(self) -> int:
@@ -86,6 +112,7 @@ class Checkpoint:
             places[_file_of(tensor, self.path)].append((tensor.offset, tensor.nbytes))
         folder = self.path if self.path.is_dir() else self.path.parent
         config = repr(self.config).encode() + version_of(folder)
+        config += repr(self.stored).encode() if self.stored else b""
         return weights_digest(config, [(path, sorted(places[path])) for path in sorted(places)])
 
 
@@ -145,19 +172,42 @@ def _open_safetensors(path: Path) -> Checkpoint:
     generation = folder / "generation_config.json"
     eos = read_json(generation).get("eos_token_id") if generation.is_file() else None
     eos_ids = tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,))
-    config = config_from_json(read_json(folder / "config.json"), eos_ids)
+    said = read_json(folder / "config.json")
+    config, stored = config_from_json(said, eos_ids), stored_fp8(said)
     tensors = {
         name: tensor
         for name, tensor in read_safetensors_headers(path).items()
-        if not _WITHOUT_EFFECT.fullmatch(name)
+        if not (_WITHOUT_EFFECT.fullmatch(name) or (stored and is_unused(name)))
     }
     if config.tied_embeddings:
         tensors.pop("lm_head.weight", None)
-    return Checkpoint("safetensors", config, tensors, path, None)
+    return Checkpoint("safetensors", config, tensors, path, None, stored)
 
 
 def _file_of(tensor: GgufTensor | SafeTensor, path: Path) -> Path:
     return tensor.path if isinstance(tensor, SafeTensor) else path
+
+
+def _dtype(tensor: GgufTensor | SafeTensor) -> str:
+    return tensor.dtype if isinstance(tensor, SafeTensor) else ""
+
+
+def _check_fp8(checkpoint: Checkpoint) -> set[str]:
+    """The scales of fp8 weights, which are there and of the right shapes."""
+    stored, scales = checkpoint.stored, set()
+    for name in checkpoint.fp8_weights if stored else ():
+        assert stored is not None
+        found = checkpoint.tensors.get(stored.scales_of(name)) if quantizable(name) else None
+        shape = checkpoint.config.tensor_shapes()[name]
+        if found is None or found.shape not in stored.scale_shapes(shape):
+            what = f"scales of shape {found.shape}" if found else f"no {stored.suffix} of its own"
+            raise ModelError(
+                "WeightsCorrupt",
+                f"{checkpoint.path}: tensor {name} is {FP8_DTYPE} and has {what}, which "
+                f"{stored.method} does not write for a linear layer of shape {shape}",
+            )
+        scales.add(found.name)
+    return scales
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
@@ -169,8 +219,9 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
             f"{path} lacks {len(missing)} of {len(expected)} tensors, the first is {missing[0]}. "
             "Fetch the whole checkpoint.",
         )
+    scales, fp8 = _check_fp8(checkpoint), set(checkpoint.fp8_weights)
     for name, tensor in checkpoint.tensors.items():
-        if name == ROPE_FACTORS:
+        if name == ROPE_FACTORS or name in scales:
             continue
         if name not in expected:
             raise ModelError(
@@ -184,7 +235,7 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
                 f"{path}: tensor {name} has shape {tensor.shape}, the configuration asks for "
                 f"{expected[name]}",
             )
-        if isinstance(tensor, SafeTensor) and tensor.dtype not in DTYPE_BYTES:
+        if isinstance(tensor, SafeTensor) and tensor.dtype not in DTYPE_BYTES and name not in fp8:
             raise ModelError(
                 "BadConfig",
                 f"{path}: tensor {name} is {tensor.dtype}; weights of {', '.join(DTYPE_BYTES)} "

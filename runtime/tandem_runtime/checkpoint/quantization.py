@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from math import prod
 from typing import Final, Literal
 
 from tandem_runtime.checkpoint.config import ModelConfig
@@ -10,8 +12,27 @@ WeightFormat = Literal["none", "fp8", "int8", "int4"]
 WEIGHT_FORMATS: Final[tuple[WeightFormat, ...]] = ("none", "fp8", "int8", "int4")
 INT4_GROUP: Final = 32
 """Columns of a row that share a scale and a zero."""
-_GRAINS: Final = {"fp8": 16, "int8": 16, "int4": INT4_GROUP}
+_GRAINS: Final = {"fp8": 16, "fp8 in blocks": 128, "int8": 16, "int4": INT4_GROUP}
 """Rows come in sixteens, columns in these: what the kernels of CPUs and GPUs load at once."""
+
+
+def loaded_bytes(
+    config: ModelConfig, form: str, item_bytes: int, stored: Collection[str] = ()
+) -> int:
+    """Of the model's weights on an accelerator, what is not quantised with `item_bytes` each.
+
+    `stored`: the weights that are quantised already, where the checkpoint decides which.
+    """
+    total = 0
+    for name, shape in config.tensor_shapes().items():
+        bits, scale_bytes = 8 * item_bytes, 0
+        if form != "none" and (name in stored if stored else quantizable(name)):
+            bits = 4 if form == "int4" else 8
+            groups = shape[1] // _GRAINS[form] if form in ("int4", "fp8 in blocks") else 1
+            each = {"int8": item_bytes, "int4": 2 * item_bytes}.get(form, 4)
+            scale_bytes = shape[0] * groups * each
+        total += prod(shape) * bits // 8 + scale_bytes
+    return total
 
 
 def quantizable(name: str) -> bool:

@@ -17,7 +17,8 @@ from tandem_runtime.checkpoint.errors import ModelError
 
 INDEX: Final = "model.safetensors.index.json"
 DTYPE_BYTES: Final = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-"""Dtypes of weights that can be loaded; others are quantised formats."""
+"""Dtypes of weights that can be loaded as they are; others are quantised formats."""
+_BYTES: Final = DTYPE_BYTES | {"F8_E4M3": 1}
 _MAX_HEADER_BYTES: Final = 100_000_000
 
 
@@ -128,6 +129,6 @@ def _read_shard(path: Path) -> list[SafeTensor]:
 def _tensor(path: Path, name: str, entry: dict[str, Any], data_offset: int) -> SafeTensor:
     begin, end = entry["data_offsets"]
     shape, dtype = tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
-    if dtype in DTYPE_BYTES and end - begin != prod(shape) * DTYPE_BYTES[dtype]:
+    if dtype in _BYTES and end - begin != prod(shape) * _BYTES[dtype]:
         raise ValueError(f"tensor {name} of shape {shape} and {dtype} has {end - begin} bytes")
     return SafeTensor(name, shape, dtype, path, data_offset + begin, end - begin)

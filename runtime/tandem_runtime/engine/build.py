@@ -50,9 +50,9 @@ def build_engine(
     checkpoint = open_checkpoint(resolve_source(config.model_uri))
     shape = checkpoint.config
     context_tokens = shape.limit_context(config.max_context_tokens)
-    check_fits(shape, config.tensor_parallel, config.weights)
+    check_fits(shape, config.tensor_parallel, checkpoint.form(config.weights))
     sharding = Sharding(shape, config.tensor_parallel)
-    layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.dtype)
+    layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.kv_dtype)
     runner: Runner
     if sharding.size > 1:
         followers = Followers(config, lost)
@@ -73,7 +73,7 @@ def build_engine(
         scheduler,
         runner,
         layout=layout,
-        layout_hash=layout.hash(checkpoint.digest(), config.weights),
+        layout_hash=layout.hash(checkpoint.digest(), config.computed),
         vocab_size=shape.vocab_size,
         max_context_tokens=context_tokens,
         eos_token_ids=frozenset(shape.eos_token_ids),
@@ -96,10 +96,10 @@ def build_runner(
             context_tokens,
             device,
             ranks=ranks,
-            quantization=config.weights,
+            quantization="none" if checkpoint.stored else config.weights,
         )
         shape = model.config
-        layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.dtype)
+        layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.kv_dtype)
         run_widest_step(model, layout, config)
         blocks = ranks.least(block_count(config, layout, context_tokens))
         cache = KvCache(layout, blocks, config.block_tokens, device)

@@ -105,8 +105,9 @@ class TorchRunner:
         try:
             return self._choose(batch, earlier, later)
         except BaseException:
-            for _ in range(self._model.config.layers if later is not None else 0):
-                later.put(None)  # nobody waits for a part that has failed
+            if later is not None:  # nobody waits for a part that has failed
+                for _ in range(self._model.config.layers):
+                    later.put(None)
             raise
 
     def _choose(self, batch: Batch, earlier: Link | None, later: Link | None) -> Choice | None:
@@ -136,7 +137,7 @@ class TorchRunner:
             heads=config.heads,
             kv_heads=config.kv_heads,
             device=self._device,
-            dtype=self._cache.data.dtype,
+            dtype=self._model.dtype,
             head=head,
         )
         if isinstance(work, CpuWork):

@@ -160,7 +160,8 @@ def scatter_blocks(page: Tensor, cache: Tensor, block_ids: Tensor, start: int) -
         return
     plain = unpack(cache.index_select(2, block_ids))
     scatter_blocks_reference(page, (plain[:, 0], plain[:, 1]), torch.arange(len(block_ids)), start)
-    cache.index_copy_(2, block_ids, pack(plain))
+    # As bytes: torch copies no fp8 by index.
+    cache.view(torch.uint8).index_copy_(2, block_ids, pack(plain).view(torch.uint8))
 
 
 def sample(logits: Tensor, controls: Tensor, keys: Tensor) -> Tensor:

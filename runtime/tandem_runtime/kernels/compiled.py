@@ -2,8 +2,9 @@
 
 Kernels take addresses, and first an *element*: a number whose type says which dtype lies there.
 Numba knows no bfloat16 and no float16 on a CPU, so their bits travel as uint16 and int16; `widen`
-and `narrow` convert. Nothing here contracts or reorders arithmetic: where a product and a sum are
-to be rounded once, `fma` says so, and results are the same bits on every processor.
+and `narrow` convert. fp8 is bytes that are moved and looked up. Nothing here contracts or reorders
+arithmetic: where a product and a sum are to be rounded once, `fma` says so, and how wide a
+processor's vectors are changes no bit.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -29,6 +30,7 @@ ELEMENTS: Final[dict[torch.dtype, np.generic]] = {
     torch.float32: np.float32(0),
     torch.bfloat16: np.uint16(0),
     torch.float16: np.int16(0),
+    torch.float8_e4m3fn: np.uint8(0),
 }
 FLOAT: Final = ir.FloatType()
 WORD: Final = ir.IntType(32)

@@ -2,6 +2,7 @@
 
 The layout is that of tile.py's right operands (P elements of the summed dimension to a word of 32
 bits, 2 of 16-bit dtypes): of a block and head, keys are [D / P, T, P] and values [T / P, D, P].
+A pool of fp8 has P = 1 and a byte an element; a block of it is looked up before it is multiplied.
 For some tokens of one sequence and one kv head, whose query heads are rows of one product:
 
     s[r, t] = q[r] k[t]     p = exp(scale (s - max s)), 0 where t is hidden     o = p v / sum p
@@ -31,6 +32,8 @@ from tandem_runtime.kernels.compiled import (
     pointer,
     words_of,
 )
+from tandem_runtime.kernels.fp8_kv import to_pool, values_of
+from tandem_runtime.kernels.fp8_quantize import FP8
 from tandem_runtime.kernels.tile import product
 
 PIECE_TOKENS: Final = 16
@@ -67,10 +70,15 @@ def plan_cpu(step: Step) -> CpuWork:
 
 
 # -- the layout ------------------------------------------------------------------------------------
+def _together(dtype: torch.dtype) -> int:
+    """P of a pool."""
+    return 1 if dtype == FP8 else words_of(dtype)
+
+
 def pack(planes: Tensor) -> Tensor:
     """From [..., k|v, blocks, kv heads, T, D] to the same memory's shape as the pool has it."""
     size, dim = planes.shape[-2:]
-    p = words_of(planes.dtype)
+    p = _together(planes.dtype)
     keys, values = planes.unbind(-5)
     keys = keys.unflatten(-1, (dim // p, p)).movedim(-3, -2)
     values = values.unflatten(-2, (size // p, p)).transpose(-1, -2)
@@ -82,7 +90,7 @@ def pack(planes: Tensor) -> Tensor:
 def unpack(cache: Tensor) -> Tensor:
     """The inverse of `pack`: a copy in plain order."""
     size, dim = cache.shape[-2:]
-    p = words_of(cache.dtype)
+    p = _together(cache.dtype)
     keys, values = (plane.flatten(-2) for plane in cache.unbind(-5))
     keys = keys.unflatten(-1, (dim // p, size, p)).movedim(-2, -3).flatten(-2)
     values = values.unflatten(-1, (size // p, dim, p)).transpose(-1, -2).flatten(-3, -2)
@@ -112,7 +120,9 @@ def _store(element, kv, kv_row, keys, values, slots, rows, heads, size, dim, p):
 def store_kv_cpu(kv: Tensor, cache: Tensor, slots: Tensor) -> None:
     """store_kv.py's formula, into this layout."""
     rows, _, heads, dim = kv.shape
-    size, p = cache.shape[3], words_of(kv.dtype)
+    size, p = cache.shape[3], _together(cache.dtype)
+    if cache.dtype == FP8:
+        kv = to_pool(kv, FP8)
     assert kv.stride()[1:] == (heads * dim, dim, 1), f"kv has strides {kv.stride()}"
     assert cache.is_contiguous(), f"one layer's cache must be contiguous, got {cache.stride()}"
     assert cache.dtype == kv.dtype, f"kv is {kv.dtype}, the cache {cache.dtype}"
@@ -155,12 +165,23 @@ def _softmax(scores, weights, visible, width, size, lanes, to_log2, element):
 
 
 @compiled
+def _looked_up(element, codes, named, block, outer, inner, p):
+    """Address of a block [outer / p, inner, p] of the dtype, from bytes [outer, inner] of fp8."""
+    code, value = pointer(codes, np.uint8(0)), pointer(named, element)
+    target = pointer(block.ctypes.data, element)
+    for i in range(outer):
+        for j in range(inner):
+            target[i // p * inner * p + j * p + i % p] = value[code[i * inner + j]]
+    return block.ctypes.data
+
+
+@compiled
 def _attend_piece(
-    element, q, q_row, out, out_row, keys, values, table, block_bytes, seen, tokens, group, size,
-    dim, p, to_log2, scratch,
+    element, q, q_row, out, out_row, keys, values, named, table, block_bytes, seen, tokens, group,
+    size, dim, p, to_log2, scratch,
 ):  # fmt: skip
     """Some tokens of one sequence, of which the first sees `seen` earlier ones, and one kv head."""
-    rows, scores, weights, sums, totals, lanes = scratch
+    rows, scores, weights, sums, totals, lanes, block = scratch
     blocks, n = (seen + tokens + size - 1) // size, tokens * group
     width = blocks * size
     q_at, out_at = pointer(q, element), pointer(out, element)
@@ -170,6 +191,8 @@ def _attend_piece(
             row_at[r * dim + d] = q_at[r // group * q_row + r % group * dim + d]
     for b in range(blocks):
         s, k = scores.ctypes.data + 4 * b * size, keys + table[b] * block_bytes
+        if named != 0:
+            k = _looked_up(element, k, named, block, dim, size, p)
         product(element, True, s, width, rows.ctypes.data, dim // p, k, size, dim // p, n, size)
     for r in range(n):
         s = pointer(scores.ctypes.data + 4 * r * width, np.float32(0))
@@ -178,6 +201,8 @@ def _attend_piece(
         totals[r] = _softmax(s, w, visible, width, size, lanes, to_log2, element)
     for b in range(blocks):
         w, v = weights.ctypes.data + 4 * b * (size // p), values + table[b] * block_bytes
+        if named != 0:
+            v = _looked_up(element, v, named, block, size, dim, p)
         o = sums.ctypes.data
         product(element, b == 0, o, dim, w, width // p, v, dim, size // p, n, dim)
     for r in range(n):
@@ -188,11 +213,13 @@ def _attend_piece(
 
 @compiled
 def _attend(
-    element, q, q_row, out, keys, values, items, count, tables, kv_heads, group, size, dim, p,
-    to_log2,
+    element, q, q_row, out, keys, values, named, items, count, tables, kv_heads, group, size, dim,
+    p, to_log2,
 ):  # fmt: skip
+    """`named`: address of the values of fp8's 256 codes, or 0 where the pool has q's dtype."""
     item = pointer(items, np.int32(0))
-    out_row, head_bytes, width = kv_heads * group * dim, size * dim * 4 // p, 4 // p
+    out_row, width = kv_heads * group * dim, 4 // p
+    head_bytes = size * dim * (width if named == 0 else 1)
     most, widest = 0, 0
     for i in range(count):
         most = max(most, min(item[4 * i + 1], PIECE_TOKENS) * group)
@@ -204,6 +231,7 @@ def _attend(
         np.empty(most * dim, np.float32),
         np.empty(most, np.float32),
         np.empty((2, size), np.float32),
+        np.empty(size * dim // p, np.uint32),
     )
     for i in range(count):
         first, queries, context = item[4 * i], item[4 * i + 1], item[4 * i + 2]
@@ -215,7 +243,7 @@ def _attend(
                     element,
                     q + (row * q_row + head * group * dim) * width, q_row,
                     out + (row * out_row + head * group * dim) * width, out_row,
-                    keys + head * head_bytes, values + head * head_bytes, table,
+                    keys + head * head_bytes, values + head * head_bytes, named, table,
                     kv_heads * head_bytes, seen, min(queries - start, PIECE_TOKENS), group, size,
                     dim, p, np.float32(to_log2), scratch,
                 )  # fmt: skip
@@ -227,7 +255,8 @@ def paged_attention_cpu(q: Tensor, cache: Tensor, work: CpuWork, scale: float) -
     _, _, kv_heads, size, cache_dim = cache.shape
     assert heads % kv_heads == 0, f"{heads} heads over {kv_heads} kv heads"
     assert dim == cache_dim, f"q has head dim {dim}, cache {cache_dim}"
-    assert q.dtype == cache.dtype, f"q is {q.dtype}, the cache {cache.dtype}"
+    assert cache.dtype in (q.dtype, FP8), f"q is {q.dtype}, the cache {cache.dtype}"
+    named = values_of(q.dtype).data_ptr() if cache.dtype == FP8 else 0
     assert q.stride()[1:] == (dim, 1), f"heads must be adjacent, q has strides {q.stride()}"
     if work.earlier is not None:
         work.earlier.get()
@@ -236,7 +265,7 @@ def paged_attention_cpu(q: Tensor, cache: Tensor, work: CpuWork, scale: float) -
     out = torch.empty(q.shape, dtype=q.dtype)
     _attend(
         element_of(q), q.data_ptr(), q.stride(0), out.data_ptr(),
-        cache.data_ptr(), _values_at(cache),
+        cache.data_ptr(), _values_at(cache), named,
         work.items.ctypes.data, len(work.items), work.tables.ctypes.data,
         kv_heads, heads // kv_heads, size, dim, words_of(q.dtype), scale * LOG2_E,
     )  # fmt: skip

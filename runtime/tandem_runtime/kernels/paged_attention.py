@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tandem_runtime.kernels.attention_plan import ITEM, SPLIT_TOKENS, GpuWork
+from tandem_runtime.kernels.fp8_quantize import FP8
 from tandem_runtime.kernels.tuning import attention_tile, programs
 
 QUERY_ROWS: Final = 128
@@ -64,7 +65,7 @@ def _attend(
             k = tl.load(k_at)
         else:
             k = tl.load(k_at, mask=in_head[:, None], other=0.0)
-        scores = tl.dot(q, k, input_precision="ieee")
+        scores = tl.dot(q, k.to(q.dtype), input_precision="ieee")
         if MASKED:
             seen = (token[None, :] < visible[:, None]) & inside[None, :]
             scores = tl.where(seen, scores, float("-inf"))
@@ -79,7 +80,7 @@ def _attend(
         else:
             v = tl.load(v_at, mask=in_head[None, :], other=0.0)
         acc = acc * fade[:, None]
-        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+        acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc, input_precision="ieee")
         best = higher
     return best, total, acc
 
@@ -249,7 +250,7 @@ def _decode(q: Tensor, cache: Tensor, work: GpuWork, base2: float, out: Tensor) 
 def _check(q: Tensor, cache: Tensor, work: GpuWork) -> None:
     assert cache.ndim == 5, f"cache is {tuple(cache.shape)}, [2, blocks, heads, tokens, dim] needed"
     assert cache.is_contiguous(), f"one layer's cache must be contiguous, got {cache.stride()}"
-    assert q.dtype == cache.dtype, f"q is {q.dtype}, the cache {cache.dtype}"
+    assert cache.dtype in (q.dtype, FP8), f"q is {q.dtype}, the cache {cache.dtype}"
     assert q.shape[2] == cache.shape[4], f"q has head dim {q.shape[2]}, cache {cache.shape[4]}"
     assert q.shape[1] % cache.shape[2] == 0, f"{q.shape[1]} heads over {cache.shape[2]} kv heads"
     group = q.shape[1] // cache.shape[2]

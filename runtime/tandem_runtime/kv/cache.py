@@ -15,7 +15,12 @@ import torch
 from tandem_runtime import kernels
 from tandem_runtime.kv.layout import KvLayout
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp8": torch.float8_e4m3fn,
+}
 
 
 class KvCache:
@@ -37,7 +42,9 @@ class KvCache:
         if self.data.device.type == "cpu":
             first = [slot // self.block_tokens for slot in slots if slot % self.block_tokens == 0]
             if first:
-                self.data.index_fill_(2, self._ids(first), 0)
+                fp8 = self.layout.dtype == "fp8"  # which torch cannot fill
+                whole = self.data.view(torch.uint8) if fp8 else self.data
+                whole.index_fill_(2, self._ids(first), 0)
 
     def read(self, block_ids: list[int], start: int, end: int) -> memoryview:
         """Canonical bytes of tokens [start, end) of the sequence that these blocks hold; a copy."""

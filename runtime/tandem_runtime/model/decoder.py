@@ -101,6 +101,7 @@ class Decoder:
         self.ranks = ranks
         self.device = device
         self.context_tokens = context_tokens
+        self.dtype = weights.dtype
         self._scale = config.head_dim**-0.5
         load = _Loader(weights, config, config.tensor_shapes().keys(), device, quantization)
         self._embedding = load.tensor("model.embed_tokens.weight")
@@ -174,11 +175,15 @@ class _Loader:
 
     def linear(self, *names: str) -> Projection:
         """The same, quantised where the model is."""
-        if self.quantization == "none":
+        stored = [self.weights.quantized(f"{name}.weight") for name in names]
+        if self.quantization == "none" and None in stored:
             return self.dense(*names)
-        weights = (self.tensor(f"{name}.weight") for name in names)
-        packed = stack([quantize(weight, self.quantization) for weight in weights])
-        return quantized_linear(packed, self._bias(names), self.weights.dtype)
+        parts = []
+        for name, part in zip(names, stored, strict=True):
+            if part is None:
+                part = quantize(self.tensor(f"{name}.weight"), self.quantization)
+            parts.append(part.to(self.device))
+        return quantized_linear(stack(parts), self._bias(names), self.weights.dtype)
 
     def _bias(self, names: tuple[str, ...]) -> Tensor | None:
         biases = [f"{name}.bias" for name in names if f"{name}.bias" in self.names]

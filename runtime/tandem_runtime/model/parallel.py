@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tandem_runtime.model.sharding import Sharding
+from tandem_runtime.model.quantize import Quantized
+from tandem_runtime.model.sharding import Cut, Sharding
 from tandem_runtime.model.weights import Weights
 
 
@@ -96,17 +97,32 @@ class ShardedWeights:
 
     def load(self, name: str) -> Tensor:
         """The rank's part of the tensor, in memory of its own."""
-        tensor = self._whole.load(name)
         cut = self._sharding.cut(name, self._rank)
-        if cut is None:
-            return tensor
-        shape = list(tensor.shape)
-        start = min(cut.start, shape[cut.axis])
-        length = min(cut.length, shape[cut.axis] - start)
-        shape[cut.axis] = cut.length
-        part = tensor.new_zeros(shape)
-        part.narrow(cut.axis, 0, length).copy_(tensor.narrow(cut.axis, start, length))
-        return part
+        tensor = self._whole.load(name)
+        return tensor if cut is None else _part(tensor, cut)
+
+    def quantized(self, name: str) -> Quantized | None:
+        """The same of a weight that is stored quantised; its scales follow its rows and groups."""
+        whole, cut = self._whole.quantized(name), self._sharding.cut(name, self._rank)
+        if whole is None or cut is None:
+            return whole
+        values, scales = _part(whole.values, cut), whole.scales
+        if cut.axis == 0:
+            scales = _part(scales, cut)
+        elif scales.shape[1] > 1:
+            columns = whole.values.shape[1] // scales.shape[1]
+            scales = _part(scales, Cut(1, cut.start // columns, cut.length // columns))
+        return whole._replace(values=values, scales=scales)
 
     def rope_factors(self) -> Tensor | None:
         return self._whole.rope_factors()
+
+
+def _part(tensor: Tensor, cut: Cut) -> Tensor:
+    shape = list(tensor.shape)
+    start = min(cut.start, shape[cut.axis])
+    length = min(cut.length, shape[cut.axis] - start)
+    shape[cut.axis] = cut.length
+    part = tensor.new_zeros(shape)
+    part.narrow(cut.axis, 0, length).copy_(tensor.narrow(cut.axis, start, length))
+    return part

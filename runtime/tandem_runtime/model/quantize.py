@@ -40,6 +40,11 @@ class Quantized(NamedTuple):
     bound: float = inf
     """fp8: of the activations, see kernels/fp8_quantize.py."""
 
+    def to(self, device: torch.device) -> Quantized:
+        """The same there."""
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return Quantized(self.values.to(device), self.scales.to(device), zeros, self.bound)
+
     def dequantized(self) -> Tensor:
         """[N, K] in the scales' dtype."""
         if self.zeros is None:

@@ -21,12 +21,15 @@ from tandem_runtime.checkpoint.gguf_header import GgufTensor
 from tandem_runtime.checkpoint.open import ROPE_FACTORS, Checkpoint
 from tandem_runtime.checkpoint.progress import Progress
 from tandem_runtime.checkpoint.safetensors_header import SafeTensor
+from tandem_runtime.checkpoint.stored_fp8 import BLOCK, FP8_DTYPE
+from tandem_runtime.model.quantize import Quantized
 
 TORCH_DTYPES: Final = {
     "F64": torch.float64,
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
+    FP8_DTYPE: torch.float8_e4m3fn,
 }
 _PIECE_BYTES = 1 << 26
 
@@ -39,6 +42,9 @@ class Weights(Protocol):
 
     def load(self, name: str) -> Tensor:
         """A new tensor on the CPU, in `dtype`."""
+
+    def quantized(self, name: str) -> Quantized | None:
+        """The same of a weight that is stored quantised, on the CPU; None: it is not."""
 
     def rope_factors(self) -> Tensor | None:
         """`ROPE_FACTORS` in float32, where the checkpoint has them."""
@@ -72,6 +78,9 @@ class GgufWeights:
             pairs = tensor.view(heads, config.head_dim // 2, 2, -1)
             tensor = pairs.transpose(1, 2).reshape(tensor.shape)
         return tensor
+
+    def quantized(self, name: str) -> Quantized | None:
+        return None
 
     def rope_factors(self) -> Tensor | None:
         if ROPE_FACTORS not in self._checkpoint.tensors:
@@ -125,14 +134,30 @@ class SafetensorsWeights:
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
         self.dtype = dtype
+        self._fp8 = frozenset(checkpoint.fp8_weights)
         self._progress = Progress("weights", checkpoint.weights_bytes)
 
     def load(self, name: str) -> Tensor:
+        stored = self.quantized(name)
+        return (self._read(name) if stored is None else stored.dequantized()).to(self.dtype)
+
+    def quantized(self, name: str) -> Quantized | None:
+        stored = self._checkpoint.stored
+        if stored is None or name not in self._fp8:
+            return None
+        values, scales = self._read(name), self._read(stored.scales_of(name)).float()
+        if stored.blocks:
+            scales = scales.repeat_interleave(BLOCK, 0)[: len(values)]
+        else:
+            scales = scales.view(-1, 1).expand(len(values), 1)
+        return Quantized(values, scales.contiguous(), bound=stored.bound)
+
+    def _read(self, name: str) -> Tensor:
         entry = self._checkpoint.tensors[name]
         assert isinstance(entry, SafeTensor)
         raw = torch.from_numpy(_read(entry.path, entry))
         self._progress.add(entry.nbytes)
-        return raw.view(TORCH_DTYPES[entry.dtype]).view(entry.shape).to(self.dtype)
+        return raw.view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
 
     def rope_factors(self) -> Tensor | None:
         return None

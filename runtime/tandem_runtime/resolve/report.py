@@ -6,29 +6,52 @@ from typing import Any, Final
 
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
+from tandem_runtime.checkpoint.quantization import loaded_bytes
 from tandem_runtime.checkpoint.source import resolve_source
-from tandem_runtime.kv.layout import KvLayout
-from tandem_runtime.model.sharding import sizes_that_fit
+from tandem_runtime.kv.layout import ITEM_BYTES, KvLayout
+from tandem_runtime.model.sharding import check_fits, sizes_that_fit
 
 MAX_BYTES: Final = 4096
 """What Kubernetes keeps of a termination message."""
 _MAX_MESSAGE_CHARACTERS: Final = 600
 
 
-def resolve(uri: str, dtype: str, max_context_tokens: int | None) -> dict[str, Any]:
-    """The resolver's answer, for a model that can be served or not."""
+def resolve(
+    uri: str,
+    dtype: str,
+    max_context_tokens: int | None,
+    weights: str = "none",
+    kv_cache: str = "auto",
+) -> dict[str, Any]:
+    """The resolver's answer, for a model that can be served or not.
+
+    Args:
+        uri: where it is.
+        dtype: what it is to be computed in.
+        max_context_tokens: as for `ModelConfig.limit_context`.
+        weights, kv_cache: what they are to be quantised to, as `EngineConfig` names it.
+    """
     try:
         checkpoint = open_checkpoint(resolve_source(uri, headers_only=True))
-        return _success(checkpoint, dtype, max_context_tokens)
+        weights = checkpoint.form(weights)
+        check_fits(checkpoint.config, 1, weights)
+        kv_dtype = dtype if kv_cache == "auto" else kv_cache
+        return _success(checkpoint, dtype, max_context_tokens, weights, kv_dtype)
     except ModelError as error:
         return _failure(error.reason, error.message)
     except OSError as error:
         return _failure("WeightsMissing", f"{uri} cannot be read: {error}")
 
 
-def _success(checkpoint: Checkpoint, dtype: str, max_context_tokens: int | None) -> dict[str, Any]:
+def _success(
+    checkpoint: Checkpoint,
+    dtype: str,
+    max_context_tokens: int | None,
+    weights: str,
+    kv_dtype: str,
+) -> dict[str, Any]:
     config = checkpoint.config
-    layout = KvLayout(config.layers, config.kv_heads, config.head_dim, dtype)
+    layout = KvLayout(config.layers, config.kv_heads, config.head_dim, kv_dtype)
     return {
         "ok": True,
         "architecture": config.architecture,
@@ -36,13 +59,14 @@ def _success(checkpoint: Checkpoint, dtype: str, max_context_tokens: int | None)
         "digest": checkpoint.digest(),
         "parameters": checkpoint.parameters,
         "weightsBytes": checkpoint.weights_bytes,
+        "loadedBytes": loaded_bytes(config, weights, ITEM_BYTES[dtype], checkpoint.fp8_weights),
         "kvBytesPerToken": layout.token_bytes,
         "layers": config.layers,
         "heads": config.heads,
         "kvHeads": config.kv_heads,
         "headDim": config.head_dim,
         "vocabSize": config.vocab_size,
-        "tensorParallelSizes": sizes_that_fit(config),
+        "tensorParallelSizes": sizes_that_fit(config, weights),
         "contextTokens": config.limit_context(max_context_tokens),
     }
 

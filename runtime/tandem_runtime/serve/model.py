@@ -38,7 +38,8 @@ def open_model(config: EngineConfig) -> Checkpoint:
     """Reads headers alone, so a wrong URI or a damaged file is told at once. Raises `BadConfig`."""
     with no_restart_helps():
         checkpoint = open_checkpoint(resolve_source(config.model_uri))
-        check_fits(checkpoint.config, config.tensor_parallel, config.weights)
+        form = checkpoint.form(config.weights)
+        check_fits(checkpoint.config, config.tensor_parallel, form)
     return checkpoint
 
 

@@ -12,7 +12,7 @@ from tandem_runtime.checkpoint.quantization import WEIGHT_FORMATS
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.contract import Role
 from tandem_runtime.frontend.process import BadConfig, read_secret
-from tandem_runtime.kv.layout import ITEM_BYTES
+from tandem_runtime.kv.layout import ITEM_BYTES, KV_FORMATS
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,13 @@ def parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--model-uri", required=True, help="package://, file:// or pvc://")
     model.add_argument(
-        "--dtype", default="bfloat16", choices=sorted(ITEM_BYTES), help="of activations and KV"
+        "--dtype", default="bfloat16", choices=sorted(ITEM_BYTES), help="of activations"
     )
     model.add_argument(
         "--weights", default="none", choices=WEIGHT_FORMATS, help="what linears are quantised to"
+    )
+    model.add_argument(
+        "--kv-cache", default="auto", choices=KV_FORMATS, help="what it holds; auto: the dtype"
     )
     model.add_argument("--max-context-tokens", type=int, help="default: the model's own")
     engine = cli.add_argument_group("engine")
@@ -136,6 +139,7 @@ def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineC
             model_uri=args.model_uri,
             dtype=args.dtype,
             weights=args.weights,
+            kv_cache=args.kv_cache,
             device="cpu" if pretended else args.device,
             threads=args.threads or max(1, int(float(cpus or 1))),
             tensor_parallel=args.tensor_parallel,

@@ -28,9 +28,13 @@ def config(tiny_checkpoint: Callable[..., Path]) -> MakeConfig:
     return make
 
 
+@pytest.mark.parametrize("kv_cache", ["auto", "fp8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_two_built_engines_hand_a_stream_over(config: MakeConfig, dtype: str) -> None:
-    prefill, decode, alone = (build_engine(config(dtype=dtype)) for _ in range(3))
+def test_two_built_engines_hand_a_stream_over(
+    config: MakeConfig, dtype: str, kv_cache: str
+) -> None:
+    engines = (build_engine(config(dtype=dtype, kv_cache=kv_cache)) for _ in range(3))
+    prefill, decode, alone = engines
     ask = Request("s", list(range(40)), GREEDY)
     decode.expect(ask)
     prefill.add(replace(ask, export=True))

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tandem_runtime.engine.batch import Batch, SampleRow
@@ -93,3 +94,16 @@ def test_a_part_that_fails_holds_nobody_up(
     engine.add(Request("s", list(range(40)), SAMPLING))
     with pytest.raises(MemoryError, match="no room"):
         engine.step()
+
+
+def test_a_step_copies_none_of_the_cache(make_engine: Callable[..., Engine]) -> None:
+    def allocated_bytes(prompt_tokens: int) -> int:
+        engine = make_engine(dtype="bfloat16")
+        engine.add(Request("s", [7] * prompt_tokens, SAMPLING))
+        engine.step()
+        with torch.profiler.profile(profile_memory=True) as profile:
+            assert engine.step().batch_tokens == 1
+        return sum(max(event.self_cpu_memory_usage, 0) for event in profile.events() or [])
+
+    short, long = allocated_bytes(20), allocated_bytes(400)
+    assert 0 < long <= 1.2 * short, f"{short} bytes at 20 tokens of context, {long} at 400"

@@ -16,6 +16,7 @@ import torch
 from tandem_runtime.checkpoint.config import ModelConfig
 from tandem_runtime.checkpoint.config_json import config_from_json
 from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.quantization import loaded_bytes
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.model.decoder import Decoder
 from tandem_runtime.model.parallel import Ranks
@@ -40,11 +41,16 @@ def config() -> ModelConfig:
 class Shapes:
     """Weights of the right shapes and no content; every tensor is asked for once. `Weights`."""
 
+    dtype = torch.bfloat16
+
     def __init__(self, config: ModelConfig) -> None:
         self.left = config.tensor_shapes()
 
     def load(self, name: str) -> Tensor:
         return torch.empty(self.left.pop(name), dtype=torch.bfloat16, device="meta")
+
+    def quantized(self, name: str) -> None:
+        return None
 
     def rope_factors(self) -> Tensor | None:
         return None
@@ -116,22 +122,10 @@ def test_the_memory_of_eight_ranks(config: ModelConfig) -> None:
         cut = (PARAMETERS - norms) // RANKS
         assert sum(t.numel() for t in held) == cut + norms
         assert sum(t.nbytes for t in held) == 101_470_601_216 > H100_BYTES
-    fp8 = fp8_bytes(Sharding(config, RANKS).local)
+    fp8 = loaded_bytes(Sharding(config, RANKS).local, "fp8", item_bytes=2)
     assert fp8 == 51_289_167_872
     kv = H100_BYTES * 9 // 10 - fp8
     assert kv // (KV_TOKEN_BYTES // RANKS) > 300_000
-
-
-def fp8_bytes(config: ModelConfig) -> int:
-    """Of a model whose layers' linears are fp8 with a float32 scale for each output row.
-
-    Norms, embedding and head stay bf16 (engine.md 16).
-    """
-    total = 0
-    for name, shape in config.tensor_shapes().items():
-        quantised = name.endswith("_proj.weight")
-        total += math.prod(shape) * (1 if quantised else 2) + (4 * shape[0] if quantised else 0)
-    return total
 
 
 @pytest.mark.parametrize("size", [3, 5, 128])

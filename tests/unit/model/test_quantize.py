@@ -11,7 +11,6 @@ from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.engine.build import build_engine
 from tandem_runtime.engine.engine import Engine
-from tandem_runtime.engine.runner import MIN_ROWS
 from tandem_runtime.engine.sequence import Request
 from tandem_runtime.kernels.fp8_quantize import fp8_quantize_reference
 from tandem_runtime.kernels.scaled_linear import scaled_linear_reference
@@ -71,8 +70,7 @@ def test_a_row_does_not_depend_on_how_many_there_are(inputs: int, outputs: int, 
     )
     x = randn(256, inputs)
     whole = linear(x)
-    # Products of float32 take another path for one row; the runner pads its steps (MIN_ROWS).
-    for rows in ROWS[MIN_ROWS - 1 if form == "fp8" else 0 :]:
+    for rows in ROWS:
         for start in range(0, len(x) - rows + 1, rows):
             part = slice(start, start + rows)
             assert torch.equal(linear(x[part]), whole[part]), f"{rows} rows from {start}"
@@ -114,11 +112,15 @@ def tokens(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
     return out
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    ("weights", "kv_cache"),
+    [*((form, "auto") for form in FORMATS), ("none", "fp8"), ("fp8", "fp8")],
+)
 def test_a_stream_is_the_same_in_any_company(
-    form: str, tiny_checkpoint: Callable[..., Path]
+    weights: str, kv_cache: str, tiny_checkpoint: Callable[..., Path]
 ) -> None:
-    config = EngineConfig(f"file://{tiny_checkpoint()}", weights=form, kv_cache_bytes=1 << 23)
+    uri = f"file://{tiny_checkpoint()}"
+    config = EngineConfig(uri, weights=weights, kv_cache=kv_cache, kv_cache_bytes=1 << 23)
     random = torch.Generator().manual_seed(3)
     prompts = [torch.randint(0, 101, (n,), generator=random).tolist() for n in (5, 150, 33, 80)]
     together = tokens(build_engine(config), prompts)
@@ -140,11 +142,11 @@ def test_what_the_kv_was_computed_with_is_in_the_layout_hash(
     tiny_checkpoint: Callable[..., Path],
 ) -> None:
     uri = f"file://{tiny_checkpoint()}"
-    hashes = {
-        build_engine(EngineConfig(uri, weights=form, kv_cache_bytes=1 << 22)).layout_hash
-        for form in ("none", *FORMATS)
-    }
-    assert len(hashes) == 4
+    setups = [{"weights": form} for form in ("none", *FORMATS)]
+    setups += [{"kv_cache": "fp8"}, {"kv_cache": "fp8", "dtype": "float32"}]
+    engines = [build_engine(EngineConfig(uri, kv_cache_bytes=1 << 22, **s)) for s in setups]
+    assert len({engine.layout_hash for engine in engines}) == len(setups)
+    assert [engine.layout.token_bytes for engine in engines[-3:]] == [1024, 512, 512]
 
 
 def test_what_cannot_be_quantised_is_refused_with_what_works(
@@ -166,5 +168,7 @@ def test_what_cannot_be_quantised_is_refused_with_what_works(
     mixtral = open_checkpoint(tiny_checkpoint(**experts)).config
     with pytest.raises(ModelError, match=r"experts .* cannot be quantised yet: use weights none"):
         check_fits(mixtral, 1, "fp8")
+    with pytest.raises(ValueError, match="kv_cache 'int8' is none of auto, fp8"):
+        EngineConfig("file:///m", kv_cache="int8")
     with pytest.raises(ValueError, match="weights 'int5' is none of none, fp8, int8, int4"):
         EngineConfig("file:///m", weights="int5")

@@ -38,6 +38,7 @@ def test_the_demo_model_is_resolved_from_its_header(tmp_path: Path) -> None:
         "format": "gguf",
         "parameters": 134515008,
         "weightsBytes": 96576768,
+        "loadedBytes": 2 * 134515008,
         "kvBytesPerToken": 23040,
         "layers": 30,
         "heads": 9,
@@ -63,6 +64,32 @@ def test_the_context_can_be_smaller_than_the_model_s_but_not_larger() -> None:
 
 def test_kv_bytes_follow_the_dtype() -> None:
     assert resolve(URI, "float32", None)["kvBytesPerToken"] == 2 * 23040
+    assert resolve(URI, "float32", None, kv_cache="fp8")["kvBytesPerToken"] == 23040 // 2
+
+
+@pytest.mark.parametrize("weights", ["fp8", "int8", "int4"])
+def test_loaded_bytes_are_those_of_the_tensors(
+    weights: str, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    import torch
+    from tandem_runtime.checkpoint.open import open_checkpoint
+    from tandem_runtime.checkpoint.quantization import quantizable
+    from tandem_runtime.model.quantize import quantize
+
+    folder = tiny_checkpoint()
+    expected = 0
+    for name, shape in open_checkpoint(folder).config.tensor_shapes().items():
+        tensor = torch.zeros(shape, dtype=torch.bfloat16)
+        parts = list(quantize(tensor, weights)[:3]) if quantizable(name) else [tensor]
+        expected += sum(part.nbytes for part in parts if part is not None)
+    assert resolve(f"file://{folder}", "bfloat16", None, weights)["loadedBytes"] == expected
+
+
+def test_what_cannot_be_quantised_is_refused(tiny_checkpoint: Callable[..., Path]) -> None:
+    folder = tiny_checkpoint(hidden_size=72, num_attention_heads=2)
+    report = resolve(f"file://{folder}", "bfloat16", None, "int8")
+    assert (report["ok"], report["reason"]) == (False, "BadConfig")
+    assert "int8 weights need rows in multiples of 16" in report["message"]
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,17 @@ SMALL = ModelConfig(
 class Numbered:
     """Weights whose every element is another number; `Weights`."""
 
+    dtype = torch.int64
+
     def __init__(self, config: ModelConfig) -> None:
         self.shapes = config.tensor_shapes()
 
     def load(self, name: str) -> Tensor:
         shape = self.shapes[name]
         return torch.arange(1, 1 + torch.Size(shape).numel()).view(shape)
+
+    def quantized(self, name: str) -> None:
+        return None
 
     def rope_factors(self) -> Tensor | None:
         return None

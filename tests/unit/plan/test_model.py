@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from builders import NAMESPACE, RESOLVED, model_body
+from builders import NAMESPACE, RESOLVED, fleet_body, model_body
 from operator_world import World
-from tandem_operator.api.model import ModelSpec
+from tandem_operator.api.model import ModelSpec, Quantization
 from tandem_operator.kube.client import ApiError
 from tandem_operator.plan.model import inputs, retry_after_s
 from tandem_operator.resources import MODELS, PODS
@@ -47,7 +47,9 @@ def condition(world: World, type_: str) -> dict[str, Any] | None:
     return next((c for c in status(world)["conditions"] if c["type"] == type_), None)
 
 
-GOOD = {"ok": True, **{k: v for k, v in RESOLVED.items() if k not in ("uri", "dtype")}}
+KNOWN = ("uri", "dtype", "quantization")
+"""By the operator, which adds them to an answer."""
+GOOD = {"ok": True, **{k: v for k, v in RESOLVED.items() if k not in KNOWN}}
 BAD = {"ok": False, "reason": "UnsupportedArchitecture", "message": "qwen is not supported"}
 
 
@@ -201,6 +203,26 @@ def test_inputs_change_with_what_decides_the_answer_alone() -> None:
     assert inputs(spec) == inputs(spec.model_copy(update={"served_names": ("x",)}))
     assert inputs(spec) != inputs(spec.model_copy(update={"dtype": "float32"}))
     assert inputs(spec) != inputs(spec.model_copy(update={"max_context_tokens": 5}))
+    assert inputs(spec) == inputs(spec.model_copy(update={"quantization": Quantization()}))
+    int4 = Quantization(weights="int4")
+    assert inputs(spec) != inputs(spec.model_copy(update={"quantization": int4}))
+
+
+async def test_quantisation_reaches_resolver_and_pods() -> None:
+    quantization = {"weights": "int4", "kvCache": "fp8"}
+    flags = "--weights int4 --kv-cache fp8"
+    world = World()
+    world.kube.user_write(model_body(resolved=False, quantization=quantization))
+    await world.reconcile()
+    asked = world.body(PODS, resolver(world))["spec"]["containers"][0]["args"]
+    assert flags in " ".join(asked)
+    answer(world, GOOD)
+    await world.reconcile()
+    assert status(world)["resolved"]["quantization"] == quantization
+    world.kube.user_write(fleet_body(prefill=None, decode={"replicas": 1}))
+    await world.settle()
+    served = [pod["spec"]["containers"][0]["args"] for pod in world.kube.pods(NAMESPACE)]
+    assert any(flags in " ".join(args) and "--role" in args for args in served)
 
 
 async def test_a_resolver_that_cannot_be_made_says_why() -> None:

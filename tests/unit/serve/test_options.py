@@ -34,10 +34,12 @@ def test_the_budget_of_a_step_follows_the_device(device: str, tokens: int, secre
     assert parse(given, {}).engine.batch_tokens == 512
 
 
-def test_weights_are_quantised_where_asked(secret: Path) -> None:
+def test_weights_and_kv_are_quantised_where_asked(secret: Path) -> None:
     arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
     assert parse(arguments, {}).engine.weights == "none"
     assert parse([*arguments, "--weights", "int4"], {}).engine.weights == "int4"
+    assert parse(arguments, {}).engine.kv_dtype == "bfloat16"
+    assert parse([*arguments, "--kv-cache", "fp8"], {}).engine.kv_dtype == "fp8"
 
 
 @pytest.mark.parametrize(("device", "default"), [("cpu", 0), ("cuda", 4 << 30)])
