@@ -59,7 +59,7 @@ def fp8_quantize_triton(x: Tensor, groups: int = 1, bound: float = inf) -> tuple
     s = torch.empty((padded, groups), dtype=torch.float32, device=x.device)
     columns = inner // groups
     block = triton.next_power_of_2(columns)
-    warps = min(max(block // 1024, 1), 8)
+    warps = min(max(block // 1024, 1), 16)
     _fp8_quantize_kernel[(padded, groups)](
         x, q, s, rows, columns, bound, _SMALLEST, BLOCK=block, num_warps=warps
     )

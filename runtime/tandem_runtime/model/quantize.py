@@ -24,7 +24,7 @@ from tandem_runtime.checkpoint.quantization import INT4_GROUP
 from tandem_runtime.kernels.fp8_quantize import fp8_quantize_reference
 from tandem_runtime.kernels.int4_linear import unpack_int4
 
-_PIECE_ELEMENTS: Final = 1 << 24
+_PIECE_ELEMENTS: Final = 1 << 18
 
 
 class Quantized(NamedTuple):

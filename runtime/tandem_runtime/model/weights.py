@@ -37,8 +37,9 @@ _PIECE_BYTES = 1 << 26
 class Weights(Protocol):
     """A checkpoint's tensors, by Hugging Face name."""
 
-    dtype: torch.dtype
-    """That models compute in."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """That models compute in."""
 
     def load(self, name: str) -> Tensor:
         """A new tensor on the CPU, in `dtype`."""

@@ -148,6 +148,17 @@ def test_ranks_generate_what_one_generates(
         assert ids(generate(several, asked)) == ids(generate(one, asked))
 
 
+def test_ranks_of_a_quantised_model(tiny_checkpoint: Callable[..., Path]) -> None:
+    """Groups of 32 columns are the same in a share; each rank quantises its own."""
+    uri, requests = f"file://{tiny_checkpoint()}", prompts(101)
+    quantised = {"weights": "int4", "kv_cache": "fp8"}
+    with engine_of(uri, 1, **quantised) as one, engine_of(uri, 2, **quantised) as two:
+        expected = ids(generate(one, *requests))
+        assert ids(generate(two, *requests)) == expected
+        handed = replace(requests[0], request_id="h", tenant="other")
+        assert hand_over(two, one, handed, 16) == expected["s0"]
+
+
 def test_a_preempted_stream_of_two_ranks(tiny_checkpoint: Callable[..., Path]) -> None:
     uri = f"file://{tiny_checkpoint()}"
     long = msgspec.structs.replace(GREEDY, max_tokens=90)

@@ -15,6 +15,7 @@ from tandem_runtime.checkpoint import progress
 from tandem_runtime.checkpoint.config_json import config_from_json
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.open import open_checkpoint
+from tandem_runtime.checkpoint.quantization import loaded_bytes
 from tandem_runtime.model.weights import open_weights
 
 CONFIG = {
@@ -44,7 +45,8 @@ cpu = torch.device("cpu")
 with torch.inference_mode():
     Linear(torch.zeros(64, 64, dtype=torch.bfloat16))(torch.zeros(4, 64, dtype=torch.bfloat16))
     before = peak_bytes()
-    model = Decoder(checkpoint.config, open_weights(checkpoint, torch.bfloat16), 128, cpu)
+    weights = open_weights(checkpoint, torch.bfloat16)
+    model = Decoder(checkpoint.config, weights, 128, cpu, quantization=sys.argv[2])
 print(peak_bytes() - before)
 """
 
@@ -63,7 +65,8 @@ def write_shard(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
     return end
 
 
-def test_the_peak_is_the_weights_and_at_most_one_shard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["none", "int8", "int4"])
+def test_the_peak_is_the_weights_and_at_most_one_shard(tmp_path: Path, weights: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     shapes = config_from_json(CONFIG, ()).tensor_shapes()
     sizes = []
@@ -73,11 +76,12 @@ def test_the_peak_is_the_weights_and_at_most_one_shard(tmp_path: Path) -> None:
         mine = {n: s for n, s in layers.items() if int(n.split(".")[2]) // 2 == shard}
         sizes.append(write_shard(tmp_path / f"model-{shard}.safetensors", others | mine))
     measured = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", MEASURE, str(tmp_path), weights], capture_output=True, text=True
     )
     assert measured.returncode == 0, measured.stderr
     peak = int(measured.stdout)
-    assert sum(sizes) * 0.9 < peak < sum(sizes) + max(sizes)
+    held = loaded_bytes(config_from_json(CONFIG, ()), weights, item_bytes=2)
+    assert held * 0.9 < peak < held + max(sizes)
 
 
 def test_progress_is_told(
