@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 from hash_engine import LAYOUT, HashRunner
-from tandem_runtime.engine.engine import Engine, EngineStats
+from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request, StreamOutput
+from tandem_runtime.engine.stats import EngineStats
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff import handshake
 from tandem_runtime.kv.handoff.connection import Connection

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from tandem_runtime import contract
-from tandem_runtime.engine.engine import EngineStats
+from tandem_runtime.engine.stats import EngineStats
 from tandem_runtime.frontend.metrics import RequestMetrics
 from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.kv.handoff.exporter import Exporter

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from tandem_runtime.engine.engine import Engine, EngineStats
+from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import StepOutput, StreamOutput
+from tandem_runtime.engine.stats import EngineStats
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,32 @@
+"""What an engine says of itself, for metrics and for the pod's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine now (streams and blocks) and since it started (token counts)."""
+
+    running: int
+    waiting: int
+    receiving: int
+    held: int
+    """Exports whose KV is kept until `release`, and frozen streams."""
+    total_blocks: int
+    held_blocks: int
+    """In use by streams."""
+    cached_blocks: int
+    """Free, and findable by the prefix cache."""
+    preemptions: int
+    prompt_tokens: int
+    """Of streams admitted to be computed here."""
+    cached_tokens: int
+    """Of those, found in the prefix cache."""
+    generated_tokens: int
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of blocks in use by streams, 0..1."""
+        return self.held_blocks / self.total_blocks
