@@ -290,7 +290,10 @@ class Engine:
 
         KV that has not come is computed here; that of the last known token always is.
         """
-        self._scheduler.start(self._receiving(request_id))
+        sequence = self._receiving(request_id)
+        if not sequence.granted or sequence.computed_tokens >= sequence.known_tokens:
+            raise ValueError(f"{request_id}: no token is left to compute, or none was granted")
+        self._scheduler.start(sequence)
 
     def start_decode(self, request_id: str, first: SampledToken) -> StreamOutput:
         """All KV is written: go on from `first`, which the prefill pod sampled.
