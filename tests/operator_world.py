@@ -66,7 +66,9 @@ class World:
         """A new operator process: everything that was only in memory is gone."""
         cached = CachedReader(self)
         self.facts = Facts()
-        observer = Observer(cached, LiveReader(self.kube, cached), self, self.facts, self.clock)
+        taints = self.settings.drain_taints
+        live = LiveReader(self.kube, cached)
+        observer = Observer(cached, live, self, self.facts, self.clock, taints)
         executor = FaultyExecutor(self, Executor(self.kube, self, self, lambda n: b"k" * n))
         self.reconciler = Reconciler(
             observer, executor, self.facts, AlwaysLeader(), Metrics(), self.settings, self.clock

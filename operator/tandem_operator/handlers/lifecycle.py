@@ -55,7 +55,8 @@ class Leader:
         self._queue: KeyedQueue[Key] = KeyedQueue(time.monotonic, lambda: random.uniform(0.8, 1.2))
         cached = CachedReader(self._cache)
         recorder = EventRecorder(kube, settings.pod_name, time.time)
-        observer = Observer(cached, LiveReader(kube, cached), pods, self._facts, time.time)
+        live = LiveReader(kube, cached)
+        observer = Observer(cached, live, pods, self._facts, time.time, settings.drain_taints)
         executor = Executor(kube, pods, recorder, os.urandom)
         self._reconciler = Reconciler(
             observer, executor, self._facts, lease, metrics, settings, time.time
