@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from hash_engine import LAYOUT, HashRunner
 from tandem_runtime.engine.engine import Engine
-from tandem_runtime.engine.sequence import Request, StreamOutput
+from tandem_runtime.engine.sequence import Request, SampledToken, StreamOutput
 from tandem_runtime.engine.stats import EngineStats
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff import handshake
@@ -83,6 +83,37 @@ class PrefillPod(Pod):
 @dataclass
 class DecodePod(Pod):
     importer: Importer
+    exporter: Exporter
+    port: int
+    running: dict[str, LocalStream]
+    pauses_s: list[float]
+
+    @property
+    def target(self) -> PrefillTarget:
+        return PrefillTarget(self.exporter.identity.layout.pod, "127.0.0.1", self.port)
+
+    async def begin(self, ask: GenerateRequest) -> LocalStream:
+        """A stream that is decoded here, prompt and all."""
+        stream = self.running[ask.stream_id] = LocalStream(self, ask)
+        request = Request(stream.request_id, ask.prompt_ids, ask.sampling, ask.output_ids)
+        await self.worker.call(lambda engine: engine.add(request))
+        return stream
+
+    async def take_over(self, stream: LocalStream, source: PrefillTarget) -> LocalStream:
+        """The stream as it goes on here, from what a gateway may know of it."""
+        ask = msgspec.structs.replace(
+            stream.ask,
+            epoch=stream.ask.epoch + 1,
+            output_ids=[*stream.ask.output_ids, *stream.ids],
+            take_from=source,
+        )
+        mine = LocalStream(self, ask)
+        request = Request(mine.request_id, ask.prompt_ids, ask.sampling, ask.output_ids)
+        taken = await self.importer.take_over(request, ask)
+        told = [SampledToken(t.token_id, t.logprob, t.top_logprobs) for t in taken.tokens]
+        mine.tokens[:0] = told
+        self.running[ask.stream_id] = mine
+        return mine
 
     async def generate(self, ask: GenerateRequest) -> list[StreamOutput]:
         """All outputs of a stream, from its first token on."""
@@ -96,6 +127,41 @@ class DecodePod(Pod):
         while outputs[-1].finish_reason is None:
             outputs.append(await asyncio.wait_for(later.get(), 20))
         return outputs
+
+
+class LocalStream:
+    """A stream that a pod decodes, with its tokens; `Running` to the handoff."""
+
+    def __init__(self, pod: DecodePod, ask: GenerateRequest) -> None:
+        self.ask = ask
+        self.request_id = f"{ask.stream_id}#{ask.epoch}"
+        self.tokens: list[SampledToken] = []
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """The finish reason, or the pod that it moved to."""
+        self._pod = pod
+        pod.worker.route(self.request_id, self._take)
+
+    @property
+    def known_tokens(self) -> int:
+        return len(self.ask.prompt_ids) + len(self.ask.output_ids) + len(self.tokens)
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.token_id for token in self.tokens]
+
+    def tokens_from(self, position: int) -> list[SampledToken]:
+        begun = len(self.ask.prompt_ids) + len(self.ask.output_ids)
+        return self.tokens[position - begun :]
+
+    def moved(self, pod: str) -> None:
+        self.ended.set_result(pod)
+
+    def _take(self, output: StreamOutput, began_s: float) -> None:
+        assert not self.ended.done(), "a token after the end"
+        if output.token is not None:
+            self.tokens.append(output.token)
+        if output.finish_reason is not None:
+            self.ended.set_result(output.finish_reason)
 
 
 def ask(

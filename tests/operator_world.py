@@ -86,7 +86,9 @@ class World:
         """A new operator process: everything that was only in memory is gone."""
         cached = CachedReader(self)
         self.facts = Facts()
-        observer = Observer(cached, LiveReader(self.kube, cached), self, self.facts, self.clock)
+        taints = self.settings.drain_taints
+        live = LiveReader(self.kube, cached)
+        observer = Observer(cached, live, self, self.facts, self.clock, taints)
         self.metrics = Metrics()
         self.autoscaler = Autoscaler(
             cached, self, self.facts, self.metrics, self.clock, self.prometheus

@@ -75,6 +75,7 @@ class Reason(StrEnum):
     SCALE_IN = "ScaleIn"
     REPLICAS_SET = "ReplicasSet"
     REPLICAS_OVERWRITTEN = "ReplicasOverwritten"
+    NODE_DRAINING = "NodeDraining"
     POD_FAILED = "PodFailed"
     POOL_REMOVED = "PoolRemoved"
     POOL_DELETED = "PoolDeleted"

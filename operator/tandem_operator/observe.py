@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
@@ -36,6 +36,7 @@ from tandem_operator.plan.resolver import resolver_view
 from tandem_operator.plan.views import (
     FleetSnapshot,
     PodView,
+    drained_nodes,
     fleet_view,
     gateway_view,
     model_view,
@@ -48,6 +49,7 @@ from tandem_operator.resources import (
     DEPLOYMENTS,
     FLEETS,
     MODELS,
+    NODES,
     PODS,
     POOLS,
     REVISIONS,
@@ -75,14 +77,18 @@ WATCHED = (
     SERVICES,
     SERVICE_ACCOUNTS,
     ROLE_BINDINGS,
+    NODES,
 )
+CLUSTER = ""
+"""Where caches have what is in no namespace."""
 VOLUMES_PATIENCE_S = 30.0
 _ANY: Labels = {}
 
 
 def selector(resource: Resource) -> dict[str, str]:
     """What is watched and listed of a kind: all of ours, only what we made of Kubernetes' own."""
-    return {} if resource in (MODELS, FLEETS, SCALING_POLICIES) else {LABEL_MANAGED_BY: MANAGED_BY}
+    everyones = resource in (MODELS, FLEETS, SCALING_POLICIES, NODES)
+    return {} if everyones else {LABEL_MANAGED_BY: MANAGED_BY}
 
 
 class Reader(Protocol):
@@ -158,7 +164,9 @@ class Observer:
         pods: StateSource,
         facts: Facts,
         now_s: Callable[[], float],
+        drain_taints: Collection[str] = (),
     ) -> None:
+        self._drain_taints = drain_taints
         self._cached = cached
         self._live = live
         self._pods = pods
@@ -211,6 +219,10 @@ class Observer:
             latency=self._facts.latency(key.namespace, key.name),
             scaled=scaled,
             refused=self._facts.refusal(key),
+            # Never live: all nodes of a cluster are much to read, and a taint is only a beginning.
+            drained_nodes=drained_nodes(
+                await self._cached.list(NODES, CLUSTER, _ANY), self._drain_taints
+            ),
         )
 
     async def _states(self, pods: list[PodView]) -> dict[str, PodState]:

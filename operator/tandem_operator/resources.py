@@ -10,7 +10,7 @@ from tandem_runtime.contract import GROUP, VERSION
 
 @dataclass(frozen=True)
 class Resource:
-    """One namespaced kind."""
+    """One kind; all but Node are namespaced."""
 
     api_version: str
     kind: str
@@ -51,6 +51,8 @@ BUDGETS: Final = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudg
 ROLE_BINDINGS: Final = Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 LEASES: Final = Resource("coordination.k8s.io/v1", "Lease", "leases")
 EVENTS: Final = Resource("events.k8s.io/v1", "Event", "events")
+NODES: Final = Resource("v1", "Node", "nodes")
+"""Of the cluster, not of a namespace: watched, and neither read otherwise nor written."""
 
 ALL: Final = (
     MODELS,

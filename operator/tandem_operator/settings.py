@@ -9,6 +9,12 @@ from tandem_operator import __version__
 
 SHORTEST_S = 0.1
 SERVICE_TYPES = ("ClusterIP", "NodePort", "LoadBalancer")
+DRAIN_TAINTS = (
+    "node.kubernetes.io/unschedulable",
+    "ToBeDeletedByClusterAutoscaler",
+    "karpenter.sh/disrupted",
+)
+"""`kubectl cordon` and `kubectl drain`, and the two usual autoscalers."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Settings:
     """The longest stream that a leaving gateway waits for."""
     watch_namespaces: tuple[str, ...] = ()
     """Comma-separated; empty: all namespaces."""
+    drain_taints: tuple[str, ...] = DRAIN_TAINTS
+    """Comma-separated keys of the taints that say that a node is to be drained."""
     workers: int = 8
     """Reconciles at a time, of different keys."""
     resync_s: float = 300.0

@@ -64,7 +64,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PrefillTarget(msgspec.Struct, frozen=True):
-    """The prefill pod that a decode pod asks for a stream's KV cache."""
+    """The pod that a decode pod asks for a stream's KV cache."""
 
     pod: str
     host: str
@@ -83,6 +83,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """None: compute the prompt here (aggregated pools, and a decode pod without a partner)."""
     tenant: str = "default"
     cache_salt: str = ""
+    take_from: PrefillTarget | None = None
+    """The pod that decodes the stream now: take it over while it runs. That pod's attempt goes on
+    until the first event of this one."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -123,9 +126,13 @@ class GenerateEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     """A sentence for the user."""
     error_code: str | None = None
-    """Retryable: `draining`, `prefill_lost`, `overloaded`, `lease_expired`, `internal`. Not:
-    `bad_request` (the client's fault), `not_finite` (the model's output is not a number)."""
+    """Retryable: `draining`, `prefill_lost`, `overloaded`, `lease_expired`, `internal`, `moved`
+    (the stream goes on elsewhere), `not_moved` (it goes on where it was). Not: `bad_request` (the
+    client's fault), `not_finite` (the model's output is not a number)."""
     retryable: bool = False
+    taken_over: bool = False
+    """The first event of an attempt with `take_from`: the stream goes on here. `token_ids` are all
+    that the other pod generated after the request's `output_ids`, sent by it or not."""
     failed_pod: str | None = None
     """Name of the pod at fault, where it is not the one that answers."""
 

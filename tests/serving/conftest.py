@@ -169,6 +169,16 @@ def split_pods(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PodPr
         yield prefill.wait_ready(), decode.wait_ready()
 
 
+@pytest.fixture(scope="session")
+def decode_pair(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[PodProcess, PodProcess]]:
+    """Two decode pods."""
+    with pod_processes(tmp_path_factory.mktemp("pair")) as start:
+        one, other = (start(f"decode-{n}", Role.DECODE, wait=False) for n in "ab")
+        yield one.wait_ready(), other.wait_ready()
+
+
 @pytest.fixture
 def start_pod(tmp_path: Path) -> Iterator[StartPod]:
     with pod_processes(tmp_path) as start:

@@ -59,7 +59,8 @@ class Leader:
         self._queue: KeyedQueue[Key] = KeyedQueue(time.monotonic, lambda: random.uniform(0.8, 1.2))
         cached = CachedReader(self._cache)
         recorder = EventRecorder(kube, settings.pod_name, time.time)
-        observer = Observer(cached, LiveReader(kube, cached), pods, self._facts, time.time)
+        live = LiveReader(kube, cached)
+        observer = Observer(cached, live, pods, self._facts, time.time, settings.drain_taints)
         prometheus = None
         if settings.prometheus_url:
             prometheus = Prometheus(settings.prometheus_url, settings.prometheus_token_file)

@@ -12,8 +12,8 @@ from typing import Any
 import kopf
 
 from tandem_operator.keys import Key, keys_of
-from tandem_operator.observe import WATCHED, selector
-from tandem_operator.resources import FLEETS, Resource
+from tandem_operator.observe import CLUSTER, WATCHED, selector
+from tandem_operator.resources import FLEETS, NODES, PODS, Resource
 
 SETTLE_S = 0.05
 """Events come in bursts, and the cache is a moment behind our own writes."""
@@ -49,6 +49,10 @@ def index_name(resource: Resource) -> str:
 
 def trimmed(resource: Resource, body: Body) -> dict[str, Any]:
     """A body as it is kept: without managedFields, the largest part and of no use to a plan."""
+    if resource == NODES:  # large, and a node's taints are all that anybody asks for
+        taints = (body.get("spec") or {}).get("taints") or []
+        metadata = {key: body["metadata"][key] for key in ("name", "uid")}
+        return {"metadata": metadata, "spec": {"taints": taints}}
     metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
     kept = {key: body[key] for key in body if key != "metadata"}
     head = {"apiVersion": resource.api_version, "kind": resource.kind}
@@ -81,7 +85,11 @@ def _register(
 ) -> None:
     @kopf.index(*_selector(resource), id=index_name(resource), registry=registry)
     def index(body: kopf.Body, **_: Any) -> dict[str, Any]:
-        return {body["metadata"]["namespace"]: trimmed(resource, body)}
+        return {body["metadata"].get("namespace", CLUSTER): trimmed(resource, body)}
+
+    if resource == NODES:
+        _register_nodes(registry, cache, add)
+        return
 
     @kopf.on.event(*_selector(resource), id=f"{resource.plural}_events", registry=registry)
     async def event(body: kopf.Body, type: str | None = None, **_: Any) -> None:
@@ -89,6 +97,27 @@ def _register(
         fleets = [fleet["metadata"]["name"] for fleet in cache.objects(FLEETS, namespace)]
         for key in keys_of(resource, body, fleets, gone=type == "DELETED"):
             add(key, SETTLE_S)
+
+
+def _register_nodes(
+    registry: kopf.OperatorRegistry, cache: IndexCache, add: Callable[[Key, float], None]
+) -> None:
+    """A node whose taints change concerns the fleets that have pods there; heartbeats nobody."""
+    tainted: dict[str, frozenset[str]] = {}
+
+    @kopf.on.event(*_selector(NODES), id="nodes_events", registry=registry)
+    async def event(body: kopf.Body, **_: Any) -> None:
+        name = str(body["metadata"]["name"])
+        spec: Mapping[str, Any] = body.get("spec") or {}
+        taints = frozenset(str(taint.get("key")) for taint in spec.get("taints") or ())
+        if taints == tainted.get(name, frozenset()):
+            return
+        tainted[name] = taints
+        for namespace in cache.namespaces(PODS):
+            for pod in cache.objects(PODS, namespace):
+                if (pod.get("spec") or {}).get("nodeName") == name:
+                    for key in keys_of(PODS, pod, ()):
+                        add(key, SETTLE_S)
 
 
 def configure(settings: kopf.OperatorSettings) -> None:

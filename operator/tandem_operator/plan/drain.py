@@ -5,7 +5,7 @@ nothing, (3) waiting until it says that nothing is in flight, (4) deletion. Ever
 or repeated. A pod that does not answer is waited for until the drain timeout, since its streams may
 go on without us.
 
-A node that is to be drained (a taint) will enter here as one more reason.
+A pod whose node is to be drained (a taint) leaves likewise, once another has taken its place.
 """
 
 from __future__ import annotations

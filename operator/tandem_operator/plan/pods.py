@@ -94,6 +94,7 @@ def _pool_state(
                 alone=pod.role == "both",
                 in_flight=state.in_flight if state else 0,
                 slot=pod.slot,
+                displaced=snapshot.displaces(pod),
             )
         )
     return PoolState(
@@ -126,11 +127,12 @@ def _leaving(
     step: PoolStep,
     rolling: bool,
 ) -> list[drain.Leaving]:
-    reason = Reason.ROLLING_OUT if rolling else Reason.SCALE_IN
+    usual = Reason.ROLLING_OUT if rolling else Reason.SCALE_IN
     timeout_s = fleet.spec.disruption.drain_timeout_seconds
     entries = []
     for pod in own:
         if pod.name in step.leave:
+            reason = Reason.NODE_DRAINING if pod.name in step.displaced else usual
             entries.append(drain.start(pod, reason, snapshot.now_s))
         elif pod.name in step.stay:
             entries.append(drain.cancel(pod))

@@ -18,6 +18,8 @@ Invariants, each tested:
 4. A broken pod of the target halts: nothing more leaves or is made of the target, and the serving
    revision is refilled.
 5. The last prefill pod of a revision stays until its decode pods are gone.
+6. A Ready pod whose node is to be drained (*displaced*) leaves only when size - maxUnavailable
+   others are available, room or not.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class Member:
     """It needs no prefill partner (role both)."""
     in_flight: int = 0
     slot: int = 0
+    displaced: bool = False
+    """Its node is to be drained: it serves until another pod has taken its place."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class PoolState:
 
     @property
     def new(self) -> list[Member]:
-        return [m for m in self.active if m.revision == self.target]
+        """Those that are to stay."""
+        return [m for m in self.active if m.revision == self.target and not m.displaced]
 
     @property
     def old(self) -> list[Member]:
@@ -79,6 +84,8 @@ class PoolStep:
     """Names of pods that have to go."""
     stay: tuple[str, ...] = ()
     """Names of leaving pods that are wanted again."""
+    displaced: tuple[str, ...] = ()
+    """Of those that leave, the ones whose node is to be drained."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,9 @@ def routable(pools: Sequence[PoolState]) -> frozenset[str]:
 
 def _proven(pools: Sequence[PoolState]) -> bool:
     """Whether every pool that should have pods has a Ready one of the target."""
-    return all(any(m.ready for m in p.new) for p in pools if p.size > 0)
+    return all(
+        any(m.ready and m.revision == p.target for m in p.active) for p in pools if p.size > 0
+    )
 
 
 def _rolling(pools: Sequence[PoolState]) -> bool:
@@ -142,7 +151,8 @@ def next_step(pools: Sequence[PoolState]) -> Step:
         leave = _leave(states[i], states, rolling, halted, proven)
         states[i] = _with_leaving(states[i], leave)
         stay, create = _refill(states[i], rolling, halted, proven)
-        steps[i] = PoolStep(create, tuple(leave), stay)
+        displaced = {m.name for m in states[i].members if m.displaced}
+        steps[i] = PoolStep(create, tuple(leave), stay, tuple(n for n in leave if n in displaced))
     return Step(tuple(steps), rolling, halted, proven)
 
 
@@ -188,14 +198,28 @@ def _leave(
     """Names of the pods that go now, in order."""
     surplus = len(pool.new) - pool.size
     leaving = [m.name for m in _departure_order(pool, pool.new)[: max(0, surplus)]]
+    others = [p for p in pools if p is not pool]
+    displaced = [m for m in pool.active if m.displaced and m.revision == pool.target]
+    for member in _departure_order(pool, displaced):
+        if _has_made_way(_with_leaving(pool, leaving), member, others):
+            leaving.append(member.name)
     if not rolling:
         return leaving
-    others = [p for p in pools if p is not pool]
     for member in _departure_order(pool, pool.old):
         now = _with_leaving(pool, leaving)
         if _may_leave(now, member, others, halted, proven):
             leaving.append(member.name)
     return leaving
+
+
+def _has_made_way(pool: PoolState, member: Member, others: Sequence[PoolState]) -> bool:
+    """Whether a displaced pod of the target may go: others serve in its stead."""
+    if not member.ready:
+        return True
+    after_pool = _with_leaving(pool, [member.name])
+    after = routable([after_pool, *others])
+    enough = _available(after_pool, after) >= pool.size - pool.max_unavailable
+    return enough and _partner_stays(pool, member, others) and _covered(pool, others, after)
 
 
 def _may_leave(
@@ -325,7 +349,7 @@ def _room(pool: PoolState) -> int:
 
 def _missing(pool: PoolState, halted: bool) -> int:
     """Pods of the serving revision that have to come back while the target is unproven."""
-    serving = sum(m.revision == pool.serving for m in pool.active)
+    serving = sum(m.revision == pool.serving and not m.displaced for m in pool.active)
     ready_new = sum(m.ready for m in pool.new)
     allowance = 0 if halted else pool.max_unavailable + (_starved(pool) and pool.size > 1)
     return pool.size - serving - ready_new - allowance
@@ -333,7 +357,8 @@ def _missing(pool: PoolState, halted: bool) -> int:
 
 def _returning(pool: PoolState, revision: str, count: int) -> tuple[str, ...]:
     """Leaving pods of a revision that serve again instead of making new ones."""
-    able = [m for m in pool.members if m.leaving and m.ready and m.revision == revision]
+    gone = [m for m in pool.members if m.leaving and m.ready and not m.displaced]
+    able = [m for m in gone if m.revision == revision]
     return tuple(m.name for m in sorted(able, key=lambda m: m.slot)[:count])
 
 

@@ -7,7 +7,7 @@ parses (a newer CRD than this operator) raises pydantic.ValidationError.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +197,9 @@ class PodView:
     """The Model whose weights it has."""
     unready_s: float | None = None
     """Since when it is not Ready, where the kubelet says so."""
+    node: str | None = None
+    tolerated: frozenset[str] = frozenset()
+    """Keys of the taints that it tolerates; an empty one: all."""
 
     @property
     def ref(self) -> Ref:
@@ -229,7 +232,7 @@ def _time(text: str | None) -> float | None:
 
 def pod_view(body: Body) -> PodView:
     """Parse a runtime pod."""
-    meta, status = body["metadata"], body.get("status") or {}
+    meta, status, spec = body["metadata"], body.get("status") or {}, body.get("spec") or {}
     labels, annotations = meta.get("labels") or {}, meta.get("annotations") or {}
     conditions = {c["type"]: c for c in status.get("conditions", ())}
     scheduled = conditions.get("PodScheduled", {})
@@ -259,6 +262,8 @@ def pod_view(body: Body) -> PodView:
         served_names=annotations.get(ANNOTATION_SERVED_NAMES),
         model=labels.get(LABEL_MODEL, ""),
         unready_s=None if ready else _time(ready_condition.get("lastTransitionTime")),
+        node=spec.get("nodeName"),
+        tolerated=frozenset(str(t.get("key") or "") for t in spec.get("tolerations") or ()),
     )
 
 
@@ -354,6 +359,25 @@ class FleetSnapshot:
     """The last decisions for autoscaled pools, by pool name."""
     refused: str | None = None
     """Why the last plan could not make an object: a quota, an admission policy."""
+    drained_nodes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Nodes that somebody drains, or is about to, with the keys of the taints that say so."""
+
+    def displaces(self, pod: PodView) -> bool:
+        """Whether the pod has to go because its node does. One that tolerates the taint stays: its
+        replacement could come to the same node, and would have to go as well."""
+        taints = self.drained_nodes.get(pod.node or "", frozenset())
+        return bool(taints - pod.tolerated) and "" not in pod.tolerated
+
+
+def drained_nodes(nodes: Iterable[Body], keys: Collection[str]) -> Mapping[str, frozenset[str]]:
+    """By node, the taints with these keys that keep new pods away."""
+    found = {}
+    for node in nodes:
+        taints = (node.get("spec") or {}).get("taints") or ()
+        barring = [t["key"] for t in taints if t.get("effect") in ("NoSchedule", "NoExecute")]
+        if wanted := frozenset(key for key in barring if key in keys):
+            found[str(node["metadata"]["name"])] = wanted
+    return found
 
 
 def check_key(pool: str, revision: str) -> str:

@@ -7,14 +7,18 @@ flight*: `step` launches the next one, then collects the tokens of the one befor
     add ---> waiting ---> running ---> gone, with its finish reason      (serve it here)
     add(export) --------> running ---> held ---> release                 (prefill for another pod)
     expect ---> receiving: grant, write_kv ... start_decode ---> running (decode after a handoff)
+    running --> freeze ---> frozen: read_kv ---> abort, or thaw          (another pod goes on)
+    expect ---> receiving: grant, extend, write_kv ... resume ---> running      (that pod)
 
 `abort` ends a stream in any of these states; its blocks are free when no step in flight uses them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Ids
 from dataclasses import replace
 
+from tandem_runtime.engine.admission import Capacity, check_request
 from tandem_runtime.engine.batch import Work, build_batch
 from tandem_runtime.engine.flight import Flight, Payload, Runner
 from tandem_runtime.engine.scheduler import Scheduler
@@ -148,7 +152,7 @@ class Engine:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             receiving=len(scheduler.receiving),
-            held=len(scheduler.held),
+            held=len(scheduler.held) + len(scheduler.frozen),
             total_blocks=scheduler.pool.total_blocks,
             held_blocks=scheduler.pool.held_blocks,
             cached_blocks=scheduler.pool.cached_blocks,
@@ -189,7 +193,7 @@ class Engine:
 
     # -- KV out: prefill for another pod ----------------------------------------------------------
     def read_kv(self, request_id: str, start_token: int, end_token: int) -> memoryview:
-        """Canonical KV of an export's known tokens [start, end), which its spans have covered.
+        """Canonical KV of a stream's tokens [start, end), all of them computed.
 
         Returns:
             `(end - start) * layout.token_bytes` bytes, [layer, k|v, kv head, token, head dim].
@@ -206,20 +210,44 @@ class Engine:
         """Let an export's blocks go (its KV has arrived); False if there is none of that name."""
         return self.abort(request_id)
 
+    # -- KV out: a running stream for another pod --------------------------------------------------
+    def computed_tokens(self, request_id: str) -> int:
+        """Known tokens whose KV can be read."""
+        return self._stream(request_id).computed_tokens
+
+    def freeze(self, request_id: str) -> bool | None:
+        """Stop a running or waiting stream between two steps, with its KV.
+
+        None while a step in flight computes it: its token still comes, ask again after the step.
+        Raises KeyError once the stream has ended.
+        """
+        sequence = self._stream(request_id)
+        self._scheduler.freeze(sequence)
+        return None if sequence.in_flight_tokens else True
+
+    def thaw(self, request_id: str) -> None:
+        """A frozen stream goes on here; others, and such as have ended, are left alone."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None and sequence.state is State.FROZEN:
+            self._scheduler.thaw(sequence)
+
     # -- KV in: decode after a handoff ------------------------------------------------------------
-    def expect(self, request: Request) -> FinishReason | None:
+    def expect(self, request: Request, headroom_tokens: int = 0) -> FinishReason | None:
         """Register a stream whose KV another pod computes; it takes no blocks yet.
 
-        Returns and raises as `add`.
+        `headroom_tokens`: how many more `extend` may make known, for a stream that is being
+        decoded. Returns and raises as `add`.
         """
         self._check(request)
         ended = self._ended(request)
         if ended is None:
-            self._scheduler.expect(self._sequence(request))
+            sequence = self._sequence(request)
+            sequence.headroom_tokens = min(headroom_tokens, sequence.growth_tokens)
+            self._scheduler.expect(sequence)
         return ended
 
     def grant(self, request_id: str, upto_tokens: int) -> Grant | None:
-        """Blocks for the KV of the stream's first `upto_tokens` known tokens.
+        """Blocks for the KV of the stream's first `upto_tokens` tokens, its headroom included.
 
         The first grant says how many tokens the prefix cache holds. None: no room now, ask again
         after a step. Once a first grant was given, later ones always succeed.
@@ -253,6 +281,33 @@ class Engine:
         self._runner.write_kv(sequence.block_ids, start_token, payload)
         sequence.computed_tokens = end_token
 
+    def extend(self, request_id: str, token_ids: Ids[int]) -> None:
+        """The pod that decodes a receiving stream has chosen these meanwhile.
+
+        Raises:
+            ValueError: they are more than the headroom, or not in the vocabulary.
+        """
+        sequence = self._receiving(request_id)
+        if len(token_ids) > sequence.headroom_tokens:
+            raise ValueError(
+                f"{request_id}: {len(token_ids)} more tokens came, and there is room for "
+                f"{sequence.headroom_tokens}"
+            )
+        if any(not 0 <= token_id < self.vocab_size for token_id in token_ids):
+            raise ValueError(f"{request_id}: a token is not in 0..{self.vocab_size - 1}")
+        sequence.token_ids.extend(token_ids)
+        sequence.headroom_tokens -= len(token_ids)
+
+    def resume(self, request_id: str) -> None:
+        """The other pod has frozen a receiving stream: go on after its last known token.
+
+        KV that has not come is computed here; that of the last known token always is.
+        """
+        sequence = self._receiving(request_id)
+        if not sequence.granted or sequence.computed_tokens >= sequence.known_tokens:
+            raise ValueError(f"{request_id}: no token is left to compute, or none was granted")
+        self._scheduler.start(sequence)
+
     def start_decode(self, request_id: str, first: SampledToken) -> StreamOutput:
         """All KV is written: go on from `first`, which the prefill pod sampled.
 
@@ -277,37 +332,12 @@ class Engine:
 
     # -- the inside -------------------------------------------------------------------------------
     def _check(self, request: Request) -> None:
-        prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
         if request.request_id in self._sequences:
             raise RequestRefused(f"stream {request.request_id!r} is already in the engine")
-        if prompt == 0:
-            raise RequestRefused("the prompt is empty: give at least one token")
-        if max_tokens < 1:
-            raise RequestRefused(f"max_tokens is {max_tokens}: ask for at least 1")
-        known = (*request.prompt_ids, *request.output_ids)
-        for token_id in (min(known), max(known)):
-            if not 0 <= token_id < self.vocab_size:
-                raise RequestRefused(
-                    f"token id {token_id} is not in the vocabulary, 0..{self.vocab_size - 1}"
-                )
-        for token_id, _ in request.sampling.logit_bias:
-            if not 0 <= token_id < self.vocab_size:
-                raise RequestRefused(
-                    f"logit_bias names token id {token_id}, not in 0..{self.vocab_size - 1}"
-                )
-        if request.sampling.grammar and request.grammar is None:
-            raise RequestRefused("the grammar is not compiled")
-        if prompt + max_tokens > self.max_context_tokens:
-            raise RequestRefused(
-                f"the prompt has {prompt} tokens and max_tokens is {max_tokens}: together "
-                f"{prompt + max_tokens}, more than the context of {self.max_context_tokens}"
-            )
-        # The last token's KV is never needed.
-        if prompt + max_tokens - 1 > self.kv_capacity_tokens:
-            raise RequestRefused(
-                f"the prompt has {prompt} tokens and max_tokens is {max_tokens}: together more "
-                f"than the {self.kv_capacity_tokens} tokens that this pod's KV cache holds"
-            )
+        check_request(
+            request,
+            Capacity(self.vocab_size, self.max_context_tokens, self.kv_capacity_tokens),
+        )
 
     def _ended(self, request: Request) -> FinishReason | None:
         if not request.output_ids:

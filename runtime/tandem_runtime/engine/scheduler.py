@@ -21,6 +21,9 @@ Streams whose KV comes from another pod: the first grant is given only when the 
 rest of the prompt beside what other such streams still have coming (their *promise*); a later grant
 then always succeeds, if need be by preempting. Two of them never starve each other. First grants
 and the queue keep to one order of arrival, so neither starves the other.
+
+Streams that another pod takes over: frozen ones keep their blocks and are in no step. When a
+promise can be kept in no other way, a frozen one loses its blocks; if nobody takes it, it waits.
 """
 
 from __future__ import annotations
@@ -74,6 +77,7 @@ class Scheduler:
         """Oldest first."""
         self.receiving: list[Sequence] = []
         self.held: list[Sequence] = []
+        self.frozen: list[Sequence] = []
         self.leaving: list[Sequence] = []
 
     # -- a step -----------------------------------------------------------------------------------
@@ -205,7 +209,8 @@ class Scheduler:
         """No step is in flight. Exports are spared: another pod is reading their blocks, and they
         do not grow."""
         victims = [s for s in self.running if not s.request.export]
-        assert victims, "blocks were promised that nobody can give back"
+        if not victims:
+            return self._rob_frozen()
         victim = victims[-1]
         self.running.remove(victim)
         if self.swap:
@@ -216,6 +221,35 @@ class Scheduler:
         insort(self.waiting, victim, key=lambda s: s.arrival)
         return victim
 
+    def _rob_frozen(self) -> Sequence:
+        victims = [s for s in self.frozen if s.block_ids]
+        assert victims, "blocks were promised that nobody can give back"
+        self._drop_blocks(victims[-1])
+        victims[-1].preemptions += 1
+        return victims[-1]
+
+    def freeze(self, sequence: Sequence) -> None:
+        """Take a sequence out of the steps to come. Raises ValueError where it is in none."""
+        if sequence.state is State.FROZEN:
+            return
+        if sequence.state not in (State.RUNNING, State.WAITING) or sequence.request.export:
+            raise ValueError(f"{sequence.request_id} is not decoded here")
+        if sequence.state is State.WAITING:
+            self.waiting.remove(sequence)
+            if self.swap:
+                self.swap.drop(sequence)
+        else:
+            self.running.remove(sequence)
+        sequence.state = State.FROZEN
+        self.frozen.append(sequence)
+
+    def thaw(self, sequence: Sequence) -> None:
+        """Back to where it stood."""
+        self.frozen.remove(sequence)
+        runs = bool(sequence.block_ids)
+        sequence.state = State.RUNNING if runs else State.WAITING
+        insort(self.running if runs else self.waiting, sequence, key=lambda s: s.arrival)
+
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands; its blocks go back when no step uses them."""
         places = {
@@ -224,6 +258,7 @@ class Scheduler:
             State.RUNNING: self.running,
             State.RECEIVING: self.receiving,
             State.HELD: self.held,
+            State.FROZEN: self.frozen,
         }
         places[sequence.state].remove(sequence)
         if self.swap:
@@ -257,11 +292,11 @@ class Scheduler:
         return sequence.granted and self._missing(sequence, upto_tokens) > self.pool.free_blocks
 
     def _missing(self, sequence: Sequence, upto_tokens: int) -> int:
-        upto_tokens = min(upto_tokens, sequence.known_tokens)
+        upto_tokens = min(upto_tokens, sequence.expected_tokens)
         return self.blocks_for(upto_tokens) - len(sequence.block_ids)
 
     def grant(self, sequence: Sequence, upto_tokens: int) -> Grant | None:
-        """Blocks for the first `upto_tokens` known tokens, or None when there is no room now."""
+        """Blocks for the first `upto_tokens` tokens, or None when there is no room now."""
         if not sequence.granted and not self._first_grant(sequence):
             sequence.refused_grant = True
             return None
@@ -270,7 +305,7 @@ class Scheduler:
             self._preempt_youngest()
         if missing > 0:
             sequence.block_ids += self.pool.allocate(missing)
-        granted = min(len(sequence.block_ids) * self.block_tokens, sequence.known_tokens)
+        granted = min(len(sequence.block_ids) * self.block_tokens, sequence.expected_tokens)
         return Grant(sequence.cached_tokens, granted)
 
     def _first_grant(self, sequence: Sequence) -> bool:
@@ -279,8 +314,10 @@ class Scheduler:
             return False
         if self.waiting and self.waiting[0].arrival < sequence.arrival:
             return False
-        hits = self._match(sequence, sequence.known_tokens)
-        missing = self.blocks_for(sequence.known_tokens) - len(hits)
+        # A stream that another pod decodes is resumed by computing its last known token.
+        decoded = sequence.headroom_tokens > 0
+        hits = self._match(sequence, sequence.known_tokens - decoded)
+        missing = self.blocks_for(sequence.expected_tokens) - len(hits)
         room = self.pool.free_blocks - self.pool.unheld(hits) - self._promised_blocks()
         if missing > room:
             return False
@@ -294,11 +331,12 @@ class Scheduler:
 
     def _promised_blocks(self) -> int:
         """Blocks that granted streams will still ask for."""
-        return sum(self.blocks_for(s.known_tokens) - len(s.block_ids) for s in self._granted())
+        return sum(self.blocks_for(s.expected_tokens) - len(s.block_ids) for s in self._granted())
 
     def start(self, sequence: Sequence) -> None:
-        """All KV of a receiving sequence is in its blocks: it runs, and others may share them."""
+        """A receiving sequence runs, and others may share its blocks."""
         self.receiving.remove(sequence)
+        sequence.headroom_tokens = 0
         self._register(sequence)
         sequence.state = State.RUNNING
         insort(self.running, sequence, key=lambda s: s.arrival)
@@ -332,7 +370,8 @@ class Scheduler:
         """Raise AssertionError unless pool and sequences agree. For tests and idling."""
         self.pool.check_integrity()
         references: dict[int, int] = {}
-        for sequence in [*self.running, *self.receiving, *self.held, *self.leaving]:
+        kept = [*self.held, *self.frozen, *self.leaving]
+        for sequence in [*self.running, *self.receiving, *kept]:
             for block_id in sequence.block_ids:
                 references[block_id] = references.get(block_id, 0) + 1
         self.pool.check_references(references)
@@ -340,7 +379,7 @@ class Scheduler:
             self.swap.check_integrity(self.waiting)
         for sequence in self.waiting:
             assert not sequence.block_ids, f"{sequence.request_id} waits with blocks"
-        for sequence in [*self.running, *self.held, *self.leaving]:
+        for sequence in [*self.running, *kept]:
             launched = sequence.computed_tokens + sequence.in_flight_tokens
             assert launched <= len(sequence.block_ids) * self.block_tokens
         for sequence in self.leaving:

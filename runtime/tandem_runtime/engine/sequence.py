@@ -123,6 +123,8 @@ class State(Enum):
     """An export that is computed; blocks are kept, read-only, until released."""
     RECEIVING = "receiving"
     """Awaits KV from another pod; blocks as far as granted."""
+    FROZEN = "frozen"
+    """Stands still while another pod takes it over; blocks are kept, read-only, or it has none."""
     LEAVING = "leaving"
     """Ended while a step in flight computes it; blocks are kept until that step ends."""
 
@@ -156,9 +158,11 @@ class Sequence:
     """Leading blocks that were offered to the prefix cache."""
     preemptions: int = 0
     granted: bool = False
-    """Receiving: the pool has promised blocks for all its known tokens."""
+    """Receiving: the pool has promised blocks for all its `expected_tokens`."""
     adjusts_logits: bool = False
     """Whether its logits are changed before a token is chosen."""
+    headroom_tokens: int = 0
+    """Receiving: how many tokens the pod that decodes it may add to the known ones."""
     refused_grant: bool = False
     """Receiving: it asked when there was no room."""
 
@@ -173,6 +177,11 @@ class Sequence:
     @property
     def known_tokens(self) -> int:
         return len(self.token_ids) + self.pending_tokens
+
+    @property
+    def expected_tokens(self) -> int:
+        """Known tokens and, for a stream that another pod still decodes, what that may add."""
+        return self.known_tokens + self.headroom_tokens
 
     @property
     def prompt_tokens(self) -> int:

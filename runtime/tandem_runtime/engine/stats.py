@@ -1,4 +1,4 @@
-"""What an engine says of itself."""
+"""What an engine says of itself, for metrics and for the pod's state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class EngineStats:
     waiting: int
     receiving: int
     held: int
-    """Exports whose KV is kept until `release`."""
+    """Exports whose KV is kept until `release`, and frozen streams."""
     total_blocks: int
     held_blocks: int
     """In use by streams."""

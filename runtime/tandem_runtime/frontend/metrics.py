@@ -41,8 +41,11 @@ class RequestMetrics:
             self._queue.labels(**labels).observe(record.queue_s)
         if record.tpot_s is not None:
             self._tpot.labels(**labels).observe(record.tpot_s)
+        if record.moved:
+            return  # the pod that has it now counts its end
         if record.finish_reason is None or record.ended_s is None:
             self._failed.labels(**labels).inc()
             return
-        self._e2e.labels(**labels).observe(record.ended_s - record.arrived_s)
+        if not record.taken_over:
+            self._e2e.labels(**labels).observe(record.ended_s - record.arrived_s)
         self._success.labels(**labels, finished_reason=record.finish_reason).inc()

@@ -26,6 +26,10 @@ class StreamRecord:
     ended_s: float | None = None
     finish_reason: str | None = None
     """None after the end: the stream failed or was cancelled."""
+    taken_over: bool = False
+    """Another pod had begun it: its first token here is not the stream's first."""
+    moved: bool = False
+    """Another pod ends it."""
     route: Route = field(default_factory=Route)
     _described: bool = False
 
@@ -45,7 +49,9 @@ class StreamRecord:
 
     @property
     def ttft_s(self) -> float | None:
-        return None if self.first_token_s is None else self.first_token_s - self.arrived_s
+        if self.first_token_s is None or self.taken_over:
+            return None
+        return self.first_token_s - self.arrived_s
 
     @property
     def tpot_s(self) -> float | None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Sequence, Set
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from tandem_runtime.frontend.backend import ModelCard, Route, ServedModel
@@ -22,13 +23,17 @@ from tandem_runtime.frontend.errors import (
     Unavailable,
 )
 from tandem_runtime.gateway.affinity import PrefixMemory
+from tandem_runtime.gateway.attempt import Attempt
 from tandem_runtime.gateway.discovery import Discovery
 from tandem_runtime.gateway.fleets import RETRY_AFTER_S, Fleets
 from tandem_runtime.gateway.health import PodHealth
 from tandem_runtime.gateway.journal import REFUSED, Journal
 from tandem_runtime.gateway.load import Loads
 from tandem_runtime.gateway.metrics import GatewayMetrics
+from tandem_runtime.gateway.moves import Moves
 from tandem_runtime.gateway.pod_client import PodClient, PodUnreachable
+from tandem_runtime.gateway.pods import PodView
+from tandem_runtime.gateway.relay import Relay
 from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose
 from tandem_runtime.prefix import block_keys, root_key
 from tandem_runtime.protocol import GenerateEvent, GenerateRequest, PrefillTarget
@@ -38,8 +43,6 @@ log = logging.getLogger(__name__)
 RESUME_S: Final = 60.0
 """How long a stream that has begun waits for pods that can continue it, all in all."""
 _WAIT_S: Final = 0.2
-_OUTPUT_TOKENS: Final = 128
-"""What a stream is taken to generate, for the load."""
 _LONG_TOKENS: Final = 50_000
 """Prompts beyond this are hashed in a thread: it takes more than 5 ms."""
 
@@ -63,6 +66,7 @@ class GatewayBackend:
         self._metrics = metrics
         self._secret = handoff_secret
         self._memory = PrefixMemory()
+        self.moves = Moves(discovery, client, health)
         self.streams = 0
         """Streams that run now."""
         self.leaving = False
@@ -94,7 +98,7 @@ class GatewayBackend:
                 route.attempts += 1
                 route.decode_pod = pair.decode.name
                 route.prefill_pod = "" if pair.prefill is None else pair.prefill.name
-                async with aclosing(self._attempt(model, pair, journal, keys)) as events:
+                async with aclosing(self._attempt(model, pair, journal, keys, route)) as events:
                     async for event in events:
                         yield event
         finally:
@@ -122,13 +126,7 @@ class GatewayBackend:
             journal.waited_s += _WAIT_S
 
     def _choose(self, model: ServedModel, journal: Journal, keys: list[bytes]) -> Pair | NoRoute:
-        request = journal.request
-        demand = Demand(
-            stream_id=request.stream_id,
-            prompt_tokens=len(request.prompt_ids) + len(journal.output_ids),
-            held_tokens=self._memory.held_tokens(keys),
-            avoid=journal.avoid | self._health.unusable,
-        )
+        demand = self._demand(journal, keys, journal.avoid | self._health.unusable)
         pods, outstanding_tokens = self._fleets.pods_of(model), self._loads.outstanding_tokens()
         chosen = choose(pods, demand, outstanding_tokens)
         if isinstance(chosen, NoRoute):
@@ -136,42 +134,63 @@ class GatewayBackend:
             chosen = choose(pods, replace(demand, avoid=journal.avoid), outstanding_tokens)
         return chosen
 
+    def _demand(self, journal: Journal, keys: list[bytes], avoid: Set[str]) -> Demand:
+        request = journal.request
+        return Demand(
+            stream_id=request.stream_id,
+            prompt_tokens=len(request.prompt_ids) + len(journal.output_ids),
+            held_tokens=self._memory.held_tokens(keys),
+            avoid=avoid,
+        )
+
     async def _attempt(
-        self, model: ServedModel, pair: Pair, journal: Journal, keys: list[bytes]
+        self, model: ServedModel, pair: Pair, journal: Journal, keys: list[bytes], route: Route
     ) -> AsyncGenerator[GenerateEvent, None]:
-        """The events of one attempt; ends without a finish when the attempt failed."""
+        """The events of one attempt, wherever it moves; ends without a finish when it failed."""
         decode, prefill = pair.decode, pair.prefill
-        target = None
-        if prefill is not None:
-            target = PrefillTarget(prefill.name, prefill.ip, prefill.handoff_port)
         self._memory.learn((prefill or decode).uid, keys)
-        prompt_tokens = len(journal.request.prompt_ids)
-        shares = {decode.uid: prompt_tokens + _OUTPUT_TOKENS}
-        if prefill is not None:
-            shares[prefill.uid] = prompt_tokens
-        for uid, tokens in shares.items():
-            self._loads.begin(uid, tokens)
+        ask = journal.attempt(None if prefill is None else _target(prefill))
+        attempt = Attempt(self._client, self._loads, pair, ask)
+        begin = partial(self._begin_move, model, journal, keys)
+        relay = Relay(attempt, journal, self.moves, begin, self._metrics)
         try:
-            ask = journal.attempt(target)
-            async with aclosing(self._client.generate(decode, ask)) as events:
-                async for event in events:
-                    if event.error is not None:
-                        self._fault(event, pair, journal)
-                        return
-                    if journal.take(event):
-                        if prefill is not None and prefill.uid in shares:
-                            self._loads.end(prefill.uid, shares.pop(prefill.uid))
-                        if journal.finished:
-                            # Before the event goes out: after its finish nobody asks for more.
-                            self._learn(model, journal, pair)
-                        yield event
-                    if journal.finished:
-                        return
+            while not journal.finished:
+                event = await relay.next()
+                pair = relay.current.pair
+                route.decode_pod = pair.decode.name
+                if event.error is not None:
+                    self._fault(event, pair, journal)
+                    return
+                if journal.finished:
+                    # Before the event goes out: after its finish nobody asks for more.
+                    self._learn(model, journal, pair)
+                yield event
         except PodUnreachable as error:
-            self._failed(journal, decode.uid, str(error), "unreachable")
+            self._failed(journal, relay.current.pair.decode.uid, str(error), "unreachable")
         finally:
-            for uid, tokens in shares.items():
-                self._loads.end(uid, tokens)
+            await relay.close()
+
+    def _begin_move(
+        self,
+        model: ServedModel,
+        journal: Journal,
+        keys: list[bytes],
+        current: Attempt,
+        tried: frozenset[str],
+    ) -> Attempt | None:
+        """Another pod of the revision is to take the stream over; None while there is none."""
+        source = current.pair.decode
+        pods = [
+            pod
+            for pod in self._fleets.pods_of(model)
+            if pod.decodes and pod.revision == source.revision
+        ]
+        avoid = journal.avoid | self._health.unusable | tried | {source.uid}
+        demand = self._demand(journal, keys, avoid)
+        chosen = choose(pods, demand, self._loads.outstanding_tokens())
+        if isinstance(chosen, NoRoute):
+            return None
+        return Attempt(self._client, self._loads, chosen, journal.takeover(_target(source)))
 
     def _fault(self, event: GenerateEvent, pair: Pair, journal: Journal) -> None:
         """An error event. Raises `ApiError` for one that no other pod would spare the client.
@@ -211,6 +230,10 @@ class GatewayBackend:
         layout_hash = bytes.fromhex(bundle.cache_root)
         root = root_key(layout_hash, self._secret, request.tenant, request.cache_salt)
         return block_keys(root, ids, bundle.block_tokens)
+
+
+def _target(pod: PodView) -> PrefillTarget:
+    return PrefillTarget(pod.name, pod.ip, pod.handoff_port)
 
 
 def _given_up(journal: Journal, reason: str) -> ApiError:

@@ -44,6 +44,11 @@ class PodHealth:
         self.unusable: frozenset[str] = frozenset()
         """Uids of pods that are silent, or that say they are draining."""
 
+    @property
+    def draining(self) -> frozenset[str]:
+        """Uids of pods that say they are draining."""
+        return frozenset(self._draining)
+
     async def run(self) -> None:
         """Until cancelled."""
         await repeat("a round of health checks", self.round, PERIOD_S)

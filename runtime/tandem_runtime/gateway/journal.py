@@ -24,11 +24,14 @@ _PAUSE_S: Final = 0.2
 
 @dataclass
 class Journal:
-    """Attempts are numbered by epoch; events of another epoch than the newest are dropped."""
+    """Attempts are numbered by epoch; events of another than the one that counts are dropped."""
 
     request: GenerateRequest
     output_ids: list[int] = field(default_factory=list)
     epoch: int = -1
+    """Of the attempt that counts: the newest, unless that one is still to take the stream over."""
+    attempts: int = 0
+    """Those that take the stream over from one that runs are not counted."""
     failures: int = 0
     """Attempts in a row that failed, since the last token."""
     reason: str = ""
@@ -42,15 +45,13 @@ class Journal:
     finished: bool = False
     _crashed: dict[int, set[str]] = field(default_factory=dict)
     """Uids of pods that failed inside, by the number of tokens that the stream had then."""
+    _epochs: int = 0
+    """Given out."""
 
     @property
     def begun(self) -> bool:
         """Whether the client has seen a token: from then on a failure is a pause for it."""
         return bool(self.output_ids)
-
-    @property
-    def attempts(self) -> int:
-        return self.epoch + 1
 
     @property
     def exhausted(self) -> bool:
@@ -70,10 +71,43 @@ class Journal:
 
     def attempt(self, prefill: PrefillTarget | None) -> GenerateRequest:
         """The next attempt's request: everything generated so far is part of it."""
-        self.epoch += 1
+        self.attempts += 1
+        self.epoch = self._next_epoch()
         return msgspec.structs.replace(
             self.request, epoch=self.epoch, output_ids=list(self.output_ids), prefill=prefill
         )
+
+    def takeover(self, source: PrefillTarget) -> GenerateRequest:
+        """Asks another pod to go on with the stream, which runs on meanwhile."""
+        return msgspec.structs.replace(
+            self.request,
+            epoch=self._next_epoch(),
+            output_ids=list(self.output_ids),
+            prefill=None,
+            take_from=source,
+        )
+
+    def switch(self, ask: GenerateRequest, event: GenerateEvent) -> GenerateEvent | None:
+        """From this `taken_over` event on, the attempt `ask` counts.
+
+        Returns:
+            The event with the tokens that have not come yet, to be taken; None when the pod before
+            has gone on with the stream, which is then its still.
+        """
+        seen = tuple(self.output_ids[len(ask.output_ids) :])
+        if event.token_ids[: len(seen)] != seen:
+            return None
+        self.epoch = ask.epoch
+        return msgspec.structs.replace(
+            event,
+            token_ids=event.token_ids[len(seen) :],
+            logprobs=event.logprobs[len(seen) :],
+            top_logprobs=event.top_logprobs[len(seen) :],
+        )
+
+    def _next_epoch(self) -> int:
+        self._epochs += 1
+        return self._epochs - 1
 
     def take(self, event: GenerateEvent) -> bool:
         """Whether the event belongs to the stream: it is of the newest attempt, and no error."""

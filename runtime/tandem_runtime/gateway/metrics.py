@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from tandem_runtime import contract
 from tandem_runtime.frontend.metrics import RequestMetrics
 from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.gateway.latency import LatencyWindows
@@ -22,6 +23,19 @@ class GatewayMetrics:
             "tandem_gateway_attempt_failures",
             "Attempts that failed and were, or may be, repeated elsewhere.",
             ("code", "begun"),
+            registry=registry,
+        )
+
+        self._migrations = Counter(
+            "tandem_gateway_migrations",
+            "Moves of running streams from pods that drain.",
+            ("outcome",),
+            registry=registry,
+        )
+        self._pause = Histogram(
+            "tandem_gateway_migration_pause_seconds",
+            "Between the last token of the pod that a stream left and the next pod's first.",
+            buckets=contract.TPOT_BUCKETS_S,
             registry=registry,
         )
 
@@ -43,6 +57,12 @@ class GatewayMetrics:
 
     def attempt_failed(self, code: str, *, begun: bool) -> None:
         self._failures.labels(code=code, begun=str(begun).lower()).inc()
+
+    def migration_ended(self, outcome: str) -> None:
+        self._migrations.labels(outcome=outcome).inc()
+
+    def migration_paused(self, pause_s: float) -> None:
+        self._pause.observe(pause_s)
 
     def last_minute(self) -> dict[str, FleetLatency]:
         return self._windows.summary(time.monotonic())

@@ -70,6 +70,7 @@ class Gateway:
         self.loops += [
             asyncio.create_task(self._health.run(), name="the health checks"),
             asyncio.create_task(self._fleets.run(), name="the fetching of tokenizers"),
+            asyncio.create_task(self.backend.moves.run(), name="the look-out for pods that drain"),
         ]
         port = await self._http.start()
         grpc_port = bind(self._grpc, self._options.host, self._options.grpc_port)

@@ -15,7 +15,7 @@ import msgspec
 
 from tandem_runtime.protocol import GenerateRequest, TokenLogprob
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the frames; peers of different versions do not exchange KV."""
 MAGIC: Final = b"tKVh"
 PREFIX: Final = struct.Struct("<4sII")
@@ -137,7 +137,37 @@ class First(StreamFrame, frozen=True, tag=True):
 
 
 class Ack(StreamFrame, frozen=True, tag=True):
-    """All pages are in the decode pod's cache."""
+    """All pages are in the receiver's cache; it goes on from here."""
+
+
+# -- streams that move while they run (docs/design/migration.md) ----------------------------------
+class Take(StreamFrame, frozen=True, tag=True):
+    """Let me go on with a stream that you decode; `epoch` is that of the attempt to come."""
+
+    known_tokens: int
+    """That the asker knows: the prompt and the output so far."""
+    limit_tokens: int
+    """The stream is to be frozen before it has more."""
+    have_tokens: int
+    """Held already: do not send."""
+    upto_tokens: int
+    """Credit; a later grant raises it."""
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class News(StreamFrame, frozen=True, tag=True):
+    """Tokens that were chosen since; they come before the pages that hold their KV."""
+
+    tokens: tuple[Token, ...]
+
+
+class Frozen(StreamFrame, frozen=True, tag=True):
+    """The stream stands still, and all of it was sent."""
 
 
 class Abort(StreamFrame, frozen=True, tag=True):
@@ -160,7 +190,7 @@ class Heartbeat(Frame, frozen=True, tag=True):
 
 
 StrangerFrame = Hello | Welcome | Proof | Refused
-StreamFrames = Offer | Grant | Pages | First | Ack | Abort | Aborted
+StreamFrames = Offer | Grant | Pages | First | Ack | Abort | Aborted | Take | News | Frozen
 AnyFrame = StrangerFrame | Layout | Request | StreamFrames | Heartbeat
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

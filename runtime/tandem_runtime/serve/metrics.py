@@ -43,6 +43,14 @@ class PodMetrics:
             registry=registry,
         )
         self._handoff_seconds = seconds.labels(**self._labels)
+        pause = Histogram(
+            "tandem_migration_pause_seconds",
+            "How long a stream that moved stood still, on the pod that it left.",
+            _LABELS,
+            buckets=_HANDOFF_BUCKETS_S,
+            registry=registry,
+        )
+        self.observe_pause = pause.labels(**self._labels).observe
 
     def observe(self, record: StreamRecord) -> None:
         self._requests.observe(record, self._labels)
@@ -108,9 +116,24 @@ class EngineCollector(Collector):
                 for reason, count in end.counters.failures.items():
                     failures.add_metric([*self._values, direction, reason], count)
         yield from (streams, moved, failures)
+        yield from self._migrations()
         if self._importer is not None:
             late = self._importer.late_pages
             yield self._counter("tandem_handoff_late_pages", "Pages of ended streams.", late)
+
+    def _migrations(self) -> Iterator[Metric]:
+        outcomes = self._family(
+            "tandem_migrations", "Running streams that moved or did not.", "direction", "outcome"
+        )
+        moved = self._family("tandem_migration_bytes", "KV bytes of such streams.", "direction")
+        out = None if self._exporter is None else self._exporter.departures.counters
+        into = None if self._importer is None else self._importer.takeovers
+        for direction, counters in (("out", out), ("in", into)):
+            if counters is not None:
+                moved.add_metric([*self._values, direction], counters.bytes)
+                for outcome, count in ({"moved": counters.streams} | counters.failures).items():
+                    outcomes.add_metric([*self._values, direction, outcome], count)
+        yield from (outcomes, moved)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=_LABELS)

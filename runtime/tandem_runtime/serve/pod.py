@@ -50,7 +50,15 @@ class Pod:
         grammars = Grammars(bundle.tokenizer_json, engine.vocab_size, bundle.eos_token_ids)
         if options.role is Role.PREFILL:
             self.exporter = Exporter(worker, identity, grammars, self._refuse_export)
-        elif options.role is Role.DECODE:
+        elif options.secret:
+            self.exporter = Exporter(
+                worker,
+                identity,
+                grammars,
+                lambda: Refusal("bad_request", "this pod computes no prompts for others"),
+                find=lambda stream_id, epoch: self.streams.find(stream_id, epoch),
+                on_moved=metrics.observe_pause,
+            )
             self.importer = Importer(worker, identity, on_handoff=metrics.observe_handoff)
         self.registry.register(
             EngineCollector(
@@ -71,7 +79,7 @@ class Pod:
         self.backend = LocalBackend(options.pod, options.role, models, self.streams, self.lifecycle)
 
     async def open(self) -> None:
-        """Listens for decode pods, if this is a prefill pod."""
+        """Listens for pods that want KV of this one."""
         if self.exporter is not None:
             await self.exporter.listen(self.options.host, self.options.handoff_port)
 

@@ -9,14 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from tandem_runtime.engine.grammar import Grammars
-from tandem_runtime.engine.sequence import NotFinite, Request, RequestRefused, StreamOutput
+from tandem_runtime.engine.sequence import (
+    NotFinite,
+    Request,
+    RequestRefused,
+    SampledToken,
+    StreamOutput,
+)
 from tandem_runtime.frontend.record import StreamRecord
+from tandem_runtime.kv.handoff.departure import Running
 from tandem_runtime.kv.handoff.exporter import Refusal
 from tandem_runtime.kv.handoff.importer import Imported, Importer
 from tandem_runtime.kv.handoff.link import HandoffFailed, NoRoom
@@ -87,6 +94,15 @@ class StreamService:
             return Refusal("overloaded", f"{self.waiting} streams wait on this pod already")
         return None
 
+    def find(self, stream_id: str, epoch: int) -> Running | Refusal:
+        """The stream that another pod wants to take over, as an attempt of this epoch."""
+        stream = self._streams.get(stream_id)
+        if stream is None or not stream.started:
+            return Refusal("not_moved", f"stream {stream_id} is not decoded on this pod")
+        if stream.epoch >= epoch:
+            return Refusal("not_moved", f"stream {stream_id} runs here in a newer attempt")
+        return stream
+
     def end_all(self, code: str, reason: str) -> None:
         """Ends every stream with an error event that lets the gateway move it."""
         for stream in list(self._streams.values()):
@@ -111,10 +127,12 @@ class StreamService:
                 event = _event(ask, await stream.next())
         except (GeneratorExit, asyncio.CancelledError):
             # Nothing failed: whoever asked has the finish, or wants no more (a stop string, a
-            # client that left), which vLLM calls `abort`.
+            # client that left), which vLLM calls `abort`. Or he has the stream from another pod.
+            record.moved = stream.is_moved
             record.finish_reason = record.finish_reason or "abort"
             raise
         except StreamEnded as ended:
+            record.moved = stream.is_moved
             yield _error(ask, ended.code, ended.reason, ended.retryable)
         except HandoffFailed as failed:
             event = _error(ask, failed.code, failed.reason, failed.retryable)
@@ -167,6 +185,8 @@ class StreamService:
             grammar=await stream.unless_ended(self._grammars.follow(ask.sampling.grammar)),
         )
         prompt_tokens = len(ask.prompt_ids)
+        if ask.take_from is not None:
+            return await self._taken_over(request, ask, stream)
         if ask.prefill is None:
             ended = await stream.unless_ended(self._worker.call(lambda engine: engine.add(request)))
             if ended is not None:
@@ -182,6 +202,7 @@ class StreamService:
             if not isinstance(imported, Imported):
                 return GenerateEvent(ask.epoch, finish_reason=imported, prompt_tokens=prompt_tokens)
             stream.started = True
+            stream.keep(imported.first)
             event = _event(ask, [imported.first])
             queue_s, cached_tokens = imported.queue_s, imported.cached_tokens
             handoff = imported.handoff
@@ -193,7 +214,25 @@ class StreamService:
             handoff=handoff,
         )
 
+    async def _taken_over(
+        self, request: Request, ask: GenerateRequest, stream: _Stream
+    ) -> GenerateEvent:
+        """The event that the stream goes on here; its tokens are the other pod's."""
+        if self._importer is None:
+            reason = "this pod takes no streams from others; it has no handoff secret"
+            raise StreamEnded("bad_request", reason, retryable=False)
+        taken = await stream.unless_ended(self._importer.take_over(request, ask))
+        outputs = [
+            StreamOutput(stream.request_id, SampledToken(t.token_id, t.logprob, t.top_logprobs))
+            for t in taken.tokens
+        ]
+        stream.takes_over(outputs)
+        return msgspec.structs.replace(_event(ask, outputs), taken_over=True)
+
     def _note(self, record: StreamRecord, event: GenerateEvent) -> None:
+        if event.taken_over:
+            record.taken_over = True
+            return  # its tokens were counted where they were generated
         now_s = time.monotonic()
         if event.token_ids and record.last_token_s is not None:
             self._observe_gap((now_s - record.last_token_s) / len(event.token_ids))
@@ -202,9 +241,16 @@ class StreamService:
 
 
 class _Stream:
-    """One attempt: what the engine said of it, and whether the pod ended it."""
+    """One attempt: what the engine said of it, and whether the pod ended it.
+
+    Also what another pod's takeover is to know of it (`Running` of the handoff).
+    """
 
     def __init__(self, ask: GenerateRequest) -> None:
+        self.is_moved = False
+        self._begun_tokens = len(ask.prompt_ids) + len(ask.output_ids)
+        self._sampled: list[SampledToken] = []
+        """All tokens of this attempt."""
         self.stream_id = ask.stream_id
         self.epoch = ask.epoch
         self.request_id = str(StreamKey(ask.stream_id, ask.epoch))
@@ -225,11 +271,33 @@ class _Stream:
             return  # else a fast engine would put the end off
         if output.token is not None:
             self.started = True
+            self.keep(output)
             self._outputs.append(output)
             self._changed.set()
         elif output.finish_reason is not None:
             reason = NotFinite()
             self.end(StreamEnded(reason.code, str(reason), retryable=False))
+
+    @property
+    def known_tokens(self) -> int:
+        return self._begun_tokens + len(self._sampled)
+
+    def tokens_from(self, position: int) -> Sequence[SampledToken]:
+        return self._sampled[max(0, position - self._begun_tokens) :]
+
+    def moved(self, pod: str) -> None:
+        self.is_moved = True
+        self.end(StreamEnded("moved", f"this stream goes on on pod {pod}"))
+
+    def keep(self, output: StreamOutput) -> None:
+        if output.token is not None:
+            self._sampled.append(output.token)
+
+    def takes_over(self, outputs: list[StreamOutput]) -> None:
+        """What another pod generated comes before what was generated here since."""
+        self.started = True
+        tokens = [output.token for output in outputs if output.token is not None]
+        self._sampled[:0] = tokens
 
     def end(self, ended: StreamEnded) -> None:
         if not self._ended.done():
@@ -274,7 +342,7 @@ def _event(ask: GenerateRequest, outputs: list[StreamOutput]) -> GenerateEvent:
         token_ids=tuple(token.token_id for token in tokens),
         logprobs=logprobs,
         top_logprobs=top_logprobs,
-        finish_reason=outputs[-1].finish_reason,
+        finish_reason=outputs[-1].finish_reason if outputs else None,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -31,6 +33,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.sampling: dict[str, Sampling] = {}
         self.receiving: dict[str, int] = {}
         self.held: set[str] = set()
+        self.frozen: set[str] = set()
+        self.decoded: dict[str, int] = {}
+        """Streams that another pod decodes: where the KV that is here ends; -1 before a grant."""
         self.count = 0
 
     def _name(self) -> str:
@@ -128,12 +133,78 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.engine.release(name)
         assert not self.engine.release(name)
 
+    @precondition(lambda self: self.engine.stats().running + self.engine.stats().waiting)
+    @rule(data=st.data())
+    def freeze(self, data: st.DataObject) -> None:
+        """Until it stands still, its last step's token may come, and may be its last."""
+        scheduler = self.engine._scheduler
+        moving = [s for s in (*scheduler.running, *scheduler.waiting) if not s.request.export]
+        if not moving:
+            return
+        name = data.draw(st.sampled_from(sorted(s.request_id for s in moving)))
+        while not self.engine.freeze(name):
+            self.step(1)
+            if name not in self.prompts:
+                return
+        self.frozen.add(name)
+        assert self.engine.freeze(name), "once more changes nothing"
+        end = self.engine.computed_tokens(name)
+        if end:
+            known = [*self.prompts[name], *self.tokens[name]]
+            data_read = bytes(self.engine.read_kv(name, 0, end))
+            assert data_read == b"".join(token.to_bytes(8, "little") for token in known[:end])
+
+    @precondition(lambda self: self.frozen)
+    @rule(data=st.data())
+    def thaw(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.frozen)))
+        self.frozen.discard(name)
+        self.engine.thaw(name)
+        self.engine.thaw(name)
+
+    @rule(prompt=prompts_drawn, done=st.integers(0, 8), more=st.integers(1, 6))
+    def expect_decoded(self, prompt: list[int], done: int, more: int) -> None:
+        name = self._name()
+        output = expected(prompt, done)
+        request = replace(ask(name, prompt, done + more), output_ids=output)
+        assert self.engine.expect(request, headroom_tokens=5) is None
+        self.sampling[name] = request.sampling
+        self.prompts[name], self.tokens[name] = prompt, output
+        self.decoded[name] = -1
+
+    @precondition(lambda self: self.decoded)
+    @rule(data=st.data(), told=st.integers(0, 5), upto=st.integers(1, 30), last=st.booleans())
+    def take_over(self, data: st.DataObject, told: int, upto: int, last: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.decoded)))
+        prompt, output = self.prompts[name], self.tokens[name]
+        grant = self.engine.grant(name, upto)
+        if grant is None:
+            assert self.decoded[name] < 0, "a later grant was refused"
+            return
+        at = max(self.decoded[name], grant.have_tokens)
+        headroom = self.engine._sequences[name].headroom_tokens
+        told = min(told, headroom, self.sampling[name].max_tokens - 1 - len(output))
+        news = expected([*prompt, *output], told)
+        self.engine.extend(name, news)
+        output += news
+        known = [*prompt, *output]
+        end = min(grant.granted_tokens, len(known) - 1)
+        if at < end:
+            payload = b"".join(token.to_bytes(8, "little") for token in known[at:end])
+            self.engine.write_kv(name, at, payload)
+        self.decoded[name] = max(at, end)
+        if last:
+            del self.decoded[name]
+            self.engine.resume(name)
+
     @precondition(lambda self: self.prompts)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.prompts)))
         self.held.discard(name)
+        self.frozen.discard(name)
         self.receiving.pop(name, None)
+        self.decoded.pop(name, None)
         del self.prompts[name]
         assert self.engine.abort(name)
 
@@ -145,13 +216,16 @@ class EngineMachine(RuleBasedStateMachine):
             assert all(held[block] for block in runner.blocks_in_flight()), "freed in flight"
             assert len(runner.flights) <= 1
         stats = self.engine.stats()
-        assert stats.held == len(self.held)
-        assert stats.receiving == len(self.receiving)
+        assert stats.held == len(self.held) + len(self.frozen)
+        assert stats.receiving == len(self.receiving) + len(self.decoded)
         assert stats.running <= 4
 
     def teardown(self) -> None:
         """Once nobody holds back, every stream ends and every block is free."""
-        for name in [*self.held, *self.receiving]:
+        for name in self.frozen:
+            self.engine.thaw(name)
+        self.frozen.clear()
+        for name in [*self.held, *self.receiving, *self.decoded]:
             self.engine.abort(name)
             del self.prompts[name]
         self.held.clear()

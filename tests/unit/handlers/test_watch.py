@@ -9,7 +9,7 @@ import kopf
 from tandem_operator.handlers.watch import IndexCache, configure, register, trimmed
 from tandem_operator.keys import Key
 from tandem_operator.observe import WATCHED, selector
-from tandem_operator.resources import FLEETS, MODELS, PODS, SCALING_POLICIES
+from tandem_operator.resources import FLEETS, MODELS, NODES, PODS, SCALING_POLICIES
 
 
 def test_only_an_index_and_an_event_handler_are_registered_for_a_kind() -> None:
@@ -38,6 +38,42 @@ def test_an_event_queues_the_keys_that_it_concerns() -> None:
     assert set(added) == {Key("Model", "team", "m")} | fleets_keys
 
 
+def test_a_node_concerns_the_fleets_on_it_when_its_taints_change() -> None:
+    registry, added = kopf.OperatorRegistry(), []
+    cache = IndexCache()
+
+    def pod(fleet: str, node: str) -> dict[str, Any]:
+        labels = {"app.kubernetes.io/component": "runtime", "tandem.dev/fleet": fleet}
+        meta = {"name": fleet, "namespace": "team", "labels": labels}
+        return {"metadata": meta, "spec": {"nodeName": node}}
+
+    cache.adopt({"pods_by_namespace": {"team": [pod("here", "n1"), pod("elsewhere", "n2")]}})
+    register(registry, cache, lambda key, after_s: added.append(key))
+    handler = next(h for h in registry._watching.get_all_handlers() if h.id == "nodes_events")
+
+    def event(*taints: str) -> list[Key]:
+        added.clear()
+        spec = {"taints": [{"key": taint} for taint in taints]} if taints else {}
+        body: Any = {"metadata": {"name": "n1"}, "spec": spec}
+        asyncio.run(handler.fn(body=body))  # type: ignore[arg-type, call-arg]
+        return list(added)
+
+    assert event() == []
+    assert event("node.kubernetes.io/unschedulable") == [Key("InferenceFleet", "team", "here")]
+    assert event("node.kubernetes.io/unschedulable") == [], "a heartbeat"
+    assert event() == [Key("InferenceFleet", "team", "here")]
+
+
+def test_nodes_are_kept_as_names_and_taints() -> None:
+    body = {
+        "metadata": {"name": "n", "uid": "u", "labels": {"a": "b"}},
+        "spec": {"podCIDR": "10.0.0.0/24", "taints": [{"key": "k"}]},
+        "status": {"images": ["many"]},
+    }
+    kept = {"metadata": {"name": "n", "uid": "u"}, "spec": {"taints": [{"key": "k"}]}}
+    assert trimmed(NODES, body) == kept
+
+
 def test_the_cache_is_empty_before_kopf_starts() -> None:
     cache = IndexCache()
     assert cache.objects(PODS, "team") == []
@@ -61,7 +97,7 @@ def test_kopf_writes_nothing_and_filters_on_the_server() -> None:
     assert settings.peering.standalone is True
     ours = {"app.kubernetes.io/managed-by": "tandem"}
     for resource in WATCHED:
-        everyones = resource in (MODELS, FLEETS, SCALING_POLICIES)
+        everyones = resource in (MODELS, FLEETS, SCALING_POLICIES, NODES)
         assert selector(resource) == ({} if everyones else ours)
     filtered = [r for r in WATCHED if selector(r)]
     assert len(settings.watching.label_selectors) == len(filtered)

@@ -11,6 +11,7 @@ from handoff_ends import (
     QUICK,
     SECRET,
     DecodePod,
+    LocalStream,
     Peer,
     PlayedPrefill,
     PrefillPod,
@@ -69,13 +70,27 @@ async def make_decode() -> AsyncIterator[Make]:
         runner = HashRunner(blocks + 1, options.pop("step_s", 0.0))
         worker = EngineWorker()
         await worker.start(partial(hash_engine, blocks=blocks, runner=runner, **options))
-        importer = Importer(worker, identity(name, secret, **(layout or {})), QUICK)
-        pods.append(DecodePod(worker, runner, importer))
+        mine = identity(name, secret, **(layout or {}))
+        running: dict[str, LocalStream] = {}
+        pauses_s: list[float] = []
+        exporter = Exporter(
+            worker,
+            mine,
+            Grammars(byte_bundle().tokenizer_json, 256, ()),
+            lambda: Refusal("bad_request", "this pod computes no prompts for others"),
+            QUICK,
+            find=lambda stream, epoch: running.get(stream) or Refusal("not_moved", "unknown here"),
+            on_moved=pauses_s.append,
+        )
+        port = await exporter.listen("127.0.0.1", 0)
+        importer = Importer(worker, mine, QUICK)
+        pods.append(DecodePod(worker, runner, importer, exporter, port, running, pauses_s))
         return pods[-1]
 
     yield make
     for pod in pods:
         await pod.importer.close()
+        await pod.exporter.close()
         await pod.empty()
         await pod.worker.stop()
 

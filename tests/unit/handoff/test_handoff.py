@@ -170,7 +170,7 @@ class TestRefusals:
     async def test_nobody_at_the_address(self, make_prefill: Make, make_decode: Make) -> None:
         prefill, decode = await make_prefill(), await make_decode()
         await prefill.exporter.close()
-        with pytest.raises(HandoffFailed, match="no KV from prefill pod prefill-0") as failure:
+        with pytest.raises(HandoffFailed, match="no KV from pod prefill-0") as failure:
             await decode.generate(ask(prompt(10), prefill.target))
         assert failure.value.code == "prefill_lost"
 
@@ -197,7 +197,7 @@ class TestLoss:
         stream = asyncio.create_task(decode.generate(ask(prompt(600), prefill.target)))
         await eventually(lambda: prefill.exporter.counters.bytes > 0)
         await prefill.exporter.close()
-        with pytest.raises(HandoffFailed, match="prefill pod prefill-0 is gone") as failure:
+        with pytest.raises(HandoffFailed, match="pod prefill-0 is gone") as failure:
             await asyncio.wait_for(stream, 20)
         assert (failure.value.code, failure.value.retryable) == ("prefill_lost", True)
         await decode.empty()

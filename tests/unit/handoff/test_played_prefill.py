@@ -115,7 +115,7 @@ async def test_a_connection_that_breaks(scene: Scene, state: str) -> None:
     if state == "paged":
         await scene.peer.send(*page(0, 32))
     scene.peer.connection.abort("killed")
-    await scene.fails("prefill_lost", "prefill pod prefill-0 is gone")
+    await scene.fails("prefill_lost", "pod prefill-0 is gone")
 
 
 async def test_a_damaged_page(scene: Scene) -> None:
@@ -175,7 +175,7 @@ async def test_a_silent_stream_loses_its_lease(scene: Scene) -> None:
             await asyncio.sleep(0.05)
 
     beating = asyncio.create_task(heartbeats())
-    await scene.fails("lease_expired", "prefill pod prefill-0 was silent for 2 s")
+    await scene.fails("lease_expired", "pod prefill-0 was silent for 2 s")
     beating.cancel()
     assert (await scene.told()).stream == "s"
 
@@ -244,7 +244,7 @@ async def test_credit_follows_what_was_stored(
 async def test_frames_that_a_prefill_pod_does_not_send(scene: Scene, frame: wire.AnyFrame) -> None:
     await scene.granted()
     await scene.peer.send(frame)
-    await scene.fails("prefill_lost", "a prefill pod does not send")
+    await scene.fails("prefill_lost", "a sending pod does not send")
 
 
 async def test_one_failing_stream_leaves_the_others(

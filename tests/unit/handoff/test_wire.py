@@ -54,6 +54,22 @@ frames = st.one_of(
         checksum=st.integers(0, 2**64 - 1),
     ),
     st.builds(
+        wire.Take,
+        **key,
+        known_tokens=counts,
+        limit_tokens=counts,
+        have_tokens=counts,
+        upto_tokens=counts,
+    ),
+    st.builds(
+        wire.News,
+        **key,
+        tokens=st.lists(
+            st.builds(wire.Token, token_id=counts, logprob=st.none() | logprobs), max_size=5
+        ).map(tuple),
+    ),
+    st.builds(wire.Frozen, **key),
+    st.builds(
         wire.First,
         **key,
         token_id=counts,

@@ -8,7 +8,16 @@ import pytest
 from builders import NAMESPACE, fleet_body, model_body
 from operator_world import ABSENT, World
 from tandem_operator.kube.client import ApiError
-from tandem_operator.resources import BUDGETS, FLEETS, MODELS, PODS, POOLS, REVISIONS, Ref
+from tandem_operator.resources import (
+    BUDGETS,
+    FLEETS,
+    MODELS,
+    NODES,
+    PODS,
+    POOLS,
+    REVISIONS,
+    Ref,
+)
 
 Body = dict[str, Any]
 
@@ -473,3 +482,87 @@ async def test_pods_that_a_node_refuses_cause_no_storm(world: World) -> None:
             world.lose(sorted(world.pods("chat-decode"))[0])
     created = [w for w in world.kube.writes if w.startswith("create chat-decode-")]
     assert len(created) < 10
+
+
+class TestNodeDrains:
+    """A node that is to be drained: the replacement first, then the pod."""
+
+    @pytest.fixture
+    def tainted(self, world: World) -> str:
+        """A decode pod on a node of its own, which `kubectl drain` has just cordoned."""
+        name = sorted(world.pods("chat-decode"))[0]
+        for number, pod in enumerate(world.kube.pods(NAMESPACE)):
+            pod["spec"]["nodeName"] = f"node-{number}"
+            if pod["metadata"]["name"] == name:
+                self.node = f"node-{number}"
+        self.taint(world, "node.kubernetes.io/unschedulable")
+        return name
+
+    def taint(self, world: World, *keys: str, effect: str = "NoSchedule") -> None:
+        taints = [{"key": key, "effect": effect} for key in keys]
+        node = {"metadata": {"name": self.node, "uid": "n"}, "spec": {"taints": taints}}
+        world.kube.objects[NODES, "", self.node] = node
+
+    async def test_the_replacement_serves_before_the_pod_drains(
+        self, world: World, tainted: str
+    ) -> None:
+        world.running[tainted] = 1
+        await world.reconcile()
+        assert len(world.pods("chat-decode")) == 3
+        await world.reconcile()
+        assert world.draining == set(), "the other one is not Ready yet"
+        world.kubelet()
+        await world.reconcile()
+        assert world.draining == {tainted}
+        mark = world.body(PODS, tainted)["metadata"]["annotations"]["tandem.dev/draining"]
+        assert mark == "NodeDraining"
+        await world.reconcile()
+        assert tainted in world.pods("chat-decode"), "it has a stream"
+        world.running.clear()
+        await world.settle()
+        assert tainted not in world.pods("chat-decode")
+        assert len(world.pods("chat-decode")) == 2
+        assert world.condition("Ready")[:2] == ("True", "Serving")
+        assert await world.reconcile() == 0
+
+    async def test_the_size_of_the_pool_never_changes(self, world: World, tainted: str) -> None:
+        """The budget counts from it: with one pod more, one eviction is allowed."""
+        await world.reconcile()
+        assert world.body(POOLS, "chat-decode")["spec"]["replicas"] == 2
+        assert world.body(BUDGETS, "chat-decode")["spec"]["maxUnavailable"] == 0
+
+    async def test_the_taint_goes_before_the_replacement_serves(
+        self, world: World, tainted: str
+    ) -> None:
+        await world.reconcile()
+        self.taint(world)
+        await world.settle()
+        assert tainted in world.pods("chat-decode")
+        assert len(world.pods("chat-decode")) == 2
+        assert world.draining == set()
+
+    async def test_the_taint_goes_once_the_pod_drains(self, world: World, tainted: str) -> None:
+        """Another serves by now, so the drain goes on."""
+        world.running[tainted] = 1
+        await world.reconcile()
+        world.kubelet()
+        await world.reconcile()
+        self.taint(world)
+        world.running.clear()
+        await world.settle()
+        assert len(world.pods("chat-decode")) == 2
+
+    async def test_a_pod_that_tolerates_the_taint_stays(self, world: World, tainted: str) -> None:
+        """Its replacement might come to the same node, and so on for ever."""
+        for toleration in (
+            {"key": "node.kubernetes.io/unschedulable", "operator": "Exists"},
+            {"operator": "Exists"},
+        ):
+            world.body(PODS, tainted)["spec"]["tolerations"] = [toleration]
+            assert await world.reconcile() == 0
+
+    async def test_other_taints_are_nobody_s_business(self, world: World, tainted: str) -> None:
+        self.taint(world, "nvidia.com/gpu", "node.kubernetes.io/memory-pressure")
+        assert await world.reconcile() == 0
+        self.taint(world, "karpenter.sh/disrupted", effect="PreferNoSchedule")
+        assert await world.reconcile() == 0, "pods still come to this node"

@@ -214,6 +214,56 @@ def test_two_unfinished_revisions_do_not_hold_each_other() -> None:
     assert {"d-a", "d-b", "p-a", "p-b"} <= set(ends)
 
 
+def displaced(state: PoolState, *slots: int) -> PoolState:
+    """Some pods' nodes are to be drained."""
+    members = tuple(replace(m, displaced=m.slot in slots) for m in state.members)
+    return replace(state, target="a", members=members)
+
+
+def test_a_displaced_pod_leaves_when_another_serves_in_its_place() -> None:
+    tainted = displaced(pool("both", 2), 1)
+    step = next_step([tainted])
+    assert step.pools == (PoolStep(create=("a",)),)
+    assert not step.rolling
+    coming = Member("both-a-2", "a", alone=True, slot=2)
+    assert next_step([with_members(tainted, coming)]).idle
+    come = with_members(tainted, replace(coming, ready=True))
+    assert next_step([come]).pools == (PoolStep(leave=("both-a-1",), displaced=("both-a-1",)),)
+
+
+def test_displaced_pods_are_replaced_all_at_once_and_leave_one_for_one() -> None:
+    tainted = displaced(pool("both", 3), 0, 2)
+    assert next_step([tainted]).pools[0].create == ("a", "a")
+    one = with_members(tainted, Member("n0", "a", ready=True, alone=True), Member("n1", "a"))
+    assert len(next_step([one]).pools[0].leave) == 1
+
+
+def test_without_room_for_another_a_displaced_pod_stays() -> None:
+    """Its going would free nothing that the other could use: its node takes no pods."""
+    tainted = displaced(pool("both", 2), 1)
+    assert next_step([with_members(tainted, Member("n", "a", starved=True, alone=True))]).idle
+
+
+def test_the_taint_goes_while_the_replacement_comes() -> None:
+    state = replace(pool("both", 2), target="a")
+    coming = Member("both-a-2", "a", alone=True, slot=2)
+    assert next_step([with_members(state, coming)]).pools[0].leave == ("both-a-2",)
+
+
+def test_a_displaced_pod_that_drains_does_not_come_back_for_a_larger_pool() -> None:
+    tainted = displaced(pool("both", 2), 1)
+    members = tuple(replace(m, leaving=m.displaced) for m in tainted.members)
+    state = replace(tainted, size=3, members=members)
+    assert next_step([state]).pools == (PoolStep(create=("a", "a")),)
+
+
+def test_a_displaced_prefill_pod_keeps_its_decode_pods_served() -> None:
+    prefill, decode = displaced(pool("prefill", 1), 0), replace(pool("decode", 2), target="a")
+    assert next_step([prefill, decode]).pools[0] == PoolStep(create=("a",))
+    come = with_members(prefill, Member("prefill-a-1", "a", ready=True, slot=1))
+    assert next_step([come, decode]).pools[0].leave == ("prefill-a-0",)
+
+
 def test_routable_needs_a_pair_or_falls_back_to_decode() -> None:
     prefill = replace(pool("prefill", 1), members=())
     decode = pool("decode", 1)
@@ -326,6 +376,12 @@ class Rollouts(RuleBasedStateMachine):
         member = self._pick(pick)
         if member and member.revision.startswith("bad"):
             self._map(pick, replace(member, broken=True, ready=False))
+
+    @rule(pick=st.integers(0, 99), displaced=st.booleans())
+    def taint_or_untaint(self, pick: int, displaced: bool) -> None:
+        member = self._pick(pick)
+        if member:
+            self._map(pick, replace(member, displaced=displaced))
 
     @rule()
     def drains_end(self) -> None:

@@ -17,10 +17,15 @@ def test_every_type_is_read() -> None:
             "TANDEM_WORKERS": "3",
             "TANDEM_RESYNC_S": "1.5",
             "TANDEM_WATCH_NAMESPACES": "a, b,",
+            "TANDEM_DRAIN_TAINTS": "example.com/leaving",
         }
     )
     assert settings == Settings(
-        pod_ip="127.0.0.9", workers=3, resync_s=1.5, watch_namespaces=("a", "b")
+        pod_ip="127.0.0.9",
+        workers=3,
+        resync_s=1.5,
+        watch_namespaces=("a", "b"),
+        drain_taints=("example.com/leaving",),
     )
 
 

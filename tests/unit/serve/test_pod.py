@@ -75,18 +75,27 @@ class TestGenerate:
         await prefill.empty()
 
     @pytest.mark.parametrize(
+        ("request_", "sentence"),
+        [
+            (ask(prefill=PrefillTarget("p", "127.0.0.1", 1)), "takes no KV from others"),
+            (ask(take_from=PrefillTarget("p", "127.0.0.1", 1)), "takes no streams from others"),
+        ],
+    )
+    async def test_without_a_secret_there_are_no_others(
+        self, make_pod: Make, request_: GenerateRequest, sentence: str
+    ) -> None:
+        served = await make_pod(secret=b"")
+        [event] = [event async for event in served.pod.streams.generate(request_)]
+        assert (event.error_code, event.retryable) == ("bad_request", False)
+        assert sentence in (event.error or "")
+
+    @pytest.mark.parametrize(
         ("request_", "code", "sentence", "retryable"),
         [
             (ask([], stream="x"), "bad_request", "the prompt is empty", False),
             (ask([999], stream="x"), "bad_request", "token id 999 is not in", False),
             (ask(max_tokens=9000), "bad_request", "more than the context of 8192", False),
             (ask(max_tokens=2000), "bad_request", "1024 tokens that this pod's KV", False),
-            (
-                ask(prefill=PrefillTarget("p", "127.0.0.1", 1)),
-                "bad_request",
-                "takes no KV from others",
-                False,
-            ),
         ],
     )
     async def test_what_cannot_be_served(

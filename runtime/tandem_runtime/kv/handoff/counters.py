@@ -17,8 +17,10 @@ REASONS: Final = (
     # No connection: nobody answered, or one end refused the handshake (secret, layout, other pod).
     "unreachable",
     "refused",
-    # The decode pod went away, as its prefill pod sees it.
+    # The receiving pod went away, as the sending one sees it.
     "connection_lost",
+    # A running stream that another pod was to take over ended first, or goes on where it is.
+    "not_moved",
     # The client left, or a pod is shutting down.
     "ended_early",
 )

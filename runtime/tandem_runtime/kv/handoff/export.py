@@ -58,6 +58,7 @@ class Export:
         arrived_s: float,
     ) -> None:
         self.key = key
+        self.counters = source.counters
         self.given_up = "ended_early"
         """What it counts as when its task is cancelled."""
         self._connection = connection
@@ -112,7 +113,7 @@ class Export:
                 checksum(page.payload),
             )
             await send(frame, page.payload)
-            self._source.counters.bytes += page.payload.nbytes
+            self.counters.bytes += page.payload.nbytes
             sent = page.span.end
             self._read_on(sent + self._source.ahead_tokens)
         token = await self._until(lambda: self._token)

@@ -1,8 +1,8 @@
-"""The prefill pod's end of the handoff: prompts in, KV pages and a first token out.
+"""The sending end of the handoff: prompts in, KV pages and a first token out; running streams, too.
 
 Each stream is one task that reads like the protocol; its session routes frames to it. Whatever ends
 a stream (an acknowledgement, an abort, a lost connection, an expired lease) ends its task, and the
-task's end gives the blocks back.
+task's end gives the blocks back, or lets a stream that was to move go on here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tandem_runtime.engine.sequence import NotFinite, RequestRefused
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.connection import Connection, ConnectionLost
 from tandem_runtime.kv.handoff.counters import Counters
+from tandem_runtime.kv.handoff.departure import CannotMove, Departure, Departures, Running
 from tandem_runtime.kv.handoff.engine_thread import EngineThread
 from tandem_runtime.kv.handoff.export import Export, PageSource
 from tandem_runtime.kv.handoff.handshake import HandshakeFailed, Identity, welcome
@@ -42,6 +43,11 @@ class Refusal:
     reason: str
 
 
+FindRunning = Callable[[str, int], Running | Refusal]
+"""The stream of this id that a pod may take over as an attempt of this epoch."""
+_DECODES_NOTHING: Final = Refusal("not_moved", "this pod decodes nothing")
+
+
 class ExportStreams(NamedTuple):
     """Streams of an exporter by what they wait for."""
 
@@ -56,7 +62,7 @@ class ExportStreams(NamedTuple):
 
 
 class Exporter:
-    """Listens, and serves every decode pod that connects."""
+    """Listens, and serves every pod that connects."""
 
     def __init__(
         self,
@@ -66,6 +72,8 @@ class Exporter:
         admit: Callable[[], Refusal | None],
         timing: Timing | None = None,
         clock: Callable[[], float] = time.monotonic,
+        find: FindRunning = lambda stream, epoch: _DECODES_NOTHING,
+        on_moved: Callable[[float], None] = lambda pause_s: None,
     ) -> None:
         self.identity = identity
         self.admit = admit
@@ -77,15 +85,18 @@ class Exporter:
         engine.after_step(reader.after_step)
         ahead_pages = max(1, _AHEAD_BYTES // identity.page_bytes)
         self.source = PageSource(engine, reader, grammars, ahead_pages * page_tokens, self.counters)
-        self.newest: dict[str, tuple[_Session, Export]] = {}
-        """By stream: an attempt ends the older ones, whichever decode pod asked for them."""
+        self.find = find
+        self.departures = Departures(engine, page_tokens, identity.page_bytes, Counters(), on_moved)
+        self.newest: dict[str, tuple[_Session, Export | Departure]] = {}
+        """By stream: an attempt ends the older ones, whichever pod asked for them."""
         self._server: asyncio.Server | None = None
         self._sessions: dict[_Session, asyncio.Task[None]] = {}
 
     @property
     def streams(self) -> ExportStreams:
-        """Streams neither acknowledged nor given up."""
-        exports = [e for session in self._sessions for e in session.exports.values()]
+        """Prompts neither acknowledged nor given up."""
+        outgoing = [e for session in self._sessions for e in session.exports.values()]
+        exports = [e for e in outgoing if isinstance(e, Export)]
         computed = sum(export.computed for export in exports)
         begun = sum(export.begun for export in exports)
         return ExportStreams(len(exports) - begun, begun - computed, computed)
@@ -121,21 +132,22 @@ class Exporter:
 
 
 class _Session:
-    """One decode pod's connection."""
+    """One receiving pod's connection."""
 
     def __init__(self, exporter: Exporter, connection: Connection) -> None:
         self.exporter = exporter
         self.connection = connection
-        self.exports: dict[StreamKey, Export] = {}
+        self.exports: dict[StreamKey, Export | Departure] = {}
         self._leases: Leases[StreamKey] = Leases(exporter.timing.lease_s)
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard_s = exporter.clock()
+        self._peer = connection.peer
 
     async def run(self) -> None:
-        peer = self.connection.peer
+        peer = self._peer
         try:
-            peer = await welcome(self.connection, self.exporter.identity)
-            log.info("decode pod %s connected", peer)
+            peer = self._peer = await welcome(self.connection, self.exporter.identity)
+            log.info("pod %s connected", peer)
             self._heard_s = self.exporter.clock()
             self.spawn(self._keep_alive())
             while True:
@@ -144,10 +156,10 @@ class _Session:
             log.warning("no handoff with %s: %s", peer, failure)
             self.exporter.counters.fail("refused")
         except ConnectionLost as lost:
-            log.info("decode pod %s is gone: %s", peer, lost)
+            log.info("pod %s is gone: %s", peer, lost)
             self._lost_its_peer()
         except wire.WireError as error:
-            log.warning("decode pod %s broke the protocol: %s", peer, error)
+            log.warning("pod %s broke the protocol: %s", peer, error)
             self._lost_its_peer()
         finally:
             self.connection.close()
@@ -170,7 +182,9 @@ class _Session:
         self._heard_s = now_s
         match frame:
             case wire.Request():
-                self._begin(frame.request)
+                self._export(frame.request)
+            case wire.Take():
+                self._depart(frame)
             case wire.Heartbeat():
                 self._leases.extend((StreamKey(*entry) for entry in frame.streams), now_s)
             case wire.Grant() | wire.Ack() | wire.Abort():
@@ -183,38 +197,58 @@ class _Session:
             case wire.Aborted():
                 pass
             case _:
-                raise wire.WireError(f"a decode pod does not send {type(frame).__name__}")
+                raise wire.WireError(f"a receiving pod does not send {type(frame).__name__}")
 
-    def _begin(self, request: GenerateRequest) -> None:
+    def _export(self, request: GenerateRequest) -> None:
         key = StreamKey(request.stream_id, request.epoch)
-        session, other = self.exporter.newest.get(key.stream, (self, None))
-        refusal = self.exporter.admit()
-        if other is not None and other.key.epoch >= key.epoch:
-            refusal = Refusal("bad_request", f"a newer attempt than {key} runs here")
+        refusal = self.exporter.admit() or self._supersede(key)
         if refusal is not None:
-            self.exporter.counters.fail(refusal.code)
-            retryable = refusal.code != "bad_request"
-            self.spawn(self._tell(wire.Abort(*key, refusal.code, refusal.reason, retryable)))
+            self._refuse(key, refusal, self.exporter.counters)
             return
-        if other is not None:
-            session.end(other.key, "prefill_lost", "a newer attempt of the stream runs")
-        now_s = self.exporter.clock()
-        export = Export(key, request, self.connection, self.exporter.source, now_s)
-        self.exports[key] = export
-        self.exporter.newest[key.stream] = self, export
-        self._leases.begin(key, now_s)
+        source = self.exporter.source
+        self._begin(Export(key, request, self.connection, source, self.exporter.clock()))
+
+    def _depart(self, take: wire.Take) -> None:
+        shared = self.exporter.departures
+        found = self.exporter.find(take.stream, take.epoch)
+        if not isinstance(found, Refusal):
+            found = self._supersede(take.key) or found
+        if isinstance(found, Refusal):
+            self._refuse(take.key, found, shared.counters)
+            return
+        self._begin(Departure(take, found, self.connection, shared, self._peer))
+
+    def _supersede(self, key: StreamKey) -> Refusal | None:
+        """Ends an older attempt of the stream; a refusal where a newer one runs."""
+        session, other = self.exporter.newest.get(key.stream, (self, None))
+        if other is None:
+            return None
+        if other.key.epoch >= key.epoch:
+            return Refusal("bad_request", f"a newer attempt than {key} runs here")
+        session.end(other.key, "prefill_lost", "a newer attempt of the stream runs")
+        return None
+
+    def _refuse(self, key: StreamKey, refusal: Refusal, counters: Counters) -> None:
+        counters.fail(refusal.code)
+        retryable = refusal.code != "bad_request"
+        self.spawn(self._tell(wire.Abort(*key, refusal.code, refusal.reason, retryable)))
+
+    def _begin(self, export: Export | Departure) -> None:
+        self.exports[export.key] = export
+        self.exporter.newest[export.key.stream] = self, export
+        self._leases.begin(export.key, self.exporter.clock())
         export.task = self.spawn(self._run(export))
         export.task.add_done_callback(lambda _: self._forget(export))
 
     def end(self, key: StreamKey, code: str, reason: str) -> None:
-        """Gives a stream up and tells the decode pod."""
+        """Gives a stream up and tells the other pod."""
         export = self.exports[key]
         export.given_up = code
         export.task.cancel()
         self.spawn(self._tell(wire.Abort(*key, code, reason)))
 
-    async def _run(self, export: Export) -> None:
-        counters = self.exporter.counters
+    async def _run(self, export: Export | Departure) -> None:
+        counters = export.counters
         abort: wire.Abort | None = None
         try:
             await export.transfer()
@@ -223,28 +257,30 @@ class _Session:
             abort = wire.Abort(*export.key, "bad_request", str(error), False)
         except NotFinite as error:
             abort = wire.Abort(*export.key, error.code, str(error), False)
+        except CannotMove as error:
+            abort = wire.Abort(*export.key, "not_moved", str(error))
         except ConnectionLost:
             counters.fail("connection_lost")
         except Exception:
             log.exception("export of %s failed", export.key)
-            abort = wire.Abort(*export.key, "internal", "the prefill pod failed")
+            abort = wire.Abort(*export.key, "internal", "the sending pod failed")
         if abort is not None:
             counters.fail(abort.code)
             self.spawn(self._tell(abort))
 
-    def _forget(self, export: Export) -> None:
+    def _forget(self, export: Export | Departure) -> None:
         """After the task: one that is cancelled before it began runs no line of its own."""
         if export.task.cancelled():
-            self.exporter.counters.fail(export.given_up)
+            export.counters.fail(export.given_up)
         del self.exports[export.key]
         if self.exporter.newest.get(export.key.stream) == (self, export):
             del self.exporter.newest[export.key.stream]
         self._leases.end(export.key)
         export.release()
 
-    async def _abort_for_peer(self, export: Export | None, abort: wire.Abort) -> None:
+    async def _abort_for_peer(self, export: Export | Departure | None, abort: wire.Abort) -> None:
         if export is not None:
-            log.info("stream %s: the decode pod gave it up: %s", abort.key, abort.reason)
+            log.info("stream %s: the other pod gave it up: %s", abort.key, abort.reason)
             export.task.cancel()
             await asyncio.wait([export.task])
         await self._tell(wire.Aborted(*abort.key))
@@ -265,5 +301,5 @@ class _Session:
                 self.connection.abort(f"nothing heard for {timing.silence_s:g} s")
                 return  # that reason ends every export; their leases end with the connection
             for key in self._leases.expired(now_s):
-                reason = f"the decode pod said nothing for {timing.lease_s:g} s"
+                reason = f"the receiving pod said nothing for {timing.lease_s:g} s"
                 self.end(key, "lease_expired", reason)

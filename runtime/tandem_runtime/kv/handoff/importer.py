@@ -1,7 +1,8 @@
-"""The decode pod's end of the handoff: asks for a prompt's KV, stores it, starts decoding.
+"""The receiving end of the handoff: asks for KV, stores it, starts decoding.
 
-`Importer.receive` reads like the protocol and runs in the task of whoever wants the stream: when
-that task is cancelled, or anything fails, blocks are given back here and the prefill pod is told.
+`receive` is for a prompt that a prefill pod computes, `take_over` for a stream that another pod
+decodes. Both read like the protocol and run in the task of whoever wants the stream: when that task
+is cancelled, or anything fails, blocks are given back here and the other pod is told.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -34,6 +36,7 @@ from tandem_runtime.kv.handoff.link import (
     Arrived,
     HandoffFailed,
     Inbox,
+    InboxFrame,
     Link,
     Links,
     NoRoom,
@@ -41,12 +44,14 @@ from tandem_runtime.kv.handoff.link import (
 )
 from tandem_runtime.kv.handoff.pages import checksum, credit
 from tandem_runtime.kv.wire import StreamKey
-from tandem_runtime.protocol import GenerateRequest, Handoff
+from tandem_runtime.protocol import GenerateRequest, Handoff, PrefillTarget
 
 log = logging.getLogger(__name__)
 
 _WINDOW_BYTES: Final = 64 << 20
 """KV of one stream that may be on its way (at least two pages)."""
+_HEADROOM_TOKENS: Final = 1024
+"""That a stream may grow by while it moves."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,15 @@ class Imported:
     """Of the prompt, in the prefill pod's prefix cache."""
     queue_s: float
     handoff: Handoff
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """A stream that was decoded elsewhere and runs here now."""
+
+    tokens: tuple[wire.Token, ...]
+    """What the other pod had generated beyond the output of the request."""
+    bytes: int
 
 
 class Importer:
@@ -77,6 +91,7 @@ class Importer:
         self._links = Links(identity, self._timing, clock)
         self._on_handoff = on_handoff
         self.counters = Counters()
+        self.takeovers = Counters()
 
     @property
     def late_pages(self) -> int:
@@ -109,23 +124,78 @@ class Importer:
     async def _receive(self, request: Request, ask: GenerateRequest) -> Imported | FinishReason:
         assert ask.prefill is not None
         key = StreamKey(ask.stream_id, ask.epoch)
-        link = await self._links.to(ask.prefill)
-        inbox = link.begin(key)
-        try:
+        async with self._attempt(ask.prefill, key, request.request_id) as (link, inbox):
             ended = await self._engine.call(lambda engine: engine.expect(request))
             if ended is not None:
                 return ended
             link.post(wire.Request(msgspec.structs.replace(ask, prefill=None)))
             imported = await self._import(link, inbox, key, request.request_id, ask.prefill.pod)
+        link.post(wire.Ack(*key))
+        return imported
+
+    @asynccontextmanager
+    async def _attempt(
+        self, target: PrefillTarget, key: StreamKey, request_id: str
+    ) -> AsyncIterator[tuple[Link, Inbox]]:
+        """A stream's connection to the other pod; after a failure nothing of it is left."""
+        link = await self._links.to(target)
+        inbox = link.begin(key)
+        try:
+            yield link, inbox
         except BaseException as failure:
-            self._engine.call(lambda engine: engine.abort(request.request_id))
+            self._engine.call(lambda engine: engine.abort(request_id))
             if not isinstance(failure, PeerAborted):
-                link.post(wire.Abort(*key, "ended", "the decode pod ended the stream"))
+                link.post(wire.Abort(*key, "ended", "the receiving pod ended the stream"))
             raise
         finally:
             link.end(key)
+
+    async def take_over(self, request: Request, ask: GenerateRequest) -> TakenOver:
+        """Goes on here with a stream that another pod decodes; it gives it up once all is here.
+
+        Raises as `receive`; then, and when cancelled, the stream goes on where it was.
+        """
+        try:
+            taken = await self._take_over(request, ask)
+        except BaseException as failure:
+            self.takeovers.fail(_reason(failure))
+            raise
+        self.takeovers.streams += 1
+        self.takeovers.bytes += taken.bytes
+        return taken
+
+    async def _take_over(self, request: Request, ask: GenerateRequest) -> TakenOver:
+        assert ask.take_from is not None
+        key, request_id = StreamKey(ask.stream_id, ask.epoch), request.request_id
+        known_tokens = len(ask.prompt_ids) + len(ask.output_ids)
+        left_tokens = ask.sampling.max_tokens - len(ask.output_ids)
+        room_tokens = known_tokens + min(left_tokens, _HEADROOM_TOKENS)
+        limit_tokens = known_tokens + _HEADROOM_TOKENS
+        async with self._attempt(ask.take_from, key, request_id) as (link, inbox):
+            expect = partial(Engine.expect, request=request, headroom_tokens=_HEADROOM_TOKENS)
+            if await self._engine.call(expect) is not None:
+                raise HandoffFailed("not_moved", "the stream has ended")
+            grant = await self._first_grant(request_id, room_tokens)
+            have, inbox.granted_tokens = grant.have_tokens, grant.granted_tokens
+            link.post(wire.Take(*key, known_tokens, limit_tokens, have, grant.granted_tokens))
+            tokens: list[wire.Token] = []
+            received, received_bytes, frozen = have, 0, False
+            while not frozen:
+                frames = await inbox.all()
+                for frame in frames:
+                    if isinstance(frame, Arrived):
+                        received_bytes += self._verified(frame)
+                        received = frame.frame.first_token + frame.frame.tokens
+                    elif isinstance(frame, wire.News):
+                        tokens += frame.tokens
+                frozen = isinstance(frames[-1], wire.Frozen)
+                upto = self._credit(received, room_tokens)
+                await self._engine.call(partial(_take_in, request_id, frames, upto))
+                if upto > inbox.granted_tokens and not frozen:
+                    inbox.granted_tokens = upto
+                    link.post(wire.Grant(*key, have, upto))
         link.post(wire.Ack(*key))
-        return imported
+        return TakenOver(tuple(tokens), received_bytes)
 
     async def _import(
         self, link: Link, inbox: Inbox, key: StreamKey, request_id: str, prefill_pod: str
@@ -212,6 +282,25 @@ def _reason(failure: BaseException) -> str:
 def _write(request_id: str, pages: list[Arrived], upto_tokens: int, engine: Engine) -> None:
     """Stores pages and takes blocks for more."""
     _store(request_id, pages, engine)
+    engine.grant(request_id, upto_tokens)
+
+
+def _take_in(request_id: str, frames: list[InboxFrame], upto_tokens: int, engine: Engine) -> None:
+    """All that is here of a stream that is decoded elsewhere, and blocks for more."""
+    try:
+        for frame in frames:
+            match frame:
+                case wire.News():
+                    engine.extend(request_id, [token.token_id for token in frame.tokens])
+                case Arrived():
+                    engine.write_kv(request_id, frame.frame.first_token, frame.payload)
+                case wire.Frozen():
+                    engine.resume(request_id)
+                    return
+                case _:
+                    raise ValueError(f"{type(frame).__name__} came of a stream that is decoded")
+    except ValueError as error:
+        raise HandoffFailed("not_moved", f"the other pod sent a wrong stream: {error}") from None
     engine.grant(request_id, upto_tokens)
 
 

@@ -1,4 +1,4 @@
-"""A decode pod's connection to one prefill pod, shared by all streams between the two."""
+"""A receiving pod's connection to one sending pod, shared by all streams between the two."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 F = TypeVar("F", wire.Offer, wire.First)
 _UNSENT_FRAMES: Final = 10_000
-"""A prefill pod that lets so many small frames lie does not read any more."""
+"""A pod that lets so many small frames lie does not read any more."""
 
 
 class HandoffFailed(Exception):
@@ -41,11 +41,11 @@ class HandoffFailed(Exception):
 
 
 class PeerAborted(HandoffFailed):
-    """The prefill pod gave the stream up, and need not be told."""
+    """The other pod gave the stream up, and need not be told."""
 
 
 class NoRoom(HandoffFailed):
-    """This pod itself has no blocks for the stream; its prefill pod did no wrong."""
+    """This pod itself has no blocks for the stream; the other pod did no wrong."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Arrived:
     payload: memoryview
 
 
+InboxFrame = wire.Offer | wire.First | wire.News | wire.Frozen | Arrived
+
+
 class Inbox:
     """What came for one stream, in order."""
 
@@ -63,7 +66,7 @@ class Inbox:
         self.granted_tokens = 0
         self.first_byte_s: float | None = None
         self.last_byte_s: float | None = None
-        self._frames: deque[wire.Offer | wire.First | Arrived] = deque()
+        self._frames: deque[InboxFrame] = deque()
         self._failure: HandoffFailed | None = None
         self._changed = asyncio.Event()
 
@@ -71,12 +74,12 @@ class Inbox:
         frame, payload, began_s = received
         if isinstance(frame, wire.Pages):
             if frame.first_token + frame.tokens > self.granted_tokens:
-                self.end(HandoffFailed("prefill_lost", "the prefill pod sent more than granted"))
+                self.end(HandoffFailed("prefill_lost", "the other pod sent more than granted"))
                 return
             self.first_byte_s = self.first_byte_s or began_s
             self.last_byte_s = now_s
             self._frames.append(Arrived(frame, payload))
-        elif isinstance(frame, wire.Offer | wire.First):
+        elif isinstance(frame, wire.Offer | wire.First | wire.News | wire.Frozen):
             self._frames.append(frame)
         self._changed.set()
 
@@ -105,6 +108,13 @@ class Inbox:
         if not pages:
             raise HandoffFailed("prefill_lost", "KV was due from the prefill pod")
         return pages
+
+    async def all(self) -> list[InboxFrame]:
+        """All frames that are here, at least one. Raises `HandoffFailed`."""
+        await self._wait()
+        frames = list(self._frames)
+        self._frames.clear()
+        return frames
 
     async def _wait(self) -> None:
         while not self._frames and self._failure is None:
@@ -143,7 +153,7 @@ class Link:
             self.closed = True
             if self._connection is not None:
                 self._connection.close()
-            reason = f"no KV from prefill pod {pod}: {error}"
+            reason = f"no KV from pod {pod}: {error}"
             counted = "refused" if isinstance(error, HandshakeFailed) else "unreachable"
             raise HandoffFailed("prefill_lost", reason, counted=counted) from None
         self._heard_s = self._clock()
@@ -166,7 +176,7 @@ class Link:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            lost = f"prefill pod {self._target.pod} is gone: {reason}"
+            lost = f"pod {self._target.pod} is gone: {reason}"
             for inbox in self._inboxes.values():
                 inbox.end(PeerAborted("prefill_lost", lost))
 
@@ -182,7 +192,7 @@ class Link:
 
     def post(self, frame: wire.AnyFrame) -> None:
         if self._outbox.qsize() >= _UNSENT_FRAMES and self._connection is not None:
-            self._connection.abort("the prefill pod does not read")
+            self._connection.abort("the other pod does not read")
         self._outbox.put_nowait(frame)
 
     def _take(self, received: Received) -> None:
@@ -192,7 +202,7 @@ class Link:
             self._leases.extend((StreamKey(*entry) for entry in frame.streams), now_s)
             return
         if not isinstance(frame, wire.StreamFrame):
-            raise wire.WireError(f"a prefill pod does not send {type(frame).__name__}")
+            raise wire.WireError(f"a sending pod does not send {type(frame).__name__}")
         self._leases.extend([frame.key], now_s)
         inbox = self._inboxes.get(frame.key)
         if isinstance(frame, wire.Abort):
@@ -222,12 +232,12 @@ class Link:
                 self._connection.abort(f"nothing heard for {timing.silence_s:g} s")
                 return  # that reason ends every stream; their leases end with the connection
             for key in self._leases.expired(now_s):
-                reason = f"prefill pod {self._target.pod} was silent for {timing.lease_s:g} s"
+                reason = f"pod {self._target.pod} was silent for {timing.lease_s:g} s"
                 self._inboxes[key].end(HandoffFailed("lease_expired", reason))
 
 
 class Links:
-    """Connections by prefill pod, opened when first needed and again after a loss."""
+    """Connections by pod, opened when first needed and again after a loss."""
 
     def __init__(self, identity: Identity, timing: Timing, clock: Callable[[], float]) -> None:
         self._identity = identity
