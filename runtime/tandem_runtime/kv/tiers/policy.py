@@ -19,10 +19,12 @@ from typing import Final
 from zlib import crc32
 
 from tandem_runtime.kv.tiers.index import NONE, PageIndex
-from tandem_runtime.kv.tiers.reuse import CLASSES, Reuse, age_bucket, page_class
+from tandem_runtime.kv.tiers.reuse import CLASSES, REUSED, Reuse, age_bucket, page_class
 
 _GROUPS: Final = 64
 """Tenants without a share of their own are told apart this far, however many names come."""
+NOWHERE: Final = (1 << 64) - 1
+"""The place of a page that is not stored, or not yet."""
 _LISTS: Final = CLASSES + 1
 _REMEMBERED: Final = 4
 """Pages remembered after their eviction, in capacities."""
@@ -44,6 +46,8 @@ class Decision:
     """Which of the prompt's pages to store, by their place in it."""
     evict: tuple[bytes, ...] = ()
     """Keys of pages to give up, before anything is stored."""
+    evicted_places: tuple[int, ...] = ()
+    """Where those of them were that had been stored."""
 
 
 @dataclass
@@ -94,6 +98,7 @@ class TierPolicy:
         self._last = array("I", bytes(4 * count))
         self._resident = bytearray(count)
         self._pins = array("H", bytes(2 * count))
+        self._place = array("Q", b"\xff" * (8 * count))
         lists = len(self._tenants) * _LISTS
         self._next = array("i", range(count + lists))
         self._previous = array("i", range(count + lists))
@@ -104,7 +109,15 @@ class TierPolicy:
     @property
     def page_bytes(self) -> float:
         """Memory of the index for each page that it can remember."""
-        columns = (self._class, self._tenant, self._last, self._pins, self._next, self._previous)
+        columns = (
+            self._class,
+            self._tenant,
+            self._last,
+            self._pins,
+            self._place,
+            self._next,
+            self._previous,
+        )
         size = sum(column.itemsize for column in columns) + 1
         return self._index.page_bytes + size
 
@@ -154,18 +167,40 @@ class TierPolicy:
         self._now += 1
         evicted = self._keep_quota(number) + self._make_room(number)
         self._tenants[number].reuse.served(self._now)
-        store = fresh.keys() - set(evicted)
+        store = fresh.keys() - {key for key, _ in evicted}
         return Decision(
             tuple(sorted(fresh[key] for key in store)),
-            tuple(key for key in evicted if key not in fresh),
+            tuple(key for key, _ in evicted if key not in fresh),
+            tuple(place for _, place in evicted if place != NOWHERE),
         )
 
-    def drop(self, key: bytes) -> None:
-        """The tier does not have this page: it could not be stored, or is damaged."""
+    # -- where it is ------------------------------------------------------------------------------
+    def place(self, key: bytes) -> int:
+        """Where the tier put the page, or NOWHERE."""
         slot = self._index.find(key)
-        if slot != NONE and self._resident[slot]:
-            self._pins[slot] = 0
-            self._to_ghost(slot)
+        return NOWHERE if slot == NONE else self._place[slot]
+
+    def put(self, key: bytes, place: int) -> None:
+        """A page that `use` or `adopt` let in has been stored there; the number is the tier's."""
+        self._place[self._index.find(key)] = place
+
+    def adopt(self, key: bytes, place: int) -> bool:
+        """Take in a page that the tier found when it was opened; False if it is here, or full."""
+        if self.resident_pages >= self.capacity_pages or self._index.find(key) != NONE:
+            return False
+        slot = self._index.add(key)
+        # Whose it is, is in no record: the first use says it.
+        self._begin(slot, len(self._tenants) - 1, REUSED)
+        self._place[slot] = place
+        return True
+
+    def drop(self, key: bytes) -> int:
+        """The tier does not have this page: it could not be stored, or is damaged. Its place."""
+        slot = self._index.find(key)
+        if slot == NONE or not self._resident[slot]:
+            return NOWHERE
+        self._pins[slot] = 0
+        return self._to_ghost(slot)
 
     def pin(self, keys: Sequence[bytes]) -> bool:
         """Keep these pages, all of which are here, until as many calls of `unpin`; False if not."""
@@ -189,7 +224,7 @@ class TierPolicy:
                 self._link(slot, self._list_of(slot))
 
     # -- giving way -------------------------------------------------------------------------------
-    def _make_room(self, newcomer: int) -> list[bytes]:
+    def _make_room(self, newcomer: int) -> list[tuple[bytes, int]]:
         """Evict what is too much: of whoever is above his floor, else of the newcomer."""
         evicted = self._evict_least(range(len(self._tenants)), self._excess)
         if self._excess():  # everybody else is at his floor, or pinned
@@ -199,7 +234,7 @@ class TierPolicy:
     def _excess(self) -> int:
         return self.resident_pages - self.capacity_pages
 
-    def _keep_quota(self, number: int) -> list[bytes]:
+    def _keep_quota(self, number: int) -> list[tuple[bytes, int]]:
         tenant = self._tenants[number]
         quota = tenant.share.quota_pages
         if quota is None:
@@ -208,9 +243,9 @@ class TierPolicy:
 
     def _evict_least(
         self, numbers: Iterable[int], excess: Callable[[], int], *, floors: bool = True
-    ) -> list[bytes]:
+    ) -> list[tuple[bytes, int]]:
         """Evict these tenants' pages, those least worth first, until there is no excess."""
-        evicted: list[bytes] = []
+        evicted: list[tuple[bytes, int]] = []
         if excess() <= 0:
             return evicted
         heap = [
@@ -228,8 +263,7 @@ class TierPolicy:
             if slot == NONE or (floors and tenant.pages <= tenant.share.floor_pages):
                 heapq.heappop(heap)
                 continue
-            evicted.append(self._index.key(slot))
-            self._to_ghost(slot)
+            evicted.append((self._index.key(slot), self._to_ghost(slot)))
             if self._oldest(which) != NONE:
                 heapq.heapreplace(heap, self._candidate(which))
         return evicted
@@ -262,8 +296,10 @@ class TierPolicy:
         if not self._resident[slot]:
             self._resident[slot] = 1
             self.resident_pages += 1
-            self._tenants[number].pages += 1
-            self._tenant[slot] = number
+        else:
+            self._tenants[self._tenant[slot]].pages -= 1
+        self._tenants[number].pages += 1
+        self._tenant[slot] = number
         self._class[slot], self._last[slot] = page_class, self._now
         self._tenants[self._tenant[slot]].reuse.used(page_class, self._now)
         if not self._pins[slot]:
@@ -274,13 +310,16 @@ class TierPolicy:
         of_tenant = self._tenants[self._tenant[slot]].reuse
         of_tenant.ended(self._class[slot], self._last[slot], self._now, reused=reused)
 
-    def _to_ghost(self, slot: int) -> None:
+    def _to_ghost(self, slot: int) -> int:
+        """Evict a page; where it was."""
         self._resident[slot] = 0
         self.resident_pages -= 1
         number = self._tenant[slot]
         self._tenants[number].pages -= 1
         self._tenants[number].ghosts += 1
         self._link(slot, number * _LISTS + CLASSES)
+        place, self._place[slot] = self._place[slot], NOWHERE
+        return place
 
     # -- lists ------------------------------------------------------------------------------------
     def _list_of(self, slot: int) -> int:
