@@ -120,6 +120,8 @@ class EngineWorker:
             self._post(_set_exception, self._built, fault)
             return
         self.stats = engine.stats()
+        if engine.tiers is not None:
+            engine.tiers.wake = self._wake
         self._post(_set_result, self._built, engine)
         try:
             self._serve(engine)
@@ -127,6 +129,10 @@ class EngineWorker:
         except BaseException as fault:
             log.exception("the engine failed")
             self.fail(EngineFailed(f"the engine failed: {fault}"))
+
+    def _wake(self) -> None:
+        """There may be work; from any thread."""
+        self._calls.put(_Call(lambda engine: None, self._built, retry=False))
 
     def _serve(self, engine: Engine) -> None:
         """Raises what a step raises, and AssertionError when blocks and streams disagree."""
@@ -137,7 +143,7 @@ class EngineWorker:
             if engine.has_work:
                 output = engine.step()
                 self._unchecked = True
-                stalled = output.batch_tokens == 0
+                stalled = output.batch_tokens == 0 and not engine.loads_kv
                 for hook in self._after_step:
                     hook(engine, output)
                 if output.streams:

@@ -8,6 +8,9 @@ from typing import Protocol
 
 from tandem_runtime.kv.tiers.policy import TierPolicy
 
+Payload = bytes | bytearray | memoryview
+"""Canonical KV; nobody writes to it once it is in a tier."""
+
 
 @dataclass(frozen=True)
 class Page:
@@ -18,7 +21,7 @@ class Page:
     """Key of the page before; zeros for a first page."""
     tokens: bytes
     """Ids of the page's tokens (`prefix.token_bytes`), compared whenever it is loaded."""
-    payload: bytes | bytearray | memoryview
+    payload: Payload
 
 
 @dataclass
@@ -58,8 +61,8 @@ class Tier(Protocol):
             never come.
         """
 
-    def load(self, key: bytes, tokens: bytes) -> bytearray | None:
-        """A copy of the page's payload, checked; None if it is not here, or not what it was."""
+    def load(self, key: bytes, tokens: bytes) -> Payload | None:
+        """The page's payload, checked; None if it is not here, or not what it was."""
 
     def store(self, page: Page) -> bool:
         """Keep a page that `use` asked for. Where it says False, the page is not here."""

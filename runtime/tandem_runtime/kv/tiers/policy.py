@@ -14,7 +14,8 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 from zlib import crc32
 
@@ -56,7 +57,11 @@ class _Tenant:
     pages: int = 0
     ghosts: int = 0
     """Evicted pages that are remembered."""
-    reuse: Reuse = field(default_factory=Reuse)
+
+    @cached_property
+    def reuse(self) -> Reuse:
+        """Made when he first asks: most of the groups are nobody."""
+        return Reuse()
 
 
 class TierPolicy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tandem_runtime.kv.tiers.index import NONE, PageIndex
 
@@ -12,6 +12,7 @@ keys = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), keys), max_size=300))
 def test_it_finds_what_a_dict_finds(steps: list[tuple[bool, bytes]]) -> None:
     index = PageIndex(20)

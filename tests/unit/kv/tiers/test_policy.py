@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tandem_runtime.kv.tiers.policy import Decision, Share, TierPolicy
 
@@ -72,6 +72,7 @@ class Model:
         return None
 
 
+@settings(deadline=None)
 @given(st.lists(acts, max_size=80), st.integers(6, 30))
 def test_budget_pins_floors_and_quotas_hold(steps: list[Act], capacity: int) -> None:
     model = Model(capacity)
@@ -91,6 +92,7 @@ def test_budget_pins_floors_and_quotas_hold(steps: list[Act], capacity: int) -> 
         assert model.policy.pages_of("floored") == model.count("floored")
 
 
+@settings(deadline=None)
 @given(st.lists(acts, max_size=60))
 def test_the_same_acts_give_the_same_decisions(steps: list[Act]) -> None:
     one, other = Model(12), Model(12)
