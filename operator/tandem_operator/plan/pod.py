@@ -49,6 +49,12 @@ from tandem_operator.plan.actions import Manifest
 from tandem_operator.plan.build import COMMON_LABELS, owner_reference, pool_name, pool_selector
 from tandem_operator.plan.merge import merge
 from tandem_operator.plan.source import weights_environment, weights_mounts, weights_volumes
+from tandem_operator.plan.tiers import (
+    tier_arguments,
+    tier_mounts,
+    tier_requests,
+    tier_volumes,
+)
 from tandem_operator.plan.views import FleetView, PoolView
 from tandem_operator.settings import Settings
 
@@ -101,6 +107,7 @@ def pod_template(
             "volumes": [
                 {"name": "handoff", "secret": {"secretName": HANDOFF_SECRET_NAME}},
                 *weights_volumes(model.uri),
+                *tier_volumes(fleet.spec),
                 *(SHARED_MEMORY_VOLUMES if ranks(pool) > 1 else ()),
             ],
         },
@@ -168,6 +175,7 @@ def _container(
             *("--device", "cuda" if accelerator else "cpu"),
             *("--max-context-tokens", str(model.context_tokens)),
             *("--kv-cache-percent", str(accelerator_percent(fleet.spec))),
+            *tier_arguments(fleet.spec),
             *(("--tensor-parallel", str(ranks(pool))) if ranks(pool) > 1 else ()),
         ],
         **environment,
@@ -186,7 +194,7 @@ def _container(
             {"name": "grpc", "containerPort": GRPC_PORT},
             {"name": "handoff", "containerPort": HANDOFF_PORT},
         ],
-        "resources": resources,
+        "resources": resources | tier_requests(fleet.spec),
         "startupProbe": probe(PATH_HEALTH, STARTUP_PERIOD_S, STARTUP_FAILURES, timeout_s=2),
         "readinessProbe": probe(PATH_READY, 1, 2, timeout_s=2),
         "livenessProbe": probe(PATH_HEALTH, 10, 10, timeout_s=5),
@@ -195,6 +203,7 @@ def _container(
         "volumeMounts": [
             {"name": "handoff", "mountPath": HANDOFF_SECRET_DIR, "readOnly": True},
             *weights_mounts(model.uri),
+            *tier_mounts(fleet.spec),
             *(SHARED_MEMORY_MOUNTS if ranks(pool) > 1 else ()),
         ],
     }
