@@ -55,6 +55,11 @@ class EngineConfig:
     """Host memory for the KV of preempted streams, which is copied where that is faster than
     computing it again; 0: never. None: 4 GiB on a GPU, 0 on the CPU, where it is the same memory.
     """
+    memory_tier_bytes: int = 0
+    """Host memory for pages that other prompts may use again; 0: no such tier."""
+    disk_tier_bytes: int = 0
+    """Of files below `disk_tier_dir`; 0: no such tier."""
+    disk_tier_dir: str | None = None
     prefix_caching: bool = True
 
     def __post_init__(self) -> None:
@@ -82,6 +87,11 @@ class EngineConfig:
             raise ValueError(
                 f"swap_bytes is {self.swap_bytes}: give 0 to recompute always, or more"
             )
+        for name in ("memory_tier_bytes", "disk_tier_bytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 0 for none, or more")
+        if bool(self.disk_tier_bytes) != bool(self.disk_tier_dir):
+            raise ValueError("disk_tier_bytes and disk_tier_dir go together: give both or neither")
         if not 1 <= self.kv_cache_percent <= 100:
             raise ValueError(f"kv_cache_percent is {self.kv_cache_percent}: give 1 to 100")
         if self.block_tokens < 1 or KV_PAGE_TOKENS % self.block_tokens:

@@ -106,6 +106,9 @@ ENV_MODEL_CACHE: Final = "TANDEM_MODEL_CACHE"
 MODEL_CACHE_DIR: Final = "/var/cache/tandem/models"
 """Where the operator mounts that folder, unless a template sets `ENV_MODEL_CACHE`."""
 
+DISK_TIER_DIR: Final = "/var/cache/tandem/kv"
+"""Where the operator mounts the volume of a fleet's Disk tier."""
+
 TERMINATION_LOG: Final = "/dev/termination-log"
 """Where a pod that gives up leaves one sentence (or the resolver its JSON object)."""
 

@@ -62,9 +62,14 @@ def extend_keys(
     `keys` holds the first blocks' keys already (possibly none), all made with the same root.
     """
     parent = keys[-1] if keys else bytes(KEY_BYTES)
-    for start in range(len(keys) * block_tokens, len(token_ids) - block_tokens + 1, block_tokens):
-        tokens = token_bytes(token_ids[start : start + block_tokens])
-        parent = blake2b(parent + tokens, digest_size=KEY_BYTES, key=root).digest()
+    first, end = len(keys) * block_tokens, len(token_ids) // block_tokens * block_tokens
+    if first >= end:
+        return
+    # All at once: a conversion for each block would take longer than the hashing.
+    tokens, block_bytes = token_bytes(token_ids[first:end]), 4 * block_tokens
+    for start in range(0, len(tokens), block_bytes):
+        block = parent + tokens[start : start + block_bytes]
+        parent = blake2b(block, digest_size=KEY_BYTES, key=root).digest()
         keys.append(parent)
 
 

@@ -155,9 +155,13 @@ REFUSED = {
         "a tier of medium Disk needs size and volume",
     ),
     "remote tier without a uri": (tiers(medium="Remote"), "a tier of medium Remote needs uri"),
-    "memory does not work yet": (
-        tiers(medium="Memory", size="64Gi"),
-        "tiers of medium Memory do not work yet; use Accelerator only",
+    "remote does not work yet": (
+        tiers(medium="Remote", uri="redis://valkey.cache:6379"),
+        "tiers of medium Remote do not work yet; use Accelerator, Memory and Disk",
+    ),
+    "two memory tiers": (
+        fleet(cacheTiers=[{"name": name, "medium": "Memory", "size": "1Gi"} for name in "ab"]),
+        "a fleet has one tier of medium Memory; remove the others",
     ),
     "unknown medium": (tiers(medium="Tape"), 'supported values: "Accelerator", "Memory"'),
     "no quantity": (
@@ -246,7 +250,11 @@ ACCEPTED = {
     "everything": fleet(
         prefill={"replicas": 3, "accelerator": {"resource": "amd.com/gpu"}},
         decode={"scaling": {"minReplicas": 1, "maxReplicas": 2}, "template": {"spec": {"a": 1}}},
-        cacheTiers=[{"name": "gpu", "medium": "Accelerator", "percent": 80}],
+        cacheTiers=[
+            {"name": "gpu", "medium": "Accelerator", "percent": 80},
+            {"name": "host", "medium": "Memory", "size": "64Gi"},
+            {"name": "nvme", "medium": "Disk", "size": "1Ti", "volume": {"emptyDir": {}}},
+        ],
         objectives={"timePerOutputToken": {"targetMilliseconds": 40, "percentile": 50}},
     ),
     "longest name": named(FLEET, "a" * 40),

@@ -137,9 +137,8 @@ def _tier_rules() -> tuple[Rule, ...]:
             "'size ' + self.size + ' is not a quantity above 0; write for example 64Gi'",
         ),
         Rule(
-            "self.medium == 'Accelerator'",
-            "only tiers of medium Accelerator work yet",
-            "'tiers of medium ' + self.medium + ' do not work yet; use Accelerator only'",
+            "self.medium != 'Remote'",
+            "tiers of medium Remote do not work yet; use Accelerator, Memory and Disk",
         ),
     )
     return fitting + missing
@@ -155,6 +154,7 @@ class CacheTier(ApiModel):
     percent: Annotated[int, Field(ge=1, le=100)] | None = None
     """Share of the memory that weights leave free; 90 without it."""
     size: Quantity | None = None
+    """Of each pod."""
     uri: Annotated[str, Field(max_length=1024)] | None = None
     volume: PartialTemplate | None = None
     """The volume source of a Disk tier."""
@@ -168,9 +168,12 @@ CacheTiers = Annotated[
             "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["name"],
             **rules(
-                Rule(
-                    "self.filter(t, t.medium == 'Accelerator').size() <= 1",
-                    "a fleet has one tier of medium Accelerator; remove the others",
+                *(
+                    Rule(
+                        f"self.filter(t, t.medium == '{medium}').size() <= 1",
+                        f"a fleet has one tier of medium {medium}; remove the others",
+                    )
+                    for medium in ("Accelerator", "Memory", "Disk")
                 )
             ),
         },
@@ -276,9 +279,12 @@ class FleetStatus(ApiModel):
     """latency.timePerOutputToken's 95th percentile for people, such as 8.5ms."""
 
 
+def tier_of(spec: FleetSpec, medium: str) -> CacheTier | None:
+    """The fleet's tier of this medium."""
+    return next((tier for tier in spec.cache_tiers or () if tier.medium == medium), None)
+
+
 def accelerator_percent(spec: FleetSpec) -> int:
     """Share of free accelerator memory that holds KV cache."""
-    for tier in spec.cache_tiers or ():
-        if tier.medium == "Accelerator" and tier.percent is not None:
-            return tier.percent
-    return DEFAULT_ACCELERATOR_PERCENT
+    tier = tier_of(spec, "Accelerator")
+    return tier.percent if tier and tier.percent is not None else DEFAULT_ACCELERATOR_PERCENT

@@ -54,6 +54,12 @@ from tandem_operator.plan.source import (
     weights_mounts,
     weights_volumes,
 )
+from tandem_operator.plan.tiers import (
+    tier_arguments,
+    tier_mounts,
+    tier_requests,
+    tier_volumes,
+)
 from tandem_operator.plan.views import FleetView, PoolView
 from tandem_operator.settings import Settings
 
@@ -106,6 +112,7 @@ def pod_template(
             "volumes": [
                 {"name": "handoff", "secret": {"secretName": HANDOFF_SECRET_NAME}},
                 *weights_volumes(model.uri),
+                *tier_volumes(fleet.spec),
                 *(SHARED_MEMORY_VOLUMES if ranks(pool) > 1 else ()),
             ],
         },
@@ -174,6 +181,7 @@ def _container(
             *("--device", "cuda" if accelerator else "cpu"),
             *("--max-context-tokens", str(model.context_tokens)),
             *("--kv-cache-percent", str(accelerator_percent(fleet.spec))),
+            *tier_arguments(fleet.spec),
             *(("--tensor-parallel", str(ranks(pool))) if ranks(pool) > 1 else ()),
         ],
         **environment,
@@ -192,7 +200,7 @@ def _container(
             {"name": "grpc", "containerPort": GRPC_PORT},
             {"name": "handoff", "containerPort": HANDOFF_PORT},
         ],
-        "resources": resources,
+        "resources": resources | tier_requests(fleet.spec),
         "startupProbe": probe(PATH_HEALTH, STARTUP_PERIOD_S, STARTUP_FAILURES, timeout_s=2),
         "readinessProbe": probe(PATH_READY, 1, 2, timeout_s=2),
         "livenessProbe": probe(PATH_HEALTH, 10, 10, timeout_s=5),
@@ -201,6 +209,7 @@ def _container(
         "volumeMounts": [
             {"name": "handoff", "mountPath": HANDOFF_SECRET_DIR, "readOnly": True},
             *weights_mounts(model.uri),
+            *tier_mounts(fleet.spec),
             *(SHARED_MEMORY_MOUNTS if ranks(pool) > 1 else ()),
         ],
     }

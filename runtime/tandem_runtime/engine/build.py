@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
 from tandem_runtime.checkpoint.source import resolve_source
 from tandem_runtime.config import EngineConfig
+from tandem_runtime.contract import KV_PAGE_TOKENS
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.flight import Runner
@@ -21,6 +23,10 @@ from tandem_runtime.engine.warmup import measure_rates, run_widest_step
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.sizing import block_count
+from tandem_runtime.kv.tiers.cache import JobThread, TierCache
+from tandem_runtime.kv.tiers.contract import Tier
+from tandem_runtime.kv.tiers.disk import DiskTier
+from tandem_runtime.kv.tiers.host import HostTier
 from tandem_runtime.model.decoder import Decoder
 from tandem_runtime.model.parallel import ALONE, Ranks
 from tandem_runtime.model.sharding import Sharding, check_fits
@@ -61,23 +67,26 @@ def build_engine(
         runner = ParallelRunner(runner, followers, sharding)
     else:
         runner, blocks = build_runner(config, checkpoint, ALONE)
+    layout_hash = layout.hash(checkpoint.digest(), config.computed)
+    most_tokens = min(context_tokens, (blocks - 1) * config.block_tokens)
     scheduler = Scheduler(
         BlockPool(blocks),
         block_tokens=config.block_tokens,
         max_batch_tokens=config.batch_tokens,
         max_running=config.max_running,
         prefix_caching=config.prefix_caching,
-        swap=_swap(config, runner, layout, min(context_tokens, (blocks - 1) * config.block_tokens)),
+        swap=_swap(config, runner, layout, most_tokens),
     )
     return Engine(
         scheduler,
         runner,
         layout=layout,
-        layout_hash=layout.hash(checkpoint.digest(), config.computed),
+        layout_hash=layout_hash,
         vocab_size=shape.vocab_size,
         max_context_tokens=context_tokens,
         eos_token_ids=frozenset(shape.eos_token_ids),
         prefix_secret=prefix_secret,
+        tiers=_tiers(config, runner, layout, layout_hash, most_tokens),
     )
 
 
@@ -118,6 +127,36 @@ def _swap(config: EngineConfig, runner: Runner, layout: KvLayout, most_tokens: i
     rates = measure_rates(runner, min(config.batch_tokens, most_tokens), config.block_tokens)
     return Swap(
         runner, rates, token_bytes=layout.token_bytes, capacity_bytes=config.swap_capacity_bytes
+    )
+
+
+def _tiers(
+    config: EngineConfig, runner: Runner, layout: KvLayout, layout_hash: bytes, most_tokens: int
+) -> TierCache | None:
+    page_bytes = layout.token_bytes * KV_PAGE_TOKENS
+    tiers: list[Tier] = []
+    if config.memory_tier_bytes:
+        tiers.append(HostTier(config.memory_tier_bytes, page_bytes=page_bytes))
+    if config.disk_tier_bytes and config.disk_tier_dir:
+        try:
+            disk = DiskTier(
+                Path(config.disk_tier_dir),
+                config.disk_tier_bytes,
+                layout_hash=layout_hash,
+                page_bytes=page_bytes,
+                page_tokens=KV_PAGE_TOKENS,
+            )
+        except OSError as error:
+            raise ValueError(
+                f"the disk tier cannot use {config.disk_tier_dir}: {error}; mount a folder there "
+                "that this process may write to"
+            ) from error
+        tiers.append(disk)
+    if not tiers:
+        return None
+    rates = measure_rates(runner, min(config.batch_tokens, most_tokens), config.block_tokens)
+    return TierCache(
+        tiers, JobThread(), page_tokens=KV_PAGE_TOKENS, compute_s=rates.compute_s - rates.copy_s
     )
 
 

@@ -6,6 +6,7 @@ flight*: `step` launches the next one, then collects the tokens of the one befor
 
     add ---> waiting ---> running ---> gone, with its finish reason      (serve it here)
     add(export) --------> running ---> held ---> release                 (prefill for another pod)
+    add, with cache tiers ---> fetching ---> waiting ...
     expect ---> receiving: grant, write_kv ... start_decode ---> running (decode after a handoff)
     running --> freeze ---> frozen: read_kv ---> abort, or thaw          (another pod goes on)
     expect ---> receiving: grant, extend, write_kv ... resume ---> running      (that pod)
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 from dataclasses import replace
+from time import perf_counter
+from typing import Final
 
 from tandem_runtime.engine.admission import Capacity, check_request
 from tandem_runtime.engine.batch import Work, build_batch
@@ -37,7 +40,13 @@ from tandem_runtime.engine.sequence import (
 )
 from tandem_runtime.engine.stats import EngineStats
 from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.prefix import root_key
+
+LOADING_S: Final = 0.001
+"""Of a step, for writing pages that came from cache tiers; one page at least."""
+PAGES_OFFERED: Final = 2
+"""To cache tiers, of one stream and step."""
 
 
 class Engine:
@@ -54,7 +63,9 @@ class Engine:
         max_context_tokens: int,
         eos_token_ids: frozenset[int],
         prefix_secret: bytes = b"",
+        tiers: TierCache | None = None,
     ) -> None:
+        self.tiers = tiers
         self.layout = layout
         self.layout_hash = layout_hash
         self.vocab_size = vocab_size
@@ -86,14 +97,27 @@ class Engine:
         self._check(request)
         ended = self._ended(request)
         if ended is None:
-            self._scheduler.waiting.append(self._sequence(request))
+            self._queue(self._sequence(request))
         return ended
+
+    def _queue(self, sequence: Sequence) -> None:
+        if self.tiers is None or sequence.known_tokens < self.tiers.page_tokens:
+            self._scheduler.waiting.append(sequence)
+            return
+        sequence.state = State.FETCHING
+        self._scheduler.fetching.append(sequence)
+        request = sequence.request
+        held_tokens = self._scheduler.held_tokens(sequence)
+        ids = sequence.token_ids.copy()
+        self.tiers.fetch(sequence.arrival, request.tenant, sequence.root, ids, held_tokens)
 
     def abort(self, request_id: str) -> bool:
         """End a stream, its blocks are freed once no step uses them; False if there is none."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
             return False
+        if self.tiers is not None and sequence.fetched is not None:
+            self.tiers.leave(sequence.fetched)
         self._scheduler.remove(sequence)
         return True
 
@@ -106,12 +130,42 @@ class Engine:
         output, self._early = self._early, None
         if output is not None:
             return output
+        if self.tiers is not None:
+            self._take_fetched(self.tiers)
+            self._write_loads()
         preemptions = self._preemptions
         self._flight = flight = self._flight or self._launch()
         if flight is not None:
             self._flight = self._launch() if self._runner.overlaps else None
             output = self._collect(flight)
         return replace(output or StepOutput(), preempted=self._preemptions - preemptions)
+
+    def _take_fetched(self, tiers: TierCache) -> None:
+        for fetched in tiers.poll():
+            fetching = self._scheduler.fetching
+            sequence = next((s for s in fetching if s.arrival == fetched.arrival), None)
+            if sequence is None:
+                tiers.leave(fetched)  # it ended meanwhile
+                continue
+            sequence.fetched = fetched
+            self._scheduler.fetched(sequence)
+
+    def _write_loads(self) -> None:
+        """Write pages of streams that were admitted with some, a few; the rest comes later."""
+        until_s = perf_counter() + LOADING_S
+        for sequence in [s for s in self._scheduler.running if s.loads]:
+            while sequence.loads:
+                self._runner.write_kv(
+                    sequence.block_ids, sequence.computed_tokens, sequence.loads[0]
+                )
+                self._scheduler.loaded(sequence)
+                if perf_counter() >= until_s:
+                    return
+
+    @property
+    def loads_kv(self) -> bool:
+        """Whether the next `step` writes pages of a cache tier, though it may compute nothing."""
+        return any(s.loads for s in self._scheduler.running)
 
     def _launch(self) -> Flight | None:
         plan = self._scheduler.schedule(settled=self._flight is None)
@@ -122,6 +176,9 @@ class Engine:
             if sequence.preemptions == 0:
                 self._prompt_tokens += sequence.prompt_tokens
                 self._cached_tokens += sequence.cached_tokens
+                if self.tiers is not None and sequence.fetched is not None and sequence.loads:
+                    page = sequence.computed_tokens // self.tiers.page_tokens
+                    self.tiers.count(sequence.fetched, page)
         if not plan.works:
             return None
         batch, works = build_batch(plan.works, self._scheduler.block_tokens)
@@ -143,14 +200,15 @@ class Engine:
     def has_work(self) -> bool:
         """Whether `step` could do something; held and receiving streams need no step."""
         under_way = self._flight or self._early
-        return bool(under_way or self._scheduler.running or self._scheduler.waiting)
+        fetched = self.tiers is not None and self.tiers.ready
+        return bool(under_way or fetched or self._scheduler.running or self._scheduler.waiting)
 
     def stats(self) -> EngineStats:
         """Counts for metrics and for the pod's state."""
         scheduler = self._scheduler
         return EngineStats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + len(scheduler.fetching),
             receiving=len(scheduler.receiving),
             held=len(scheduler.held) + len(scheduler.frozen),
             total_blocks=scheduler.pool.total_blocks,
@@ -189,6 +247,8 @@ class Engine:
 
     def close(self) -> None:
         """Ends what the runner started; the engine is of no use afterwards."""
+        if self.tiers is not None:
+            self.tiers.close()
         self._runner.close()
 
     # -- KV out: prefill for another pod ----------------------------------------------------------
@@ -368,6 +428,7 @@ class Engine:
         """A part of the known tokens is computed; more is to come before the next one."""
         self._scheduler.commit(work)
         sequence = work.sequence
+        self._offer(sequence)
         return StreamOutput(
             sequence.request_id,
             computed=self._publish(sequence),
@@ -380,7 +441,20 @@ class Engine:
             self.abort(work.sequence.request_id)
             return StreamOutput(work.sequence.request_id, finish_reason="abort")
         self._scheduler.commit(work)
+        self._offer(work.sequence)
         return self._append(work.sequence, token, self._publish(work.sequence))
+
+    def _offer(self, sequence: Sequence) -> None:
+        """Give the tiers computed pages that they want, a few in each step."""
+        if self.tiers is None or sequence.fetched is None or not sequence.fetched.wanted:
+            return
+        size = self.tiers.page_tokens
+        computed = [
+            p for p in sequence.fetched.wanted if (p + 1) * size <= sequence.computed_tokens
+        ]
+        for page in sorted(computed)[:PAGES_OFFERED]:
+            payload = self._runner.read_kv(sequence.block_ids, page * size, (page + 1) * size)
+            self.tiers.offer(sequence.fetched, page, sequence.token_ids, payload)
 
     def _publish(self, sequence: Sequence) -> Span | None:
         start, end = sequence.published_tokens, sequence.computed_tokens

@@ -32,10 +32,12 @@ from bisect import insort
 from dataclasses import dataclass
 from typing import Final
 
+from tandem_runtime.contract import KV_PAGE_TOKENS
 from tandem_runtime.engine.batch import Work
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.sequence import Grant, Sequence, State
 from tandem_runtime.engine.swap import Swap
+from tandem_runtime.kv.tiers.contract import Payload
 from tandem_runtime.prefix import extend_keys, token_bytes
 
 GROWTH_RESERVE_TOKENS: Final = 64
@@ -63,6 +65,7 @@ class Scheduler:
         prefix_caching: bool = True,
         growth_reserve_tokens: int = GROWTH_RESERVE_TOKENS,
         swap: Swap | None = None,
+        page_tokens: int = KV_PAGE_TOKENS,
     ) -> None:
         self.pool = pool
         self.block_tokens = block_tokens
@@ -71,10 +74,12 @@ class Scheduler:
         self.prefix_caching = prefix_caching
         self.growth_reserve_tokens = growth_reserve_tokens
         self.swap = swap
+        self.page_tokens = page_tokens
         self.waiting: list[Sequence] = []
         """Oldest first; a preempted sequence goes back to its place."""
         self.running: list[Sequence] = []
         """Oldest first."""
+        self.fetching: list[Sequence] = []
         self.receiving: list[Sequence] = []
         self.held: list[Sequence] = []
         self.frozen: list[Sequence] = []
@@ -109,7 +114,8 @@ class Scheduler:
         while budget > 0 and self.waiting and self._admit(self.waiting[0]):
             sequence = self.waiting.pop(0)
             admitted.append(sequence)
-            budget -= self._add_work(works, sequence, budget)
+            if sequence.ready:
+                budget -= self._add_work(works, sequence, budget)
         return Plan(works, admitted, preempted)
 
     def _add_work(self, works: list[Work], sequence: Sequence, budget: int) -> int:
@@ -164,6 +170,7 @@ class Scheduler:
         hits = self._match(sequence, sequence.known_tokens - 1)
         swaps = self.swap and self.swap.pays_back(sequence, len(hits) * self.block_tokens)
         hits = [] if swaps else hits
+        loads = [] if swaps else self._loads(sequence, hits)
         missing = self.blocks_for(sequence.known_tokens) - len(hits)
         reserve = self._promised_blocks()
         if self.running:
@@ -172,15 +179,47 @@ class Scheduler:
             return False
         self._take(sequence, hits, missing)
         sequence.computed_tokens = len(hits) * self.block_tokens
+        sequence.loads = loads
+        if sequence.fetched is not None:
+            sequence.fetched.payloads = []  # what is not taken now is of no more use
         if self.swap:
             if swaps:
                 sequence.computed_tokens = self.swap.back(sequence)
             self.swap.drop(sequence)
         if sequence.preemptions == 0:
-            sequence.cached_tokens = min(sequence.computed_tokens, sequence.prompt_tokens)
+            cached_tokens = sequence.computed_tokens + len(loads) * self.page_tokens
+            sequence.cached_tokens = min(cached_tokens, sequence.prompt_tokens)
         sequence.state = State.RUNNING
         insort(self.running, sequence, key=lambda s: s.arrival)
         return True
+
+    def _loads(self, sequence: Sequence, hits: list[int]) -> list[Payload]:
+        """Pages that go on where the hits end; these are cut to whole pages if there are any."""
+        fetched = sequence.fetched
+        if fetched is None or not fetched.payloads:
+            return []
+        page = len(hits) * self.block_tokens // self.page_tokens
+        loads = fetched.payloads[max(page - fetched.first_page, 0) :]
+        if page < fetched.first_page or not loads:
+            return []
+        del hits[page * self.page_tokens // self.block_tokens :]
+        return loads
+
+    def loaded(self, sequence: Sequence) -> None:
+        """The first of its loads is in its blocks."""
+        sequence.loads = sequence.loads[1:]
+        sequence.computed_tokens += self.page_tokens
+        self._register(sequence)
+
+    def fetched(self, sequence: Sequence) -> None:
+        """The tiers have answered: it queues in its place."""
+        self.fetching.remove(sequence)
+        sequence.state = State.WAITING
+        insort(self.waiting, sequence, key=lambda s: s.arrival)
+
+    def held_tokens(self, sequence: Sequence) -> int:
+        """Leading tokens that are in the pool now."""
+        return len(self._match(sequence, sequence.known_tokens - 1)) * self.block_tokens
 
     def _growth_reserve(self, newcomer: Sequence) -> int:
         """Blocks that keep the running sequences and the newcomer going for a while."""
@@ -255,6 +294,7 @@ class Scheduler:
         places = {
             State.LEAVING: self.leaving,
             State.WAITING: self.waiting,
+            State.FETCHING: self.fetching,
             State.RUNNING: self.running,
             State.RECEIVING: self.receiving,
             State.HELD: self.held,
@@ -278,6 +318,7 @@ class Scheduler:
     def _drop_blocks(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_ids)
         sequence.block_ids = []
+        sequence.loads = []
         sequence.computed_tokens = 0
         sequence.registered_blocks = 0
 
@@ -377,7 +418,7 @@ class Scheduler:
         self.pool.check_references(references)
         if self.swap:
             self.swap.check_integrity(self.waiting)
-        for sequence in self.waiting:
+        for sequence in [*self.waiting, *self.fetching]:
             assert not sequence.block_ids, f"{sequence.request_id} waits with blocks"
         for sequence in [*self.running, *kept]:
             launched = sequence.computed_tokens + sequence.in_flight_tokens

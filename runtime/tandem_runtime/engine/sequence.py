@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
+from tandem_runtime.kv.tiers.cache import Fetched
+from tandem_runtime.kv.tiers.contract import Payload
 from tandem_runtime.protocol import Sampling, TokenLogprob
 
 if TYPE_CHECKING:
@@ -125,6 +127,8 @@ class State(Enum):
     """Awaits KV from another pod; blocks as far as granted."""
     FROZEN = "frozen"
     """Stands still while another pod takes it over; blocks are kept, read-only, or it has none."""
+    FETCHING = "fetching"
+    """No blocks. The cache tiers look for its prompt."""
     LEAVING = "leaving"
     """Ended while a step in flight computes it; blocks are kept until that step ends."""
 
@@ -163,6 +167,10 @@ class Sequence:
     """Whether its logits are changed before a token is chosen."""
     headroom_tokens: int = 0
     """Receiving: how many tokens the pod that decodes it may add to the known ones."""
+    fetched: Fetched | None = None
+    """What the cache tiers have of its prompt, and want."""
+    loads: list[Payload] = field(default_factory=list)
+    """Running: pages still to be written to its blocks, which continue the computed tokens."""
     refused_grant: bool = False
     """Receiving: it asked when there was no room."""
 
@@ -203,6 +211,8 @@ class Sequence:
     def ready(self) -> bool:
         """Whether the next step may compute it. A pending token is no hindrance unless it is the
         stream's last, or the next one cannot be chosen without its id."""
+        if self.loads:
+            return False
         return self.pending_tokens == 0 or (
             self.growth_tokens > 0 and not self.request.sampling.needs_history
         )

@@ -24,7 +24,8 @@ def gather_blocks_reference(
     """
     size = planes[0].shape[3]
     ids = block_ids[start // size : -(-(start + tokens) // size)]
-    content = torch.stack([plane.index_select(1, ids).transpose(1, 2) for plane in planes], 1)
+    # index_select would copy the whole plane first where its keys are stored transposed.
+    content = torch.stack([plane[:, ids].transpose(1, 2) for plane in planes], 1)
     return content.flatten(3, 4)[:, :, :, start % size :][:, :, :, :tokens].contiguous()
 
 

@@ -47,7 +47,8 @@ def _free_bytes(config: EngineConfig) -> tuple[int, str]:
     if config.memory_limit_bytes is None:
         free = DEFAULT_CPU_KV_BYTES // config.tensor_parallel
         return free, f"the {free} bytes taken without a memory limit"
-    free = max(config.memory_limit_bytes // config.tensor_parallel - resident_bytes(), 0)
+    limit_bytes = config.memory_limit_bytes - config.memory_tier_bytes
+    free = max(limit_bytes // config.tensor_parallel - resident_bytes(), 0)
     limit = f"{config.memory_limit_bytes}{_shared(config)}"
     return free, f"the {free} bytes left of the memory limit of {limit}"
 

@@ -14,6 +14,7 @@ from tandem_runtime.frontend.metrics import RequestMetrics
 from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.kv.handoff.exporter import Exporter
 from tandem_runtime.kv.handoff.importer import Importer
+from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.protocol import Handoff
 from tandem_runtime.serve.worker import EngineWorker
 
@@ -69,7 +70,9 @@ class EngineCollector(Collector):
         block_tokens: int,
         exporter: Exporter | None,
         importer: Importer | None,
+        tiers: TierCache | None = None,
     ) -> None:
+        self._tiers = tiers
         self._values = [model, "0"]
         self._worker = worker
         self._block_tokens = block_tokens
@@ -80,6 +83,8 @@ class EngineCollector(Collector):
         if self._worker.stats is not None:
             yield from self._engine(self._worker.stats)
         yield from self._handoff()
+        if self._tiers is not None:
+            yield from self._of_tiers(self._tiers)
 
     def _engine(self, stats: EngineStats) -> Iterator[Metric]:
         waiting = stats.waiting + stats.receiving
@@ -134,6 +139,27 @@ class EngineCollector(Collector):
                 for outcome, count in ({"moved": counters.streams} | counters.failures).items():
                     outcomes.add_metric([*self._values, direction, outcome], count)
         yield from (outcomes, moved)
+
+    def _of_tiers(self, tiers: TierCache) -> Iterator[Metric]:
+        hits = self._family(
+            "tandem_tier_hit_tokens", "Prompt tokens from cache tiers.", "tier", "tenant"
+        )
+        for (tier, tenant), tokens in tiers.hit_tokens.copy().items():
+            hits.add_metric([*self._values, tier, tenant], tokens)
+        moved = self._family("tandem_tier_pages", "Pages moved.", "tier", "what")
+        failures = self._family("tandem_tier_failures", "Pages lost.", "tier", "reason")
+        pages = GaugeMetricFamily(
+            "tandem_tier_resident_pages", "Pages kept.", labels=[*_LABELS, "tier"]
+        )
+        for one in tiers.tiers:
+            counters = one.counters
+            moved.add_metric([*self._values, one.name, "loaded"], counters.loaded_pages)
+            moved.add_metric([*self._values, one.name, "stored"], counters.stored_pages)
+            moved.add_metric([*self._values, one.name, "evicted"], counters.evicted_pages)
+            for reason, count in counters.failures.copy().items():
+                failures.add_metric([*self._values, one.name, reason], count)
+            pages.add_metric([*self._values, one.name], one.policy.resident_pages)
+        yield from (hits, moved, failures, pages)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=_LABELS)

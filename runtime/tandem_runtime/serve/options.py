@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import Final
 
 from tandem_runtime import contract
 from tandem_runtime.checkpoint.quantization import WEIGHT_FORMATS
@@ -41,6 +44,19 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
+
+
+_POWERS: Final = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
+
+
+def _size(text: str) -> int:
+    """Bytes, from a Kubernetes quantity."""
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([kMGTPE]?)|([KMGTPE])i)", text)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 64Gi")
+    digits, decimal, binary = number.groups()
+    unit = 1024 ** _POWERS[binary.replace("K", "k")] if binary else 1000 ** _POWERS[decimal]
+    return int(Decimal(digits) * unit)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,6 +102,11 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="host memory for KV of preempted streams (default: 4 GiB on GPUs, else 0)",
     )
+    engine.add_argument(
+        "--memory-tier-size", type=_size, default=0, help="of host memory for KV, such as 64Gi"
+    )
+    engine.add_argument("--disk-tier-size", type=_size, default=0, help="of disk for KV, likewise")
+    engine.add_argument("--disk-tier-dir", help="a folder; processes may share it")
     engine.add_argument(
         "--max-batch-tokens", type=int, help="rows of one step (default: 128 on CPUs, else 2048)"
     )
@@ -148,6 +169,9 @@ def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineC
             max_context_tokens=args.max_context_tokens,
             kv_cache_bytes=args.kv_cache_bytes,
             swap_bytes=args.swap_bytes,
+            memory_tier_bytes=args.memory_tier_size,
+            disk_tier_bytes=args.disk_tier_size,
+            disk_tier_dir=args.disk_tier_dir,
             kv_cache_percent=args.kv_cache_percent,
             memory_limit_bytes=int(memory) if memory else None,
         )

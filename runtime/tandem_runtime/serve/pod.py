@@ -62,7 +62,12 @@ class Pod:
             self.importer = Importer(worker, identity, on_handoff=metrics.observe_handoff)
         self.registry.register(
             EngineCollector(
-                options.model_name, worker, engine.block_tokens, self.exporter, self.importer
+                options.model_name,
+                worker,
+                engine.block_tokens,
+                self.exporter,
+                self.importer,
+                engine.tiers,
             )
         )
         self.streams = StreamService(

@@ -123,6 +123,8 @@ class EngineWorker:
             self._post(_set_exception, self._built, fault)
             return
         self.stats = engine.stats()
+        if engine.tiers is not None:
+            engine.tiers.wake = self._wake
         self._post(_set_result, self._built, engine)
         try:
             self._serve(engine)
@@ -130,6 +132,10 @@ class EngineWorker:
         except BaseException as fault:
             log.exception("the engine failed")
             self.fail(EngineFailed(f"the engine failed: {fault}"))
+
+    def _wake(self) -> None:
+        """There may be work; from any thread."""
+        self._calls.put(_Call(lambda engine: None, self._built, retry=False))
 
     def _serve(self, engine: Engine) -> None:
         """Raises what a step raises, and AssertionError when blocks and streams disagree."""
@@ -142,8 +148,8 @@ class EngineWorker:
             if engine.has_work:
                 output = engine.step()
                 self._unchecked = True
-                stalled = output.batch_tokens == 0
-                if not stalled:
+                stalled = output.batch_tokens == 0 and not engine.loads_kv
+                if output.batch_tokens:
                     ended_s = self._count(output, began_s)
                 for hook in self._after_step:
                     hook(engine, output)

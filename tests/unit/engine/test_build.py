@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -119,3 +120,35 @@ def test_eos_of_the_model_ends_a_stream(config: MakeConfig) -> None:
     engine = build_engine(config())
     assert engine.eos_token_ids == {2}
     assert engine.vocab_size == 101
+
+
+def test_a_built_engine_takes_a_prompt_from_disk_after_a_restart(
+    config: MakeConfig, tmp_path: Path
+) -> None:
+    values = {
+        "memory_tier_bytes": 1 << 24,
+        "disk_tier_bytes": 1 << 28,
+        "disk_tier_dir": str(tmp_path / "kv"),
+    }
+    outputs = []
+    for _ in range(2):
+        engine = build_engine(config(**values))
+        assert engine.tiers is not None
+        woken = threading.Event()
+        engine.tiers.wake = woken.set
+        engine.add(Request("s", [i % 90 for i in range(300)], GREEDY))
+        assert woken.wait(10)
+        tokens = []
+        while engine.has_work:
+            tokens += [stream.token for stream in engine.step().streams if stream.token]
+        outputs.append(tokens)
+        cached_tokens = engine.stats().cached_tokens
+        engine.close()
+    assert cached_tokens == 256
+    assert outputs[0] == outputs[1]
+
+
+def test_a_disk_tier_that_cannot_be_written_is_refused(config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"the disk tier cannot use .*/kv: .*; mount a folder"):
+        build_engine(config(disk_tier_bytes=1 << 28, disk_tier_dir=str(tmp_path / "file/kv")))

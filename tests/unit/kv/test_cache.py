@@ -71,3 +71,11 @@ def test_layout_hashes_differ_in_whatever_matters() -> None:
 def test_an_unknown_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match="'int8' is none of float32, bfloat16, float16"):
         KvLayout(1, 1, 1, "int8")
+
+
+def test_reading_a_page_touches_no_more_than_the_page() -> None:
+    cache = filled("bfloat16", blocks=4000)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        page = cache.read([7, 3], 0, 2 * BLOCK)
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+    assert 0 < allocated < 10 * len(page), "the pool was copied"

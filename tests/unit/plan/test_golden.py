@@ -33,6 +33,20 @@ CASES = {
         decode={"replicas": 2, "accelerator": GPU, "template": TEMPLATE},
     ),
     "aggregated": fleet_body(prefill=None, decode={"replicas": 1}),
+    "tiers": fleet_body(
+        prefill=None,
+        decode={"replicas": 1, "accelerator": GPU},
+        cacheTiers=[
+            {"name": "gpu", "medium": "Accelerator", "percent": 80},
+            {"name": "host", "medium": "Memory", "size": "64Gi"},
+            {
+                "name": "nvme",
+                "medium": "Disk",
+                "size": "500Gi",
+                "volume": {"persistentVolumeClaim": {"claimName": "kv"}},
+            },
+        ],
+    ),
 }
 
 

@@ -111,3 +111,21 @@ def test_sizes_that_make_no_engine(flags: list[str], sentence: str, secret: Path
     arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret), *flags]
     with pytest.raises(BadConfig, match=sentence):
         parse(arguments, {})
+
+
+def test_cache_tiers_below_the_accelerator(secret: Path) -> None:
+    arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
+    flags = ["--memory-tier-size", "1.5Gi", "--disk-tier-size", "6k", "--disk-tier-dir", "/kv"]
+    engine = parse([*arguments, *flags], {}).engine
+    assert (engine.memory_tier_bytes, engine.disk_tier_bytes) == (3 << 29, 6000)
+    assert engine.disk_tier_dir == "/kv"
+    with pytest.raises(BadConfig, match="disk_tier_bytes and disk_tier_dir go together"):
+        parse([*arguments, "--disk-tier-size", "6"], {})
+
+
+@pytest.mark.parametrize("size", ["", "-1", "64 gigs", "1e3", "5m", "Gi"])
+def test_a_size_that_is_none(size: str, secret: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
+    with pytest.raises(SystemExit):
+        parse([*arguments, f"--memory-tier-size={size}"], {})
+    assert "is no size; write for example 64Gi" in capsys.readouterr().err

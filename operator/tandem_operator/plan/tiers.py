@@ -1,0 +1,38 @@
+"""What a fleet's cache tiers below the accelerator ask of its pods: flags, volume, memory."""
+
+from __future__ import annotations
+
+from tandem_runtime.contract import DISK_TIER_DIR
+
+from tandem_operator.api.fleet import FleetSpec, tier_of
+from tandem_operator.plan.actions import Manifest
+
+_VOLUME = "kv-cache"
+
+
+def tier_arguments(spec: FleetSpec) -> list[str]:
+    """Flags of the runtime; it reads quantities itself."""
+    memory, disk = tier_of(spec, "Memory"), tier_of(spec, "Disk")
+    found = []
+    if memory and memory.size:
+        found += ["--memory-tier-size", memory.size]
+    if disk and disk.size:
+        found += ["--disk-tier-size", disk.size, "--disk-tier-dir", DISK_TIER_DIR]
+    return found
+
+
+def tier_volumes(spec: FleetSpec) -> list[Manifest]:
+    """The volume that the fleet names for its Disk tier."""
+    disk = tier_of(spec, "Disk")
+    return [{"name": _VOLUME, **(disk.volume or {})}] if disk else []
+
+
+def tier_mounts(spec: FleetSpec) -> list[Manifest]:
+    disk = tier_of(spec, "Disk")
+    return [{"name": _VOLUME, "mountPath": DISK_TIER_DIR}] if disk else []
+
+
+def tier_requests(spec: FleetSpec) -> Manifest:
+    """Memory that a pod asks for, unless a template says more."""
+    memory = tier_of(spec, "Memory")
+    return {"requests": {"memory": memory.size}} if memory else {}

@@ -1,0 +1,74 @@
+"""What a cache tier does, and who may call what when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tandem_runtime.kv.tiers.policy import TierPolicy
+
+Payload = bytes | bytearray | memoryview
+"""Canonical KV; nobody writes to it once it is in a tier."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A full page of a prompt: canonical KV (kv/layout.py) and what it is the KV of."""
+
+    key: bytes
+    parent: bytes
+    """Key of the page before; zeros for a first page."""
+    tokens: bytes
+    """Ids of the page's tokens (`prefix.token_bytes`), compared whenever it is loaded."""
+    payload: Payload
+
+
+@dataclass
+class Counters:
+    """Of one tier since it was opened. Any thread may read."""
+
+    loaded_pages: int = 0
+    stored_pages: int = 0
+    evicted_pages: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    """Pages that could not be stored or loaded, by reason; they are recomputed."""
+
+    def fail(self, reason: str) -> None:
+        self.failures[reason] = self.failures.get(reason, 0) + 1
+
+
+class Tier(Protocol):
+    """A medium and its policy. Nothing here raises for what may happen to a medium: a page that
+    cannot be stored or loaded is counted, forgotten by the policy, and computed again.
+
+    One thread owns a tier and calls everything but `lookup`, which any thread may: its answer is
+    a hint, and only `load` knows.
+    """
+
+    name: str
+    policy: TierPolicy
+    counters: Counters
+
+    def lookup(self, keys: Sequence[bytes]) -> int:
+        """How many leading pages are probably here."""
+
+    def use(self, tenant: str, keys: Sequence[bytes]) -> list[int]:
+        """A prompt of these full pages is being served. Gives up what the policy evicts.
+
+        Returns:
+            Places in `keys` of the pages that `store` is to be called with; `forget` for those that
+            never come.
+        """
+
+    def load(self, key: bytes, tokens: bytes) -> Payload | None:
+        """The page's payload, checked; None if it is not here, or not what it was."""
+
+    def store(self, page: Page) -> bool:
+        """Keep a page that `use` asked for. Where it says False, the page is not here."""
+
+    def forget(self, keys: Sequence[bytes]) -> None:
+        """Pages that were to be stored and will not be."""
+
+    def close(self) -> None:
+        """Nothing is called afterwards."""

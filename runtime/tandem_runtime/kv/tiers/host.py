@@ -1,0 +1,76 @@
+"""The memory tier: pages as they came from the device, pinned where there is a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tandem_runtime.kv.tiers.contract import Counters, Page, Payload
+from tandem_runtime.kv.tiers.policy import NOWHERE, Share, TierPolicy
+
+
+class HostTier:
+    """Implements `contract.Tier`. Keeps the payloads that it is given, without a copy.
+
+    Raises:
+        ValueError: the capacity is less than a page.
+    """
+
+    name = "memory"
+
+    def __init__(
+        self, capacity_bytes: int, *, page_bytes: int, shares: dict[str, Share] | None = None
+    ) -> None:
+        pages = capacity_bytes // page_bytes
+        if pages < 1:
+            raise ValueError(
+                f"a memory tier of {capacity_bytes} bytes holds no page of {page_bytes} bytes: "
+                "make it larger"
+            )
+        self.policy = TierPolicy(pages, shares=shares)
+        self.counters = Counters()
+        self._pages: list[tuple[bytes, Payload] | None] = [None] * pages
+        """Token ids and payload."""
+        self._free = list(range(pages - 1, -1, -1))
+
+    def lookup(self, keys: Sequence[bytes]) -> int:
+        return self.policy.lookup(keys)
+
+    def use(self, tenant: str, keys: Sequence[bytes]) -> list[int]:
+        decision = self.policy.use(tenant, keys)
+        for place in decision.evicted_places:
+            self._clear(place)
+        self.counters.evicted_pages += len(decision.evict)
+        return list(decision.store)
+
+    def load(self, key: bytes, tokens: bytes) -> Payload | None:
+        place = self.policy.place(key)
+        held = self._pages[place] if place != NOWHERE else None
+        if held is None:
+            return None
+        if held[0] != tokens:
+            self.counters.fail("collision")
+            return None
+        self.counters.loaded_pages += 1
+        return held[1]
+
+    def store(self, page: Page) -> bool:
+        if not self.policy.has(page.key):
+            return False  # evicted meanwhile
+        if self.policy.place(page.key) == NOWHERE:
+            place = self._free.pop()
+            self._pages[place] = (page.tokens, page.payload)
+            self.policy.put(page.key, place)
+            self.counters.stored_pages += 1
+        return True
+
+    def forget(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            if self.policy.place(key) == NOWHERE:
+                self.policy.drop(key)
+
+    def close(self) -> None:
+        self._pages.clear()
+
+    def _clear(self, place: int) -> None:
+        self._pages[place] = None
+        self._free.append(place)

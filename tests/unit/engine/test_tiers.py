@@ -1,0 +1,289 @@
+"""Streams whose KV comes from cache tiers are the same streams, and wait for nobody."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tandem_runtime.engine import engine as engine_module
+from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.sequence import Request, SampledToken
+from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.kv.tiers.cache import Job, Jobs, JobThread, TierCache
+from tandem_runtime.kv.tiers.contract import Tier
+from tandem_runtime.kv.tiers.disk import DiskTier
+from tandem_runtime.kv.tiers.host import HostTier
+from tandem_runtime.protocol import Sampling
+
+MakeEngine = Callable[..., Engine]
+PAGE = 32
+DOCUMENTS = [[7, 11, 13, 17] * 40, [5, 3, 2] * 50, list(range(100))]
+
+
+class Inline:
+    """Jobs that run at once."""
+
+    def put(self, job: Job, *, urgent: bool = False) -> None:
+        job()
+
+    def close(self) -> None:
+        pass
+
+
+class Later:
+    """Jobs that run when the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def put(self, job: Job, *, urgent: bool = False) -> None:
+        self.jobs.append(job)
+
+    def run(self) -> None:
+        while self.jobs:
+            self.jobs.pop(0)()
+
+    def close(self) -> None:
+        self.run()
+
+
+def cache(
+    memory_pages: int = 0, disk: Path | None = None, jobs: Jobs | None = None, compute_s: float = 1
+) -> Callable[[KvLayout, bytes], TierCache]:
+    def make(layout: KvLayout, layout_hash: bytes) -> TierCache:
+        size = layout.token_bytes * PAGE
+        tiers: list[Tier] = []
+        if memory_pages:
+            tiers.append(HostTier(memory_pages * size, page_bytes=size))
+        if disk is not None:
+            known: dict[str, Any] = {"page_bytes": size, "page_tokens": PAGE}
+            tiers.append(
+                DiskTier(disk, 60 * size, layout_hash=layout_hash, segment_bytes=6 * size, **known)
+            )
+        return TierCache(tiers, jobs or Inline(), page_tokens=PAGE, compute_s=compute_s)
+
+    return make
+
+
+def ask(name: str, prompt: list[int], **changes: Any) -> Request:
+    sampling = Sampling(max_tokens=5, temperature=0.8, seed=3, logprobs=1, ignore_eos=True)
+    return Request(name, prompt, sampling, **changes)
+
+
+def run(engine: Engine, *requests: Request) -> dict[str, list[SampledToken]]:
+    tokens: dict[str, list[SampledToken]] = {}
+    for request in requests:
+        assert engine.add(request) is None
+    steps = 0
+    while engine.has_work:
+        for stream in engine.step().streams:
+            if stream.token is not None:
+                tokens.setdefault(stream.request_id, []).append(stream.token)
+        engine.check_integrity()
+        steps += 1
+        assert steps < 3000, "no end"
+    return tokens
+
+
+def test_a_prompt_comes_back_from_memory(make_engine: MakeEngine) -> None:
+    engine = make_engine(blocks=14, tiers=cache(memory_pages=20), page_tokens=PAGE)
+    cold = run(engine, ask("cold", DOCUMENTS[0]))["cold"]
+    run(engine, ask("other", DOCUMENTS[1] + DOCUMENTS[2][:40]))  # pushes it out of the pool
+    before = engine.stats().cached_tokens
+    assert run(engine, ask("warm", DOCUMENTS[0]))["warm"] == cold
+    assert engine.stats().cached_tokens - before == 128
+    assert engine.tiers is not None
+    assert engine.tiers.hit_tokens == {("memory", "default"): 128}
+
+
+def test_after_a_restart_it_comes_back_from_disk(make_engine: MakeEngine, tmp_path: Path) -> None:
+    first = make_engine(tiers=cache(disk=tmp_path), page_tokens=PAGE)
+    cold = run(first, ask("s", DOCUMENTS[0] + [1]))["s"]
+    first.close()
+    second = make_engine(tiers=cache(4, disk=tmp_path), page_tokens=PAGE)
+    assert run(second, ask("s", DOCUMENTS[0] + [1]))["s"] == cold
+    assert second.stats().cached_tokens == 160
+    assert second.tiers is not None
+    assert second.tiers.hit_tokens == {("disk", "default"): 160}
+
+
+def test_tenants_and_salts_do_not_meet_in_a_tier(make_engine: MakeEngine) -> None:
+    engine = make_engine(tiers=cache(memory_pages=20), page_tokens=PAGE)
+    run(engine, ask("a", DOCUMENTS[0], tenant="a"))
+    run(engine, ask("b", DOCUMENTS[0], tenant="b"), ask("c", DOCUMENTS[0], cache_salt="x"))
+    assert engine.stats().cached_tokens == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    prompts=st.lists(
+        st.tuples(st.integers(0, 2), st.integers(1, 150), st.lists(st.integers(0, 99), max_size=9)),
+        min_size=1,
+        max_size=7,
+    ),
+    together=st.integers(1, 3),
+    budget=st.integers(8, 90),
+    blocks=st.integers(11, 30),
+    memory_pages=st.integers(0, 9),
+    overlaps=st.booleans(),
+)
+def test_streams_from_tiers_equal_the_naive_run(
+    make_engine: MakeEngine,
+    dtype: str,
+    prompts: list[tuple[int, int, list[int]]],
+    together: int,
+    budget: int,
+    blocks: int,
+    memory_pages: int,
+    overlaps: bool,
+) -> None:
+    asks = [
+        ask(str(number), (DOCUMENTS[document][:cut] + tail) or [1])
+        for number, (document, cut, tail) in enumerate(prompts)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        engine = make_engine(
+            dtype=dtype,
+            blocks=blocks,
+            max_batch_tokens=budget,
+            max_running=4,
+            overlaps=overlaps,
+            tiers=cache(memory_pages, Path(folder)),
+            page_tokens=PAGE,
+        )
+        for first in range(0, len(asks), together):
+            found = run(engine, *asks[first : first + together])
+            for one in asks[first : first + together]:
+                naive = make_engine(dtype=dtype, prefix_caching=False)
+                assert found[one.request_id] == run(naive, one)[one.request_id]
+        engine.close()
+
+
+def test_others_pass_a_stream_whose_pages_are_being_loaded(make_engine: MakeEngine) -> None:
+    jobs = Later()
+    engine = make_engine(tiers=cache(memory_pages=20, jobs=jobs), page_tokens=PAGE)
+    assert engine.add(ask("slow", DOCUMENTS[0])) is None
+    assert not engine.has_work
+    assert len(run(engine, ask("short", [1, 2, 3]))["short"]) == 5
+    jobs.run()
+    assert engine.has_work
+    assert len(run(engine)["slow"]) == 5
+
+
+def test_a_stream_that_ends_while_it_is_fetched_leaves_nothing(make_engine: MakeEngine) -> None:
+    jobs = Later()
+    engine = make_engine(tiers=cache(memory_pages=20, jobs=jobs), page_tokens=PAGE)
+    engine.add(ask("s", DOCUMENTS[0]))
+    assert engine.abort("s")
+    # The name is free again; the older answer is not taken for this prompt's.
+    engine.add(ask("s", DOCUMENTS[1]))
+    jobs.run()
+    other = run(engine)["s"]
+    jobs.run()
+    assert other == run(make_engine(), ask("s", DOCUMENTS[1]))["s"]
+    assert engine.tiers is not None
+    (memory,) = engine.tiers.tiers
+    assert memory.policy.resident_pages == len(DOCUMENTS[1]) // PAGE
+
+
+def test_a_load_that_is_slower_than_computing_is_not_done(make_engine: MakeEngine) -> None:
+    make = cache(memory_pages=20, compute_s=1e-12)
+    engine = make_engine(blocks=14, tiers=make, page_tokens=PAGE)
+    other = DOCUMENTS[1] + DOCUMENTS[2][:40]
+    for round_ in range(3):
+        run(engine, ask(f"{round_}", DOCUMENTS[0]))
+        run(engine, ask(f"other {round_}", other))
+    assert engine.tiers is not None
+    # The first page that was loaded said how long that takes.
+    assert engine.tiers.hit_tokens == {("memory", "default"): PAGE}
+
+
+def test_pages_are_written_a_few_in_each_step(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(blocks=14, tiers=cache(memory_pages=20), page_tokens=PAGE)
+    cold = run(engine, ask("cold", DOCUMENTS[0]))["cold"]
+    run(engine, ask("other", DOCUMENTS[1] + DOCUMENTS[2][:40]))
+    monkeypatch.setattr(engine_module, "LOADING_S", 0.0)
+    engine.add(ask("warm", DOCUMENTS[0]))
+    engine.add(ask("beside", [4, 5]))
+    outputs = [engine.step() for _ in range(4)]
+    assert [o.request_id for output in outputs for o in output.streams] == ["beside"] * 4
+    assert engine.loads_kv
+    assert run(engine)["warm"] == cold
+    assert not engine.loads_kv
+
+
+def test_a_tier_that_fails_costs_time_and_nothing_else(
+    make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(tiers=cache(memory_pages=20), page_tokens=PAGE)
+    assert engine.tiers is not None
+
+    def broken(tenant: str, keys: object) -> list[int]:
+        raise RuntimeError("a fault")
+
+    engine.tiers.tiers[0].use = broken  # type: ignore[method-assign, assignment]
+    found = run(engine, ask("s", DOCUMENTS[0]))["s"]
+    assert found == run(make_engine(), ask("s", DOCUMENTS[0]))["s"]
+    assert "the cache tiers failed" in caplog.text
+
+
+def test_a_backlog_is_not_kept(make_engine: MakeEngine) -> None:
+    jobs = Later()
+    engine = make_engine(tiers=cache(memory_pages=40, jobs=jobs), page_tokens=PAGE)
+    prompts = [[n] * 160 for n in range(5)]
+    for number, prompt in enumerate(prompts):
+        engine.add(ask(str(number), prompt))
+    jobs.run()
+    run(engine)  # 25 pages are computed, and none is stored meanwhile
+    jobs.run()
+    assert engine.tiers is not None
+    (memory,) = engine.tiers.tiers
+    assert memory.counters.stored_pages == memory.policy.resident_pages == 16
+
+
+def test_urgent_jobs_come_first_and_a_failure_ends_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    jobs, begun, done = JobThread(), threading.Event(), []
+
+    def fail() -> None:
+        begun.wait(5)
+        raise RuntimeError("a fault")
+
+    jobs.put(fail)
+    jobs.put(lambda: done.append("store"))
+    jobs.put(lambda: done.append("fetch"), urgent=True)
+    begun.set()
+    jobs.close()
+    assert done == ["fetch", "store"]
+    assert "a job of the cache tiers failed" in caplog.text
+
+
+def test_on_a_thread(make_engine: MakeEngine, tmp_path: Path) -> None:
+    jobs = JobThread()
+    engine = make_engine(tiers=cache(9, tmp_path, jobs), page_tokens=PAGE)
+    woken = threading.Event()
+    assert engine.tiers is not None
+    engine.tiers.wake = woken.set
+    results = []
+    for name in ("cold", "warm"):
+        woken.clear()
+        engine.add(ask(name, DOCUMENTS[0]))
+        assert woken.wait(5)
+        results.append(run(engine)[name])
+        time.sleep(0)
+    assert results[0] == results[1]
+    engine.close()
+    assert not [t for t in threading.enumerate() if t.name == "tiers"]

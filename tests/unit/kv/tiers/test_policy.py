@@ -1,0 +1,140 @@
+"""Budget, pins, floors, quotas and determinism of a tier's policy, whatever is asked of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tandem_runtime.kv.tiers.policy import Decision, Share, TierPolicy
+
+SHARES = {"floored": Share(floor_pages=4), "limited": Share(quota_pages=5)}
+TENANTS = ["floored", "limited", "a", "b"]
+
+
+def pages(tenant: str, document: int, count: int) -> list[bytes]:
+    return [
+        blake2b(f"{tenant} {document} {page}".encode(), digest_size=16).digest()
+        for page in range(count)
+    ]
+
+
+@dataclass(frozen=True)
+class Act:
+    what: str
+    tenant: str
+    document: int
+    count: int
+
+
+acts = st.builds(
+    Act,
+    st.sampled_from(["use", "use", "use", "use", "pin", "unpin", "drop"]),
+    st.sampled_from(TENANTS),
+    st.integers(0, 5),
+    st.integers(1, 14),
+)
+
+
+class Model:
+    """What a tier that obeys the policy would hold."""
+
+    def __init__(self, capacity: int) -> None:
+        self.policy = TierPolicy(capacity, shares=SHARES)
+        self.held: dict[bytes, str] = {}
+        self.pinned: list[list[bytes]] = []
+
+    def count(self, tenant: str) -> int:
+        return sum(owner == tenant for owner in self.held.values())
+
+    def act(self, act: Act) -> Decision | bool | None:
+        keys = pages(act.tenant, act.document, act.count)
+        if act.what == "use":
+            decision = self.policy.use(act.tenant, keys)
+            for key in decision.evict:
+                del self.held[key]
+            for place in decision.store:
+                assert keys[place] not in self.held
+                self.held[keys[place]] = act.tenant
+            return decision
+        if act.what == "pin":
+            pinned = self.policy.pin(keys)
+            if pinned:
+                self.pinned.append(keys)
+            return pinned
+        if act.what == "unpin" and self.pinned:
+            self.policy.unpin(self.pinned.pop())
+        if act.what == "drop" and not any(keys[0] in pinned for pinned in self.pinned):
+            self.policy.drop(keys[0])
+            self.held.pop(keys[0], None)
+        return None
+
+
+@settings(deadline=None)
+@given(st.lists(acts, max_size=80), st.integers(6, 30))
+def test_budget_pins_floors_and_quotas_hold(steps: list[Act], capacity: int) -> None:
+    model = Model(capacity)
+    for step in steps:
+        before = model.count("floored")
+        quota_pinned = sum(
+            model.held.get(key) == "limited" for key in {k for keys in model.pinned for k in keys}
+        )
+        model.act(step)
+        assert len(model.held) == model.policy.resident_pages <= capacity
+        for keys in model.pinned:
+            assert all(model.policy.has(key) and key in model.held for key in keys)
+        assert all(model.policy.has(key) for key in model.held)
+        assert model.count("limited") <= max(5, quota_pinned)
+        if step.what == "use" and step.tenant != "floored":
+            assert model.count("floored") >= min(before, 4)
+        assert model.policy.pages_of("floored") == model.count("floored")
+
+
+@settings(deadline=None)
+@given(st.lists(acts, max_size=60))
+def test_the_same_acts_give_the_same_decisions(steps: list[Act]) -> None:
+    one, other = Model(12), Model(12)
+    assert [one.act(step) for step in steps] == [other.act(step) for step in steps]
+
+
+def test_before_it_has_learnt_it_is_lru_that_evicts_ends_first() -> None:
+    policy = TierPolicy(6)
+    old, new = pages("a", 0, 4), pages("a", 1, 4)
+    assert policy.use("a", old) == Decision((0, 1, 2, 3))
+    assert policy.use("a", new) == Decision((0, 1, 2, 3), (old[3], old[2]))
+    assert policy.lookup(old) == 2
+
+
+def test_a_scan_of_one_tenant_leaves_others_what_they_use() -> None:
+    policy = TierPolicy(100)
+    documents = [pages("reader", number, 10) for number in range(6)]
+    found = []
+    for prompt in range(2000):
+        policy.use("scanner", pages("scanner", prompt, 10))
+        if prompt % 5 == 0:
+            document = documents[prompt // 5 % len(documents)]
+            found.append(policy.lookup(document))
+            policy.use("reader", document)
+    # Between two uses of a document 300 pages of the scan pass through a tier of 100.
+    assert sum(found[200:]) == 10 * len(found[200:])
+
+
+def test_what_was_evicted_is_learnt_from() -> None:
+    policy = TierPolicy(30, remembered_pages=400)
+    documents = [pages("a", number, 2) for number in range(10)]
+    hits = 0
+    for prompt in range(3000):
+        policy.use("a", pages("a", 100 + prompt, 8))
+        if prompt % 3 == 0:
+            document = documents[prompt // 3 % len(documents)]
+            hits += policy.lookup(document)
+            policy.use("a", document)
+    # LRU finds none: 240 pages come between.
+    assert hits > 1500
+
+
+def test_floors_beyond_the_tier_are_refused() -> None:
+    with pytest.raises(ValueError, match="floors are 7 pages together, but the tier holds 6"):
+        TierPolicy(6, shares={"a": Share(floor_pages=4), "b": Share(floor_pages=3)})

@@ -1,0 +1,76 @@
+"""A pod's worker with cache tiers: loads happen beside the engine's thread, which is woken."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from hash_engine import HashRunner, continuation, hash_engine
+from prometheus_client import CollectorRegistry, generate_latest
+from tandem_runtime.contract import KV_PAGE_TOKENS
+from tandem_runtime.engine.engine import Engine
+from tandem_runtime.engine.sequence import Request, StreamOutput
+from tandem_runtime.kv.tiers.cache import JobThread, TierCache
+from tandem_runtime.kv.tiers.disk import DiskTier
+from tandem_runtime.kv.tiers.host import HostTier
+from tandem_runtime.protocol import Sampling
+from tandem_runtime.serve.metrics import EngineCollector
+from tandem_runtime.serve.worker import EngineWorker
+
+PROMPT = [n % 250 for n in range(600)]
+
+
+def tiered_engine(folder: Path) -> Engine:
+    engine = hash_engine(blocks=50, runner=HashRunner(51))
+    size = engine.layout.token_bytes * KV_PAGE_TOKENS
+    disk = DiskTier(
+        folder,
+        1 << 28,
+        layout_hash=engine.layout_hash,
+        page_bytes=size,
+        page_tokens=KV_PAGE_TOKENS,
+    )
+    tiers = (HostTier(3 * size, page_bytes=size), disk)
+    engine.tiers = TierCache(tiers, JobThread(), page_tokens=KV_PAGE_TOKENS, compute_s=1)
+    return engine
+
+
+async def answer(worker: EngineWorker, name: str, prompt: list[int]) -> list[StreamOutput]:
+    outputs: list[StreamOutput] = []
+    ended = asyncio.Event()
+
+    def receive(output: StreamOutput, began_s: float) -> None:
+        outputs.append(output)
+        if output.finish_reason is not None:
+            ended.set()
+
+    request = Request(name, prompt, Sampling(max_tokens=4), tenant="t")
+    worker.route(name, receive)
+    await worker.call(lambda engine: engine.add(request))
+    await asyncio.wait_for(ended.wait(), 10)
+    return outputs
+
+
+async def test_a_fetched_stream_wakes_the_engine(tmp_path: Path) -> None:
+    worker = EngineWorker()
+    engine = await worker.start(lambda: tiered_engine(tmp_path))
+    try:
+        await answer(worker, "cold", PROMPT)
+        await answer(worker, "other", PROMPT[::-1])  # takes the pool's blocks
+        begun_s = time.monotonic()
+        outputs = await answer(worker, "warm", PROMPT)
+        # An idle thread looks around once a second by itself.
+        assert time.monotonic() - begun_s < 0.9
+    finally:
+        await worker.stop()
+    tokens = [output.token.token_id for output in outputs if output.token]
+    assert tokens == continuation(PROMPT, 4)
+    assert outputs[-1].cached_tokens == 2 * KV_PAGE_TOKENS
+    registry = CollectorRegistry()
+    registry.register(EngineCollector("m", worker, 16, None, None, engine.tiers))
+    text = generate_latest(registry).decode()
+    labels = 'engine="0",model_name="m"'
+    assert f'tandem_tier_hit_tokens_total{{{labels},tenant="t",tier="memory"}} ' in text
+    assert f'tandem_tier_pages_total{{{labels},tier="disk",what="stored"}} 4.0' in text
+    assert f'tandem_tier_resident_pages{{{labels},tier="memory"}} 3.0' in text
