@@ -151,11 +151,11 @@ def _velocity(case: Case, use: float) -> Scaler:
 
 
 RIVALS: dict[str, tuple[Make, tuple[float, ...]]] = {
-    "HPA on concurrency": (_hpa, (0.25, 0.5, 0.75)),
-    "KEDA on queue depth": (_keda, (1.0, 5.0, 20.0)),
-    "llm-d SLO law": (_slo, (0.3, 0.55, 0.8)),
-    "forecast per 180 s": (_forecast, (0.4, 0.6, 0.8)),
-    "token velocity": (_velocity, (0.4, 0.6, 0.8)),
+    "HPA on concurrency": (_hpa, (0.06, 0.12, 0.25, 0.5)),
+    "KEDA on queue depth": (_keda, (0.1, 0.3, 1.0, 5.0)),
+    "llm-d SLO law": (_slo, (0.1, 0.2, 0.3, 0.55)),
+    "forecast per 180 s": (_forecast, (0.1, 0.2, 0.4, 0.6)),
+    "token velocity": (_velocity, (0.1, 0.2, 0.4, 0.6)),
 }
 
 
@@ -229,6 +229,9 @@ def show(results: list[Result], best: Mapping[str, float | None]) -> None:
                 f"{r.score.scale_events_per_h:.0f}",
             )  # fmt: skip
         console.print(table)
+    for policy, (_, grid) in RIVALS.items():
+        if best[policy] in (grid[0], grid[-1]):
+            console.print(f"{policy}: its best setting is at the grid's edge; a wider one may help")
     for policy, loss in sorted(mean_losses(chosen).items(), key=lambda item: item[1]):
         console.print(f"{policy}: geometric mean of the loss {loss:.2f}")
 

@@ -191,6 +191,24 @@ def test_the_policy_file_is_what_the_pools_follow(tmp_path: Path) -> None:
     assert shadow == [1, 1]
 
 
+def test_idle_pools_sleep_and_are_woken(tmp_path: Path) -> None:
+    scaling = {"minReplicas": 0, "maxReplicas": 2, "policyRef": {"name": "calm"}}
+    pool = {"accelerator": {"count": 1}, "scaling": scaling}
+    fleet = {**FLEET, "spec": {**FLEET["spec"], "prefill": pool, "decode": pool}}  # type: ignore[dict-item]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("timestamp_ms,input_tokens,output_tokens\n0,100,20\n7200000,100,20\n")
+    file = tmp_path / "run.json"
+    answer = simulate(
+        write(tmp_path, fleet), "--policy", policy_file(tmp_path, {}), "--trace", str(trace),
+        "--startup-s", "20", "--json", str(file),
+    )  # fmt: skip
+    assert answer.exit_code == 0, answer.output
+    summary = json.loads(file.read_text())["summary"]
+    assert summary["finished"] == 2
+    assert summary["ttft_s"]["p50"] == pytest.approx(20, abs=1)
+    assert 0 < summary["gpu_hours"] < 2
+
+
 @pytest.mark.parametrize(
     ("spec", "name", "sentence"),
     [
