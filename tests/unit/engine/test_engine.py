@@ -238,7 +238,7 @@ def test_a_stream_whose_logits_are_no_numbers_is_ended_alone(
 
     def broken(self: Decoder, token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
         logits = forward(self, token_ids, *rest)
-        if len(token_ids) > 4:  # the step that computes the bad one's prompt
+        if len(token_ids) > 5:  # the step that computes the bad one's prompt
             logits[1, 7] = value
         return logits
 
