@@ -18,6 +18,7 @@ from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.protocol import TokenLogprob
 
 BLOCK_TOKENS = 16
@@ -84,8 +85,10 @@ def hash_engine(
     step_s: float = 0.0,
     eos_token_ids: frozenset[int] = frozenset(),
     runner: HashRunner | None = None,
+    tiers: Callable[[KvLayout, bytes], TierCache] | None = None,
 ) -> Engine:
     """`blocks` of 16 tokens; the context is 8192."""
+    layout_hash = LAYOUT.hash("hash model")
     return Engine(
         Scheduler(
             BlockPool(blocks + 1),
@@ -95,11 +98,12 @@ def hash_engine(
         ),
         runner or HashRunner(blocks + 1, step_s),
         layout=LAYOUT,
-        layout_hash=LAYOUT.hash("hash model"),
+        layout_hash=layout_hash,
         vocab_size=VOCAB_SIZE,
         max_context_tokens=8192,
         eos_token_ids=eos_token_ids,
         prefix_secret=b"",
+        tiers=tiers(LAYOUT, layout_hash) if tiers else None,
     )
 
 

@@ -18,12 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 from dataclasses import replace
-from time import perf_counter
-from typing import Final
 
 from tandem_runtime.engine.admission import Capacity, check_request
 from tandem_runtime.engine.batch import Work, build_batch
 from tandem_runtime.engine.flight import Flight, Payload, Runner
+from tandem_runtime.engine.received import (
+    check_extension,
+    check_first,
+    check_payload,
+    check_resume,
+)
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.engine.sequence import (
     FinishReason,
@@ -38,15 +42,11 @@ from tandem_runtime.engine.sequence import (
     StreamOutput,
     finish_reason,
 )
-from tandem_runtime.engine.stats import EngineStats
+from tandem_runtime.engine.stats import EngineStats, Totals, engine_stats
+from tandem_runtime.engine.tiered import Tiered
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.prefix import root_key
-
-LOADING_S: Final = 0.001
-"""Of a step, for writing pages that came from cache tiers; one page at least."""
-PAGES_OFFERED: Final = 2
-"""To cache tiers, of one stream and step."""
 
 
 class Engine:
@@ -73,16 +73,13 @@ class Engine:
         self.eos_token_ids = eos_token_ids
         self._scheduler = scheduler
         self._runner = runner
+        self._tiered = Tiered(tiers, scheduler, runner)
         self._prefix_secret = prefix_secret
         self._flight: Flight | None = None
         self._early: StepOutput | None = None
         """Of a step that had to end before its turn; the next `step` gives it."""
         self._sequences: dict[str, Sequence] = {}
-        self._arrivals = 0
-        self._preemptions = 0
-        self._prompt_tokens = 0
-        self._cached_tokens = 0
-        self._generated_tokens = 0
+        self._totals = Totals()
 
     # -- streams ----------------------------------------------------------------------------------
     def add(self, request: Request) -> FinishReason | None:
@@ -97,27 +94,15 @@ class Engine:
         self._check(request)
         ended = self._ended(request)
         if ended is None:
-            self._queue(self._sequence(request))
+            self._tiered.queue(self._sequence(request))
         return ended
-
-    def _queue(self, sequence: Sequence) -> None:
-        if self.tiers is None or sequence.known_tokens < self.tiers.page_tokens:
-            self._scheduler.waiting.append(sequence)
-            return
-        sequence.state = State.FETCHING
-        self._scheduler.fetching.append(sequence)
-        request = sequence.request
-        held_tokens = self._scheduler.held_tokens(sequence)
-        ids = sequence.token_ids.copy()
-        self.tiers.fetch(sequence.arrival, request.tenant, sequence.root, ids, held_tokens)
 
     def abort(self, request_id: str) -> bool:
         """End a stream, its blocks are freed once no step uses them; False if there is none."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
             return False
-        if self.tiers is not None and sequence.fetched is not None:
-            self.tiers.leave(sequence.fetched)
+        self._tiered.leave(sequence)
         self._scheduler.remove(sequence)
         return True
 
@@ -130,55 +115,29 @@ class Engine:
         output, self._early = self._early, None
         if output is not None:
             return output
-        if self.tiers is not None:
-            self._take_fetched(self.tiers)
-            self._write_loads()
-        preemptions = self._preemptions
+        self._tiered.before_step()
+        preemptions = self._totals.preemptions
         self._flight = flight = self._flight or self._launch()
         if flight is not None:
             self._flight = self._launch() if self._runner.overlaps else None
             output = self._collect(flight)
-        return replace(output or StepOutput(), preempted=self._preemptions - preemptions)
-
-    def _take_fetched(self, tiers: TierCache) -> None:
-        for fetched in tiers.poll():
-            fetching = self._scheduler.fetching
-            sequence = next((s for s in fetching if s.arrival == fetched.arrival), None)
-            if sequence is None:
-                tiers.leave(fetched)  # it ended meanwhile
-                continue
-            sequence.fetched = fetched
-            self._scheduler.fetched(sequence)
-
-    def _write_loads(self) -> None:
-        """Write pages of streams that were admitted with some, a few; the rest comes later."""
-        until_s = perf_counter() + LOADING_S
-        for sequence in [s for s in self._scheduler.running if s.loads]:
-            while sequence.loads:
-                self._runner.write_kv(
-                    sequence.block_ids, sequence.computed_tokens, sequence.loads[0]
-                )
-                self._scheduler.loaded(sequence)
-                if perf_counter() >= until_s:
-                    return
+        return replace(output or StepOutput(), preempted=self._totals.preemptions - preemptions)
 
     @property
     def loads_kv(self) -> bool:
         """Whether the next `step` writes pages of a cache tier, though it may compute nothing."""
-        return any(s.loads for s in self._scheduler.running)
+        return self._tiered.loads_kv
 
     def _launch(self) -> Flight | None:
         plan = self._scheduler.schedule(settled=self._flight is None)
         if plan is None:
             return None
-        self._preemptions += len(plan.preempted)
+        self._totals.preemptions += len(plan.preempted)
         for sequence in plan.admitted:
             if sequence.preemptions == 0:
-                self._prompt_tokens += sequence.prompt_tokens
-                self._cached_tokens += sequence.cached_tokens
-                if self.tiers is not None and sequence.fetched is not None and sequence.loads:
-                    page = sequence.computed_tokens // self.tiers.page_tokens
-                    self.tiers.count(sequence.fetched, page)
+                self._totals.prompt_tokens += sequence.prompt_tokens
+                self._totals.cached_tokens += sequence.cached_tokens
+                self._tiered.count(sequence)
         if not plan.works:
             return None
         batch, works = build_batch(plan.works, self._scheduler.block_tokens)
@@ -199,28 +158,12 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` could do something; held and receiving streams need no step."""
-        under_way = self._flight or self._early
-        fetched = self.tiers is not None and self.tiers.ready
-        return bool(under_way or fetched or self._scheduler.running or self._scheduler.waiting)
+        under_way = self._flight or self._early or self._tiered.ready
+        return bool(under_way or self._scheduler.running or self._scheduler.waiting)
 
     def stats(self) -> EngineStats:
         """Counts for metrics and for the pod's state."""
-        scheduler = self._scheduler
-        return EngineStats(
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting) + len(scheduler.fetching),
-            receiving=len(scheduler.receiving),
-            held=len(scheduler.held) + len(scheduler.frozen),
-            total_blocks=scheduler.pool.total_blocks,
-            held_blocks=scheduler.pool.held_blocks,
-            cached_blocks=scheduler.pool.cached_blocks,
-            preemptions=self._preemptions,
-            prompt_tokens=self._prompt_tokens,
-            cached_tokens=self._cached_tokens,
-            generated_tokens=self._generated_tokens,
-            arrivals=self._arrivals,
-            queued_tokens=sum(len(sequence.token_ids) for sequence in scheduler.waiting),
-        )
+        return engine_stats(self._scheduler, self._totals)
 
     @property
     def block_tokens(self) -> int:
@@ -247,8 +190,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends what the runner started; the engine is of no use afterwards."""
-        if self.tiers is not None:
-            self.tiers.close()
+        self._tiered.close()
         self._runner.close()
 
     # -- KV out: prefill for another pod ----------------------------------------------------------
@@ -325,19 +267,13 @@ class Engine:
             ValueError: the payload is no whole number of tokens, out of order, or not granted.
         """
         sequence = self._receiving(request_id)
-        tokens, rest = divmod(memoryview(payload).nbytes, self.layout.token_bytes)
-        end_token = start_token + tokens
-        room = min(len(sequence.block_ids) * self.block_tokens, sequence.known_tokens)
-        if rest or tokens == 0:
-            raise ValueError(
-                f"{request_id}: a KV payload of {memoryview(payload).nbytes} bytes is no whole "
-                f"number of tokens of {self.layout.token_bytes} bytes"
-            )
-        if start_token != sequence.computed_tokens or end_token > room:
-            raise ValueError(
-                f"{request_id}: KV of tokens [{start_token}, {end_token}) came, but "
-                f"[{sequence.computed_tokens}, {room}) is granted and missing"
-            )
+        end_token = check_payload(
+            sequence,
+            start_token,
+            memoryview(payload).nbytes,
+            token_bytes=self.layout.token_bytes,
+            block_tokens=self.block_tokens,
+        )
         self._runner.write_kv(sequence.block_ids, start_token, payload)
         sequence.computed_tokens = end_token
 
@@ -348,13 +284,7 @@ class Engine:
             ValueError: they are more than the headroom, or not in the vocabulary.
         """
         sequence = self._receiving(request_id)
-        if len(token_ids) > sequence.headroom_tokens:
-            raise ValueError(
-                f"{request_id}: {len(token_ids)} more tokens came, and there is room for "
-                f"{sequence.headroom_tokens}"
-            )
-        if any(not 0 <= token_id < self.vocab_size for token_id in token_ids):
-            raise ValueError(f"{request_id}: a token is not in 0..{self.vocab_size - 1}")
+        check_extension(sequence, token_ids, self.vocab_size)
         sequence.token_ids.extend(token_ids)
         sequence.headroom_tokens -= len(token_ids)
 
@@ -364,8 +294,7 @@ class Engine:
         KV that has not come is computed here; that of the last known token always is.
         """
         sequence = self._receiving(request_id)
-        if not sequence.granted or sequence.computed_tokens >= sequence.known_tokens:
-            raise ValueError(f"{request_id}: no token is left to compute, or none was granted")
+        check_resume(sequence)
         self._scheduler.start(sequence)
 
     def start_decode(self, request_id: str, first: SampledToken) -> StreamOutput:
@@ -378,15 +307,7 @@ class Engine:
             ValueError: KV is missing, or the token is none of the vocabulary.
         """
         sequence = self._receiving(request_id)
-        if sequence.computed_tokens < sequence.known_tokens:
-            raise ValueError(
-                f"{request_id}: KV of {sequence.known_tokens} tokens is needed to decode, and "
-                f"{sequence.computed_tokens} are here"
-            )
-        if not 0 <= first.token_id < self.vocab_size:
-            raise ValueError(
-                f"{request_id}: first token {first.token_id} is not in 0..{self.vocab_size - 1}"
-            )
+        check_first(sequence, first, self.vocab_size)
         self._scheduler.start(sequence)
         return self._append(sequence, first, None)
 
@@ -407,8 +328,8 @@ class Engine:
 
     def _sequence(self, request: Request) -> Sequence:
         root = root_key(self.layout_hash, self._prefix_secret, request.tenant, request.cache_salt)
-        sequence = Sequence(request, self._arrivals, root)
-        self._arrivals += 1
+        sequence = Sequence(request, self._totals.arrivals, root)
+        self._totals.arrivals += 1
         self._sequences[request.request_id] = sequence
         return sequence
 
@@ -428,7 +349,7 @@ class Engine:
         """A part of the known tokens is computed; more is to come before the next one."""
         self._scheduler.commit(work)
         sequence = work.sequence
-        self._offer(sequence)
+        self._tiered.offer(sequence)
         return StreamOutput(
             sequence.request_id,
             computed=self._publish(sequence),
@@ -441,20 +362,8 @@ class Engine:
             self.abort(work.sequence.request_id)
             return StreamOutput(work.sequence.request_id, finish_reason="abort")
         self._scheduler.commit(work)
-        self._offer(work.sequence)
+        self._tiered.offer(work.sequence)
         return self._append(work.sequence, token, self._publish(work.sequence))
-
-    def _offer(self, sequence: Sequence) -> None:
-        """Give the tiers computed pages that they want, a few in each step."""
-        if self.tiers is None or sequence.fetched is None or not sequence.fetched.wanted:
-            return
-        size = self.tiers.page_tokens
-        computed = [
-            p for p in sequence.fetched.wanted if (p + 1) * size <= sequence.computed_tokens
-        ]
-        for page in sorted(computed)[:PAGES_OFFERED]:
-            payload = self._runner.read_kv(sequence.block_ids, page * size, (page + 1) * size)
-            self.tiers.offer(sequence.fetched, page, sequence.token_ids, payload)
 
     def _publish(self, sequence: Sequence) -> Span | None:
         start, end = sequence.published_tokens, sequence.computed_tokens
@@ -465,7 +374,7 @@ class Engine:
 
     def _append(self, sequence: Sequence, token: SampledToken, span: Span | None) -> StreamOutput:
         """Take a sampled token: the stream goes on, ends, or is held."""
-        self._generated_tokens += 1
+        self._totals.generated_tokens += 1
         sequence.token_ids.append(token.token_id)
         generated = len(sequence.token_ids) - sequence.prompt_tokens
         reason = finish_reason(sequence.request, generated, token.token_id, self.eos_token_ids)

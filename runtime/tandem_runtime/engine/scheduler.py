@@ -35,10 +35,10 @@ from typing import Final
 from tandem_runtime.contract import KV_PAGE_TOKENS
 from tandem_runtime.engine.batch import Work
 from tandem_runtime.engine.blocks import BlockPool
+from tandem_runtime.engine.prefixes import Prefixes
 from tandem_runtime.engine.sequence import Grant, Sequence, State
 from tandem_runtime.engine.swap import Swap
 from tandem_runtime.kv.tiers.contract import Payload
-from tandem_runtime.prefix import extend_keys, token_bytes
 
 GROWTH_RESERVE_TOKENS: Final = 64
 
@@ -71,10 +71,10 @@ class Scheduler:
         self.block_tokens = block_tokens
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
-        self.prefix_caching = prefix_caching
         self.growth_reserve_tokens = growth_reserve_tokens
         self.swap = swap
         self.page_tokens = page_tokens
+        self._prefixes = Prefixes(pool, block_tokens, caching=prefix_caching)
         self.waiting: list[Sequence] = []
         """Oldest first; a preempted sequence goes back to its place."""
         self.running: list[Sequence] = []
@@ -157,7 +157,7 @@ class Scheduler:
     def commit(self, work: Work) -> None:
         """The work's tokens are computed: their full blocks can serve other streams."""
         work.sequence.computed_tokens = work.start + work.count
-        self._register(work.sequence)
+        self._prefixes.register(work.sequence)
 
     # -- admission --------------------------------------------------------------------------------
     def _admit(self, sequence: Sequence) -> bool:
@@ -166,8 +166,7 @@ class Scheduler:
             return False
         if any(s.refused_grant and s.arrival < sequence.arrival for s in self.receiving):
             return False
-        # The last known token is always computed: its logits give the next one.
-        hits = self._match(sequence, sequence.known_tokens - 1)
+        hits = self._prefixes.match(sequence)
         swaps = self.swap and self.swap.pays_back(sequence, len(hits) * self.block_tokens)
         hits = [] if swaps else hits
         loads = [] if swaps else self._loads(sequence, hits)
@@ -195,21 +194,22 @@ class Scheduler:
 
     def _loads(self, sequence: Sequence, hits: list[int]) -> list[Payload]:
         """Pages that go on where the hits end; these are cut to whole pages if there are any."""
-        fetched = sequence.fetched
-        if fetched is None or not fetched.payloads:
-            return []
         page = len(hits) * self.block_tokens // self.page_tokens
-        loads = fetched.payloads[max(page - fetched.first_page, 0) :]
-        if page < fetched.first_page or not loads:
-            return []
-        del hits[page * self.page_tokens // self.block_tokens :]
+        loads = sequence.fetched.payloads_from(page) if sequence.fetched is not None else []
+        if loads:
+            del hits[page * self.page_tokens // self.block_tokens :]
         return loads
 
     def loaded(self, sequence: Sequence) -> None:
         """The first of its loads is in its blocks."""
         sequence.loads = sequence.loads[1:]
         sequence.computed_tokens += self.page_tokens
-        self._register(sequence)
+        self._prefixes.register(sequence)
+
+    def fetch(self, sequence: Sequence) -> None:
+        """Await what the cache tiers have of a new sequence."""
+        sequence.state = State.FETCHING
+        self.fetching.append(sequence)
 
     def fetched(self, sequence: Sequence) -> None:
         """The tiers have answered: it queues in its place."""
@@ -219,7 +219,7 @@ class Scheduler:
 
     def held_tokens(self, sequence: Sequence) -> int:
         """Leading tokens that are in the pool now."""
-        return len(self._match(sequence, sequence.known_tokens - 1)) * self.block_tokens
+        return len(self._prefixes.match(sequence)) * self.block_tokens
 
     def _growth_reserve(self, newcomer: Sequence) -> int:
         """Blocks that keep the running sequences and the newcomer going for a while."""
@@ -228,15 +228,6 @@ class Scheduler:
             - max(self.blocks_for(s.known_tokens), len(s.block_ids))
             for s in [*self.running, newcomer]
         )
-
-    def _match(self, sequence: Sequence, upto_tokens: int) -> list[int]:
-        """Cached blocks that hold the sequence's first tokens, at most `upto_tokens` of them."""
-        if not self.prefix_caching:
-            return []
-        self._extend_keys(sequence)
-        keys = sequence.keys[: upto_tokens // self.block_tokens]
-        # Lazily: a long prompt that waits is matched again in each step.
-        return self.pool.match(keys, (self._block_tokens(sequence, i) for i in range(len(keys))))
 
     def _take(self, sequence: Sequence, hits: list[int], missing: int) -> None:
         self.pool.hold(hits)
@@ -357,7 +348,7 @@ class Scheduler:
             return False
         # A stream that another pod decodes is resumed by computing its last known token.
         decoded = sequence.headroom_tokens > 0
-        hits = self._match(sequence, sequence.known_tokens - decoded)
+        hits = self._prefixes.match_upto(sequence, sequence.known_tokens - decoded)
         missing = self.blocks_for(sequence.expected_tokens) - len(hits)
         room = self.pool.free_blocks - self.pool.unheld(hits) - self._promised_blocks()
         if missing > room:
@@ -378,29 +369,9 @@ class Scheduler:
         """A receiving sequence runs, and others may share its blocks."""
         self.receiving.remove(sequence)
         sequence.headroom_tokens = 0
-        self._register(sequence)
+        self._prefixes.register(sequence)
         sequence.state = State.RUNNING
         insort(self.running, sequence, key=lambda s: s.arrival)
-
-    # -- prefix cache -----------------------------------------------------------------------------
-    def _register(self, sequence: Sequence) -> None:
-        """Offer the sequence's newly full blocks to the prefix cache."""
-        if not self.prefix_caching:
-            return
-        self._extend_keys(sequence)
-        full_blocks = sequence.computed_tokens // self.block_tokens
-        for i in range(sequence.registered_blocks, full_blocks):
-            self.pool.register(
-                sequence.block_ids[i], sequence.keys[i], self._block_tokens(sequence, i)
-            )
-        sequence.registered_blocks = max(sequence.registered_blocks, full_blocks)
-
-    def _extend_keys(self, sequence: Sequence) -> None:
-        extend_keys(sequence.keys, sequence.root, sequence.token_ids, self.block_tokens)
-
-    def _block_tokens(self, sequence: Sequence, index: int) -> bytes:
-        start = index * self.block_tokens
-        return token_bytes(sequence.token_ids[start : start + self.block_tokens])
 
     # -- counting ---------------------------------------------------------------------------------
     def blocks_for(self, tokens: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tandem_runtime.engine.scheduler import Scheduler
+
 
 @dataclass(frozen=True)
 class EngineStats:
@@ -34,3 +36,33 @@ class EngineStats:
     def kv_usage(self) -> float:
         """Share of blocks in use by streams, 0..1."""
         return self.held_blocks / self.total_blocks
+
+
+@dataclass
+class Totals:
+    """What the engine counts as it goes; see `EngineStats`."""
+
+    arrivals: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+
+
+def engine_stats(scheduler: Scheduler, totals: Totals) -> EngineStats:
+    """The engine as it stands between two steps."""
+    return EngineStats(
+        running=len(scheduler.running),
+        waiting=len(scheduler.waiting) + len(scheduler.fetching),
+        receiving=len(scheduler.receiving),
+        held=len(scheduler.held) + len(scheduler.frozen),
+        total_blocks=scheduler.pool.total_blocks,
+        held_blocks=scheduler.pool.held_blocks,
+        cached_blocks=scheduler.pool.cached_blocks,
+        preemptions=totals.preemptions,
+        prompt_tokens=totals.prompt_tokens,
+        cached_tokens=totals.cached_tokens,
+        generated_tokens=totals.generated_tokens,
+        arrivals=totals.arrivals,
+        queued_tokens=sum(len(sequence.token_ids) for sequence in scheduler.waiting),
+    )

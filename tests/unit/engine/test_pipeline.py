@@ -44,7 +44,7 @@ def test_an_unforeseen_end_costs_one_row_whose_blocks_stay_until_then() -> None:
     assert engine.stats().running == 0
     assert engine.stats().held_blocks == 1, "the step in flight writes there"
     assert engine.has_work
-    assert engine.step() == StepOutput(batch_tokens=1)
+    assert engine.step() == StepOutput(batch_tokens=1, next_tokens=1), "a decode's row, for nothing"
     assert engine.stats().held_blocks == 0
     assert not engine.has_work
 

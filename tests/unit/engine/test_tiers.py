@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tandem_runtime.engine import engine as engine_module
+from tandem_runtime.engine import tiered
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request, SampledToken
 from tandem_runtime.kv.layout import KvLayout
@@ -214,7 +214,7 @@ def test_pages_are_written_a_few_in_each_step(
     engine = make_engine(blocks=14, tiers=cache(memory_pages=20), page_tokens=PAGE)
     cold = run(engine, ask("cold", DOCUMENTS[0]))["cold"]
     run(engine, ask("other", DOCUMENTS[1] + DOCUMENTS[2][:40]))
-    monkeypatch.setattr(engine_module, "LOADING_S", 0.0)
+    monkeypatch.setattr(tiered, "LOADING_S", 0.0)
     engine.add(ask("warm", DOCUMENTS[0]))
     engine.add(ask("beside", [4, 5]))
     outputs = [engine.step() for _ in range(4)]

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tandem_runtime.contract import KV_PAGE_TOKENS
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request, StreamOutput
+from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.tiers.cache import JobThread, TierCache
 from tandem_runtime.kv.tiers.disk import DiskTier
 from tandem_runtime.kv.tiers.host import HostTier
@@ -22,18 +23,14 @@ PROMPT = [n % 250 for n in range(600)]
 
 
 def tiered_engine(folder: Path) -> Engine:
-    engine = hash_engine(blocks=50, runner=HashRunner(51))
-    size = engine.layout.token_bytes * KV_PAGE_TOKENS
-    disk = DiskTier(
-        folder,
-        1 << 28,
-        layout_hash=engine.layout_hash,
-        page_bytes=size,
-        page_tokens=KV_PAGE_TOKENS,
-    )
-    tiers = (HostTier(3 * size, page_bytes=size), disk)
-    engine.tiers = TierCache(tiers, JobThread(), page_tokens=KV_PAGE_TOKENS, compute_s=1)
-    return engine
+    def make(layout: KvLayout, layout_hash: bytes) -> TierCache:
+        size = layout.token_bytes * KV_PAGE_TOKENS
+        known = {"page_bytes": size, "page_tokens": KV_PAGE_TOKENS}
+        disk = DiskTier(folder, 1 << 28, layout_hash=layout_hash, **known)
+        tiers = (HostTier(3 * size, page_bytes=size), disk)
+        return TierCache(tiers, JobThread(), page_tokens=KV_PAGE_TOKENS, compute_s=1)
+
+    return hash_engine(blocks=50, runner=HashRunner(51), tiers=make)
 
 
 async def answer(worker: EngineWorker, name: str, prompt: list[int]) -> list[StreamOutput]:

@@ -83,6 +83,10 @@ class Fetched:
     wanted: set[int] = field(default_factory=set)
     """Pages that a tier is to be given when they are computed."""
 
+    def payloads_from(self, page: int) -> list[Payload]:
+        """Of successive pages from this one on; none if it is not among them."""
+        return self.payloads[page - self.first_page :] if page >= self.first_page else []
+
 
 class TierCache:
     """Args:

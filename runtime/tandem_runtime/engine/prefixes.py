@@ -1,0 +1,47 @@
+"""Which of a sequence's blocks others may share: the prefix cache, as sequences see it."""
+
+from __future__ import annotations
+
+from tandem_runtime.engine.blocks import BlockPool
+from tandem_runtime.engine.sequence import Sequence
+from tandem_runtime.prefix import extend_keys, token_bytes
+
+
+class Prefixes:
+    """Full blocks of the pool by what they hold; none where caching is off."""
+
+    def __init__(self, pool: BlockPool, block_tokens: int, *, caching: bool) -> None:
+        self._pool = pool
+        self._block_tokens = block_tokens
+        self._caching = caching
+
+    def match(self, sequence: Sequence) -> list[int]:
+        """Cached blocks of the sequence's first known tokens. Never that of the last one, which is
+        always computed: its logits give the next one."""
+        return self.match_upto(sequence, sequence.known_tokens - 1)
+
+    def match_upto(self, sequence: Sequence, upto_tokens: int) -> list[int]:
+        """Cached blocks that hold the sequence's first tokens, at most `upto_tokens` of them."""
+        if not self._caching:
+            return []
+        self._extend_keys(sequence)
+        keys = sequence.keys[: upto_tokens // self._block_tokens]
+        # Lazily: a long prompt that waits is matched again in each step.
+        return self._pool.match(keys, (self._tokens(sequence, i) for i in range(len(keys))))
+
+    def register(self, sequence: Sequence) -> None:
+        """Offer the sequence's newly full blocks to others."""
+        if not self._caching:
+            return
+        self._extend_keys(sequence)
+        full_blocks = sequence.computed_tokens // self._block_tokens
+        for i in range(sequence.registered_blocks, full_blocks):
+            self._pool.register(sequence.block_ids[i], sequence.keys[i], self._tokens(sequence, i))
+        sequence.registered_blocks = max(sequence.registered_blocks, full_blocks)
+
+    def _extend_keys(self, sequence: Sequence) -> None:
+        extend_keys(sequence.keys, sequence.root, sequence.token_ids, self._block_tokens)
+
+    def _tokens(self, sequence: Sequence, index: int) -> bytes:
+        start = index * self._block_tokens
+        return token_bytes(sequence.token_ids[start : start + self._block_tokens])

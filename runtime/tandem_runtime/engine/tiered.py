@@ -1,0 +1,108 @@
+"""Streams and the cache tiers. A prompt is looked up before it queues; what was found is written
+into its blocks between steps; what the tiers want of it is copied out when it is computed.
+
+An engine without tiers has one of these, too, which lets everything pass.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Final
+
+from tandem_runtime.engine.flight import Runner
+from tandem_runtime.engine.scheduler import Scheduler
+from tandem_runtime.engine.sequence import Sequence
+from tandem_runtime.kv.tiers.cache import TierCache
+
+LOADING_S: Final = 0.001
+"""Of a step, for writing pages that came from cache tiers; one page at least."""
+PAGES_OFFERED: Final = 2
+"""To cache tiers, of one stream and step."""
+
+
+class Tiered:
+    """What an engine does between its steps for pages of cache tiers."""
+
+    def __init__(self, tiers: TierCache | None, scheduler: Scheduler, runner: Runner) -> None:
+        self._tiers = tiers
+        self._scheduler = scheduler
+        self._runner = runner
+
+    # -- before a stream runs ---------------------------------------------------------------------
+    def queue(self, sequence: Sequence) -> None:
+        """A new sequence joins the queue, by way of the tiers if it fills a page."""
+        if self._tiers is None or sequence.known_tokens < self._tiers.page_tokens:
+            self._scheduler.waiting.append(sequence)
+            return
+        self._scheduler.fetch(sequence)
+        held_tokens = self._scheduler.held_tokens(sequence)
+        ids = sequence.token_ids.copy()
+        tenant = sequence.request.tenant
+        self._tiers.fetch(sequence.arrival, tenant, sequence.root, ids, held_tokens)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a prompt's look-up has ended."""
+        return self._tiers is not None and self._tiers.ready
+
+    def before_step(self) -> None:
+        """Queue the prompts that were looked up, and write a few pages."""
+        if self._tiers is not None:
+            self._take_fetched(self._tiers)
+            self._write_loads()
+
+    def _take_fetched(self, tiers: TierCache) -> None:
+        for fetched in tiers.poll():
+            fetching = self._scheduler.fetching
+            sequence = next((s for s in fetching if s.arrival == fetched.arrival), None)
+            if sequence is None:
+                tiers.leave(fetched)  # it ended meanwhile, or is another pod's
+                continue
+            sequence.fetched = fetched
+            self._scheduler.fetched(sequence)
+
+    # -- while it runs ----------------------------------------------------------------------------
+    @property
+    def loads_kv(self) -> bool:
+        """Whether pages are still to be written."""
+        return any(s.loads for s in self._scheduler.running)
+
+    def _write_loads(self) -> None:
+        """Write pages of streams that were admitted with some, a few; the rest comes later."""
+        until_s = perf_counter() + LOADING_S
+        for sequence in [s for s in self._scheduler.running if s.loads]:
+            while sequence.loads:
+                self._runner.write_kv(
+                    sequence.block_ids, sequence.computed_tokens, sequence.loads[0]
+                )
+                self._scheduler.loaded(sequence)
+                if perf_counter() >= until_s:
+                    return
+
+    def count(self, sequence: Sequence) -> None:
+        """It was admitted for the first time, with the pages that it has to load."""
+        if self._tiers is not None and sequence.fetched is not None and sequence.loads:
+            page = sequence.computed_tokens // self._tiers.page_tokens
+            self._tiers.count(sequence.fetched, page)
+
+    def offer(self, sequence: Sequence) -> None:
+        """Give the tiers computed pages that they want, a few in each step."""
+        if self._tiers is None or sequence.fetched is None or not sequence.fetched.wanted:
+            return
+        size = self._tiers.page_tokens
+        computed = [
+            p for p in sequence.fetched.wanted if (p + 1) * size <= sequence.computed_tokens
+        ]
+        for page in sorted(computed)[:PAGES_OFFERED]:
+            payload = self._runner.read_kv(sequence.block_ids, page * size, (page + 1) * size)
+            self._tiers.offer(sequence.fetched, page, sequence.token_ids, payload)
+
+    def leave(self, sequence: Sequence) -> None:
+        """The stream has ended."""
+        if self._tiers is not None and sequence.fetched is not None:
+            self._tiers.leave(sequence.fetched)
+
+    def close(self) -> None:
+        """After what was offered is stored."""
+        if self._tiers is not None:
+            self._tiers.close()
