@@ -162,7 +162,7 @@ class Scheduler:
     # -- admission --------------------------------------------------------------------------------
     def _admit(self, sequence: Sequence) -> bool:
         """Start a waiting sequence if there is room; the caller takes it out of the queue."""
-        if len(self.running) + len(self._granted()) >= self.max_running:
+        if self._full:
             return False
         if any(s.refused_grant and s.arrival < sequence.arrival for s in self.receiving):
             return False
@@ -224,8 +224,12 @@ class Scheduler:
     def _growth_reserve(self, newcomer: Sequence) -> int:
         """Blocks that keep the running sequences and the newcomer going for a while."""
         return sum(
-            self.blocks_for(s.known_tokens + min(s.growth_tokens, self.growth_reserve_tokens))
-            - max(self.blocks_for(s.known_tokens), len(s.block_ids))
+            # What a stream has to spare, which another pod brought, is its own.
+            max(
+                self.blocks_for(s.known_tokens + min(s.growth_tokens, self.growth_reserve_tokens))
+                - max(self.blocks_for(s.known_tokens), len(s.block_ids)),
+                0,
+            )
             for s in [*self.running, newcomer]
         )
 
@@ -342,7 +346,7 @@ class Scheduler:
 
     def _first_grant(self, sequence: Sequence) -> bool:
         """Hold what the prefix cache has of the stream, if the rest of it can be promised."""
-        if len(self.running) + len(self._granted()) >= self.max_running:
+        if self._full:
             return False
         if self.waiting and self.waiting[0].arrival < sequence.arrival:
             return False
@@ -357,6 +361,12 @@ class Scheduler:
         sequence.computed_tokens = sequence.cached_tokens = len(hits) * self.block_tokens
         sequence.granted, sequence.refused_grant = True, False
         return True
+
+    @property
+    def _full(self) -> bool:
+        """Whether no further sequence may run: a frozen one may be wanted again."""
+        frozen = sum(bool(s.block_ids) for s in self.frozen)
+        return len(self.running) + frozen + len(self._granted()) >= self.max_running
 
     def _granted(self) -> list[Sequence]:
         return [s for s in self.receiving if s.granted]

@@ -277,3 +277,28 @@ class TestWithoutAModel:
         grant = engine.grant("far", 8)
         assert grant is not None
         assert grant.have_tokens == 4
+
+
+def test_a_frozen_stream_keeps_its_place_among_the_running() -> None:
+    engine = make(blocks=8, running=1)
+    engine.add(ask("a", [1, 2, 3], max_tokens=9))
+    engine.step()
+    engine.freeze("a")
+    engine.add(ask("b", [4, 5, 6], max_tokens=9))
+    engine.step()
+    engine.thaw("a")
+    engine.step()
+    assert (engine.stats().running, engine.stats().waiting) == (1, 1)
+
+
+def test_spare_blocks_of_a_stream_that_came_are_not_taken_for_free_ones() -> None:
+    """It was promised room for more tokens than it brought; that room is its own."""
+    engine = make(blocks=8)
+    engine.expect(replace(ask("came", [1, 2], max_tokens=30), output_ids=[7]), headroom_tokens=16)
+    grant = engine.grant("came", 19)
+    assert grant is not None
+    engine.resume("came")
+    engine.add(ask("long", list(range(1, 18)), max_tokens=2))
+    while engine.has_work:
+        engine.step()
+        engine.check_integrity()
