@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tandem_runtime.kernels.compiled import compiled, element_of, narrow, pointer, widen, words_of
 from tandem_runtime.kernels.tile import product
@@ -26,8 +25,10 @@ def pack_linear(weight: Tensor) -> Tensor:
     p = words_of(weight.dtype)
     outputs, inputs = weight.shape
     assert inputs % p == 0, f"a row of {inputs} has no whole words of {p}"
-    whole = functional.pad(weight, (0, 0, 0, -outputs % PANEL))
-    return whole.view(-1, PANEL, inputs // p, p).transpose(1, 2).contiguous()
+    packed = weight.new_zeros(-(-outputs // PANEL), inputs // p, PANEL, p)
+    for panel, rows in zip(packed, torch.split(weight, PANEL), strict=True):
+        panel[:, : len(rows)] = rows.view(len(rows), inputs // p, p).transpose(0, 1)
+    return packed
 
 
 @compiled

@@ -22,7 +22,7 @@ from tandem_runtime.model.parallel import ALONE, Ranks, ShardedWeights
 from tandem_runtime.model.quantize import quantize, stack
 from tandem_runtime.model.rope import rope_tables
 from tandem_runtime.model.sharding import Sharding
-from tandem_runtime.model.weights import Weights
+from tandem_runtime.model.weights import Weights, return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,7 @@ class _Loader:
 
     def layer(self, index: int) -> Layer:
         """One decoder layer."""
+        return_freed_memory()
         prefix = f"model.layers.{index}."
         return Layer(
             input_norm=self.tensor(f"{prefix}input_layernorm.weight"),

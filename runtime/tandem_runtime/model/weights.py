@@ -6,7 +6,9 @@ the peak is the model itself plus one tensor.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -49,6 +51,12 @@ class Weights(Protocol):
 
     def rope_factors(self) -> Tensor | None:
         """`ROPE_FACTORS` in float32, where the checkpoint has them."""
+
+
+def return_freed_memory() -> None:
+    """To the system: glibc keeps up to 64 MB of what was freed, more than a layer may be."""
+    with suppress(OSError, AttributeError):  # another C library has no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def open_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Weights:
