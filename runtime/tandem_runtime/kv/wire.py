@@ -15,7 +15,7 @@ import msgspec
 
 from tandem_runtime.protocol import GenerateRequest, TokenLogprob
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the frames; peers of different versions do not exchange KV."""
 MAGIC: Final = b"tKVh"
 PREFIX: Final = struct.Struct("<4sII")
@@ -114,7 +114,7 @@ class Grant(StreamFrame, frozen=True, tag=True):
     """The decode pod has blocks for tokens [have, upto)."""
 
     have_tokens: int
-    """Held already: do not send."""
+    """Held already: do not send. Later grants for a stream that moves: stored by now."""
     upto_tokens: int
     """Credit; a later grant raises it."""
 

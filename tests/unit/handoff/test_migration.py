@@ -12,6 +12,8 @@ import pytest
 from handoff_ends import DecodePod, LocalStream, ask, eventually
 from hash_engine import LAYOUT, VOCAB_SIZE, continuation
 from tandem_runtime.engine.sequence import Request
+from tandem_runtime.kv import wire
+from tandem_runtime.kv.handoff import importer
 from tandem_runtime.kv.handoff.link import HandoffFailed
 from tandem_runtime.protocol import Sampling
 
@@ -201,11 +203,16 @@ class TestFailures:
         a = await make_decode(name="decode-0", step_s=0.002)
         b = await make_decode(name="decode-1")
         before = await begun(a, prompt(100), max_tokens=200)
-        monkeypatch.setattr(
-            "tandem_runtime.kv.handoff.importer._take_in",
-            lambda request_id, frames, upto, engine: time.sleep(0.5),
-        )
-        with pytest.raises(HandoffFailed, match=r"did not take the stream within 0\.1 s"):
+        take_in = importer._take_in
+
+        def stands_still(request_id: str, frames: list[Any], upto: int, engine: Any) -> None:
+            if isinstance(frames[-1], wire.Frozen):
+                time.sleep(0.5)
+                raise HandoffFailed("internal", "it stood still")
+            take_in(request_id, frames, upto, engine)
+
+        monkeypatch.setattr(importer, "_take_in", stands_still)
+        with pytest.raises(HandoffFailed, match="it stood still"):
             await b.take_over(before, a.target)
         await self.stays(a, before, "not_moved")
         await b.empty()

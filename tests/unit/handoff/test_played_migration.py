@@ -60,6 +60,18 @@ class Giver:
     async def take(self, epoch: int = 1, known: int = 102, upto: int = 1000) -> None:
         await self.peer.send(wire.Take("s", epoch, known, known + 1000, 0, upto))
 
+    async def stores(self, upto: int) -> None:
+        await self.peer.send(wire.Grant("s", 1, upto, 1000))
+
+    async def frozen(self) -> None:
+        """Reports what comes until the stream stands still."""
+        while True:
+            frame = (await asyncio.wait_for(self.peer.connection.receive(), 20)).frame
+            if isinstance(frame, wire.Pages):
+                await self.stores(frame.first_token + frame.tokens)
+            if isinstance(frame, wire.Frozen):
+                return
+
     async def stays(self) -> None:
         assert await asyncio.wait_for(asyncio.shield(self.stream.ended), 20) == "length"
         assert self.stream.ids == WHOLE
@@ -90,6 +102,7 @@ async def test_the_frames_that_give_a_stream(giver: Giver) -> None:
                 assert first + count <= told, "its tokens were told before"
                 assert bytes(received.payload) == page(first, first + count)[1]
                 sent = first + count
+                await giver.stores(sent)
             case wire.Frozen():
                 frozen = True
     assert sent == told - 1, "the last token is computed by whoever goes on"
@@ -108,7 +121,7 @@ async def test_an_early_acknowledgement_is_none(giver: Giver) -> None:
 @pytest.mark.parametrize("when", ["running", "frozen"])
 async def test_an_abort_lets_the_stream_go_on(giver: Giver, when: str) -> None:
     await giver.take()
-    await giver.until(wire.Pages if when == "running" else wire.Frozen)
+    await (giver.until(wire.Pages) if when == "running" else giver.frozen())
     await giver.peer.send(wire.Abort("s", 1, "ended", "no more wanted"))
     await giver.until(wire.Aborted)
     await giver.stays()
@@ -119,7 +132,7 @@ async def test_a_pod_that_takes_and_says_no_more(
 ) -> None:
     monkeypatch.setattr("tandem_runtime.kv.handoff.departure._ACK_S", 0.1)
     await giver.take()
-    await giver.until(wire.Frozen)
+    await giver.frozen()
     assert (await giver.until(wire.Abort)).reason == (
         "pod decode-9 did not take the stream within 0.1 s"
     )
@@ -131,7 +144,55 @@ async def test_without_credit_it_waits_and_the_stream_does_not(giver: Giver) -> 
     await giver.take(upto=0)
     await eventually(lambda: len(giver.stream.tokens) > 60)
     await giver.peer.send(wire.Grant("s", 1, 0, 1000))
-    await giver.until(wire.Frozen)
+    await giver.frozen()
+    await giver.peer.send(wire.Ack("s", 1))
+    assert await asyncio.wait_for(giver.stream.ended, 20) == "decode-9"
+
+
+async def test_it_stands_still_once_the_other_pod_has_stored(giver: Giver) -> None:
+    """What was sent and not reported does not count: the stream goes on."""
+    await giver.take()
+    await giver.until(wire.Pages)
+    tokens = len(giver.stream.tokens)
+    await giver.stores(32)
+    await eventually(lambda: len(giver.stream.tokens) > tokens + 40)
+    assert giver.pod.pauses_s == []
+    await giver.stores(102)
+    await giver.frozen()
+    await giver.peer.send(wire.Ack("s", 1))
+    assert await asyncio.wait_for(giver.stream.ended, 20) == "decode-9"
+
+
+async def test_a_pod_that_never_reports(giver: Giver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream stays, and was not disturbed; its turn goes to another."""
+    monkeypatch.setattr("tandem_runtime.kv.handoff.departure._REPORT_S", 0.1)
+    await giver.take()
+    frames = []
+    while not isinstance(frames[-1] if frames else None, wire.Abort):
+        frames.append((await giver.peer.connection.receive()).frame)
+    assert frames[-1].reason == "pod decode-9 stored nothing more within 0.1 s"
+    assert not any(isinstance(frame, wire.Frozen) for frame in frames)
+    await giver.stores(102)  # too late
+    await giver.stays()
+    assert not giver.pod.exporter.departures.turn.locked()
+
+
+async def test_it_is_decoded_until_its_turn_comes(giver: Giver) -> None:
+    departures = giver.pod.exporter.departures
+    async with departures.turn:
+        await giver.take()
+        tokens = len(giver.stream.tokens)
+        await eventually(lambda: len(giver.stream.tokens) > tokens + 20)
+        assert departures.counters.bytes == 0
+    await giver.frozen()
+    await giver.peer.send(wire.Ack("s", 1))
+    assert await asyncio.wait_for(giver.stream.ended, 20) == "decode-9"
+
+
+async def test_late_reports_take_nothing_back(giver: Giver) -> None:
+    await giver.take()
+    await giver.frozen()
+    await giver.stores(16)
     await giver.peer.send(wire.Ack("s", 1))
     assert await asyncio.wait_for(giver.stream.ended, 20) == "decode-9"
 
@@ -144,7 +205,7 @@ async def test_a_pod_that_knows_more_than_there_is(giver: Giver) -> None:
 
 async def test_a_connection_that_breaks_while_it_stands_still(giver: Giver) -> None:
     await giver.take()
-    await giver.until(wire.Frozen)
+    await giver.frozen()
     giver.peer.connection.abort("killed")
     await giver.stays()
 

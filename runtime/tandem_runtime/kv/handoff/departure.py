@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
 
@@ -23,10 +23,16 @@ from tandem_runtime.kv.handoff.pages import checksum
 from tandem_runtime.kv.handoff.reader import Page
 from tandem_runtime.kv.wire import StreamKey
 
-_VISIT_BYTES: Final = 16 << 20
-"""KV read between two steps (at least a page): the streams that stay wait for it."""
+_VISIT_BYTES: Final = 4 << 20
+"""KV read between two steps (a few tokens to a page): the streams that stay wait for it."""
+_VISIT_TOKENS: Final = 16
+"""At least, however large their KV is."""
+_AHEAD_VISITS: Final = 2
+"""What may be on its way, not yet stored by the other pod: it too has streams that wait."""
 _FEW_TOKENS: Final = 16
-"""A stream stands still once no more than so many computed tokens are left to send."""
+"""A stream stands still once the other pod has stored all computed tokens but so many."""
+_REPORT_S: Final = 10.0
+"""How long the other pod may say nothing of what it stored, before the stream stays."""
 _MARGIN_TOKENS: Final = 64
 """Tokens that may still come between the decision to freeze and the freeze."""
 _ACK_S: Final = 3.0
@@ -65,17 +71,20 @@ class Departures:
     counters: Counters
     on_moved: Callable[[float], None]
     """Told how long a stream that moved stood still, in seconds."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One stream at a time: the last frames of one never wait behind the pages of another."""
 
     @property
     def visit_tokens(self) -> int:
-        return max(1, _VISIT_BYTES // self.page_bytes) * self.page_tokens
+        token_bytes = self.page_bytes // self.page_tokens
+        return min(max(_VISIT_TOKENS, _VISIT_BYTES // token_bytes), self.page_tokens)
 
 
 @dataclass(frozen=True)
 class _Visit:
     """What was read between two steps."""
 
-    pages: list[Page]
+    page: Page | None
     computed_tokens: int
 
 
@@ -102,6 +111,8 @@ class Departure:
         self._shared = shared
         self._to_pod = to_pod
         self._upto_tokens = take.upto_tokens
+        self._stored_tokens = take.have_tokens
+        """In the other pod's cache, as far as it has said."""
         self._told_tokens = take.known_tokens
         self._frozen_s: float | None = None
         """When it began to stand still, once all of it was sent."""
@@ -109,42 +120,56 @@ class Departure:
         self._changed = asyncio.Event()
 
     async def transfer(self) -> None:
-        """The protocol, up to the acknowledgement.
+        """The protocol, up to the acknowledgement, when it is this stream's turn.
 
         Raises:
             CannotMove: it has ended, or stays here.
             ConnectionLost: nobody is left to send to.
         """
-        if self._stream.known_tokens < self._told_tokens:
-            raise CannotMove("the other pod knows more of the stream than this one")
+        async with self._shared.turn:
+            if self._stream.known_tokens < self._told_tokens:
+                raise CannotMove("the other pod knows more of the stream than this one")
+            if self._outran:
+                raise CannotMove("the stream grew too long while others moved")
+            self._frozen_s = await self._send_all()
+            await self._connection.send(wire.Frozen(*self.key))
+            while not self._acknowledged:
+                await self._change(_ACK_S, "did not take the stream")
+
+    async def _send_all(self) -> float:
+        """Sends it while it is decoded, then the rest; when it began to stand still."""
         sent, freeze, began_s = self._take_frame.have_tokens, False, 0.0
         while True:
             if freeze and not began_s:
                 began_s = time.monotonic()
             visit = await self._visit(sent, freeze)
-            await self._tell(visit.pages)
-            sent = visit.pages[-1].span.end if visit.pages else sent
+            await self._tell(visit.page)
+            sent = sent if visit.page is None else visit.page.span.end
             left = visit.computed_tokens - sent
             if freeze and left <= 0:
-                break
-            limit = self._take_frame.limit_tokens - _MARGIN_TOKENS
-            freeze = freeze or left <= _FEW_TOKENS or self._stream.known_tokens >= limit
-            while left > 0 and sent >= self._upto_tokens:
-                await self._change()
-        self._frozen_s = began_s
-        await self._connection.send(wire.Frozen(*self.key))
-        try:
-            async with asyncio.timeout(_ACK_S):
-                while not self._acknowledged:
-                    await self._change()
-        except TimeoutError:
-            told = f"pod {self._to_pod} did not take the stream within {_ACK_S:g} s"
-            raise CannotMove(told) from None
+                return began_s
+            few = visit.computed_tokens - self._stored_tokens <= _FEW_TOKENS
+            freeze = freeze or few or self._outran
+            while self._must_wait(sent, left, freeze):
+                await self._change(_ACK_S if freeze else _REPORT_S, "stored nothing more")
+
+    def _must_wait(self, sent: int, left: int, freeze: bool) -> bool:
+        """Whether the other pod has to store, or to grant, before more is read."""
+        if left > 0 and sent >= self._upto_tokens:
+            return True
+        ahead = _AHEAD_VISITS * self._shared.visit_tokens if left > 0 else 1
+        return not freeze and sent - self._stored_tokens >= ahead
+
+    @property
+    def _outran(self) -> bool:
+        """Little is left of the room that the other pod has for it."""
+        return self._stream.known_tokens >= self._take_frame.limit_tokens - _MARGIN_TOKENS
 
     def take(self, frame: wire.Grant | wire.Ack) -> None:
         """A frame of the other pod."""
         if isinstance(frame, wire.Grant):
             self._upto_tokens = max(self._upto_tokens, frame.upto_tokens)
+            self._stored_tokens = max(self._stored_tokens, frame.have_tokens)
         elif self._frozen_s is not None and not self._acknowledged:
             # At once, whatever becomes of the task: from now on the stream is the other pod's.
             self._acknowledged = True
@@ -174,28 +199,34 @@ class Departure:
         if freeze and not engine.freeze(request_id):
             return None
         computed = engine.computed_tokens(request_id)
-        end = min(computed, self._upto_tokens, sent + self._shared.visit_tokens)
-        pages = []
-        for start in range(sent, end, self._shared.page_tokens):
-            span = Span(start, min(start + self._shared.page_tokens, end))
-            payload = engine.read_kv(request_id, span.start, span.end)
-            pages.append(Page(span, memoryview(payload).cast("B")))
-        return _Visit(pages, computed)
+        # The rest at once, for now the stream waits, too.
+        most = self._shared.page_tokens if freeze else self._shared.visit_tokens
+        end = min(computed, self._upto_tokens, sent + most)
+        if end <= sent:
+            return _Visit(None, computed)
+        payload = engine.read_kv(request_id, sent, end)
+        return _Visit(Page(Span(sent, end), memoryview(payload).cast("B")), computed)
 
-    async def _tell(self, pages: list[Page]) -> None:
-        """What was chosen since, then the pages: the outputs of the steps that computed them have
+    async def _tell(self, page: Page | None) -> None:
+        """What was chosen since, then the page: the outputs of the steps that computed it have
         been delivered before the visit's result was."""
         news = self._stream.tokens_from(self._told_tokens)
         if news:
             tokens = tuple(wire.Token(t.token_id, t.logprob, t.top_logprobs) for t in news)
             self._told_tokens += len(tokens)
             await self._connection.send(wire.News(*self.key, tokens))
-        for page in pages:
+        if page is not None:
             first, tokens_sent = page.span.start, page.span.end - page.span.start
             frame = wire.Pages(*self.key, first, tokens_sent, checksum(page.payload))
             await self._connection.send(frame, page.payload)
             self.counters.bytes += page.payload.nbytes
 
-    async def _change(self) -> None:
+    async def _change(self, within_s: float, failing: str) -> None:
+        """Until the other pod says something."""
         self._changed.clear()
-        await self._changed.wait()
+        try:
+            async with asyncio.timeout(within_s):
+                await self._changed.wait()
+        except TimeoutError:
+            told = f"pod {self._to_pod} {failing} within {within_s:g} s"
+            raise CannotMove(told) from None

@@ -179,7 +179,7 @@ class Importer:
             have, inbox.granted_tokens = grant.have_tokens, grant.granted_tokens
             link.post(wire.Take(*key, known_tokens, limit_tokens, have, grant.granted_tokens))
             tokens: list[wire.Token] = []
-            received, received_bytes, frozen = have, 0, False
+            received, received_bytes, stored, frozen = have, 0, have, False
             while not frozen:
                 frames = await inbox.all()
                 for frame in frames:
@@ -191,9 +191,9 @@ class Importer:
                 frozen = isinstance(frames[-1], wire.Frozen)
                 upto = self._credit(received, room_tokens)
                 await self._engine.call(partial(_take_in, request_id, frames, upto))
-                if upto > inbox.granted_tokens and not frozen:
-                    inbox.granted_tokens = upto
-                    link.post(wire.Grant(*key, have, upto))
+                if received > stored and not frozen:
+                    stored, inbox.granted_tokens = received, max(upto, inbox.granted_tokens)
+                    link.post(wire.Grant(*key, stored, inbox.granted_tokens))
         link.post(wire.Ack(*key))
         return TakenOver(tuple(tokens), received_bytes)
 
