@@ -72,10 +72,11 @@ class Steps(ApiModel):
 
 
 class Forecast(ApiModel):
-    """Provision for growth until a new pod serves, as past growth suggests."""
+    """Provide for the load that is likely by the time that a new pod serves."""
 
-    percent: Annotated[int, Field(ge=0, le=99)] = 75
-    """Growth is provided for that was not exceeded this often in the past; 0: none."""
+    percent: Annotated[int, Field(ge=0, le=99)] = 90
+    """At 90 work that misses its target is worth nine times the replicas that would have kept it;
+    0: only the load of now counts."""
 
 
 Query = Annotated[str, Field(min_length=1, max_length=2048)]

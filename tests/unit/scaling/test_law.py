@@ -177,3 +177,72 @@ def test_growth_is_learned_from_load_that_rose_before(plant: Make) -> None:
         return sum(left[4:])
 
     assert late(75) < 0.5 * late(0)
+
+
+def test_streams_that_wait_are_not_standing_streams(plant: Make) -> None:
+    """Six times the load, answers of two seconds: a queue grows until replicas serve, and asks for
+    what drains it, not for a place for each stream in it."""
+    pool, waiting, sizes = plant("decode"), 0.0, []
+    for tick in range(60):
+        # 60 streams arrive in a second at most 34 of which a replica ends.
+        arrived = 10.0 * (10.0 if tick < 20 else 60.0)
+        done = min(arrived + waiting, 340.0 * pool.ready)
+        waiting += arrived - done
+        streams = 68.0 * pool.ready if waiting else arrived * 0.2
+        load = replace(
+            pool._load(0.0, streams), requests=arrived, queued_requests=waiting, tpot_ms=25.0
+        )
+        pool.now_s += 10.0
+        starting = tuple(pool.starting)
+        new = [at for at in starting if at <= pool.now_s]
+        pool.ready += len(new)
+        pool.starting = [at for at in starting if at > pool.now_s]
+        window = PoolWindow(10.0, pool.size, pool.ready, starting_s=(1.0,) * len(pool.starting),
+                            startup_s=(100.0,) * len(new), load=load)  # fmt: skip
+        decision = decide(pool.policy, pool.state, window, pool.now_s)
+        pool.state = decision.state
+        pool._resize(decision.target)
+        sizes.append(decision.target)
+    # Two replicas' worth; the queue peaks at 2,600 streams, or 38 replicas' worth of places.
+    assert sizes[19] == 1
+    assert 3 <= max(sizes) <= 5
+    assert waiting == 0.0
+
+
+def test_a_decode_pool_without_streams_shrinks(plant: Make) -> None:
+    pool = plant("decode", ready=5)
+    for _ in range(20):
+        pool.tick(streams=68 * 4.0)
+    for _ in range(100):
+        pool.tick()
+    assert pool.size == 1
+
+
+def test_bursts_out_of_nothing_are_provided_for(plant: Make) -> None:
+    def late(forecast_percent: int) -> float:
+        """Backlogs in the later of bursts of a minute in each five, in replica seconds."""
+        pool = plant(forecast_percent=forecast_percent)
+        left = []
+        for _ in range(8):
+            for tick in range(30):
+                pool.tick(prompt_tokens_s=4.0 * RATE if tick < 6 else 0.02 * RATE)
+                left.append(pool.backlog / RATE)
+        return sum(left[120:])
+
+    assert late(0) > 100.0
+    assert late(90) == 0.0
+
+
+def test_a_rare_burst_keeps_no_replicas(plant: Make) -> None:
+    pool = plant()
+    for tick in range(1500):
+        pool.tick(prompt_tokens_s=4.0 * RATE if tick % 1000 in (10, 11) else 0.02 * RATE)
+    assert pool.size == 1
+
+
+def test_a_backlog_is_no_sign_of_a_wrong_capacity(plant: Make) -> None:
+    pool = plant()
+    for tick in range(60):
+        pool.tick(prompt_tokens_s=(0.5 if tick < 20 else 3.0) * RATE)
+    assert max(d.numbers.latency_ms or 0.0 for d in pool.decisions) > 5000.0
+    assert pool.state.trim == 1.0

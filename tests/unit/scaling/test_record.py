@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -25,6 +26,17 @@ def worked(plant: Make) -> Any:
 def test_a_state_is_small_text(plant: Make) -> None:
     text = state_text(worked(plant).state)
     assert len(text) < 2048
+    assert state_text(state_of(text)) == text
+
+
+def test_a_state_of_any_load_is_read_again(plant: Make) -> None:
+    """Every kind of moment followed by every other, and no need ever the same."""
+    pool, chance = plant(), Random(5)
+    for _ in range(3000):
+        pool.tick(prompt_tokens_s=RATE * 60.0 ** chance.uniform(-1.0, 1.0))
+    text = state_text(pool.state)
+    assert len(text) < LONGEST
+    assert state_of(text) != ScalingState()
     assert state_text(state_of(text)) == text
 
 

@@ -113,3 +113,8 @@ def streams_at(cost: StepCost, sums: StepSums, load: Load, tpot_s: float) -> flo
         limits.append(load.kv_capacity_tokens * load.streams / load.kv_tokens)
     # Steps that cost the same with any batch seen so far: the largest one is what is known.
     return max(1.0, min(limits) if limits else 2.0 * sums.streams_streams / sums.streams)
+
+
+def step_s(cost: StepCost, streams: float) -> float:
+    """A step of so many streams and no prompt."""
+    return max(cost.base_s + cost.stream_s * streams, 1e-6)

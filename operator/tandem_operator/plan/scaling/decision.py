@@ -48,7 +48,9 @@ class Numbers:
     need: float = 0.0
     """Replicas that the load takes at full use."""
     growth: float = 1.0
-    """Forecast factor over a start-up time."""
+    """The need that is provided for, over the need."""
+    likely: float = 0.0
+    """The need that is provided for: what is likely a start-up time from now."""
     held: float = 0.0
     """The largest forecast need within the hold time."""
     latency_ms: float | None = None

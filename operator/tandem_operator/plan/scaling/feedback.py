@@ -1,7 +1,8 @@
 """Feedback: a target that is missed although the load should fit corrects the learned capacity.
 
 Only what capacity can explain is corrected: the same replicas must have served for a whole window
-of the percentile, and a percentile is credited with the share of replicas that do not serve yet, or
+of the percentile, the load of the last start-up time must have fitted them, and they must have been
+half full at least; a percentile is credited with the share of replicas that do not serve yet, or
 each pod that starts would be asked for twice. The trim has a floor, so that a latency that no
 replica helps (one very long prompt, a slow client network) cannot fill a cluster.
 """
@@ -15,6 +16,8 @@ from tandem_operator.plan.scaling.state import ScalingState
 from tandem_operator.plan.scaling.window import Load, PoolWindow
 
 LEAST_TRIM = 0.5
+LEAST_LOAD = 0.5
+"""Of what the replicas can take: what is late under less of it is not for want of replicas."""
 LARGEST_CUT = 0.8
 """Of the trim, at one look."""
 SMALLEST_CUT = 0.95
@@ -37,7 +40,10 @@ def trimmed(
         and now_s - state.ready_since_s >= policy.window_s
         and (state.trimmed_s is None or not 0.0 <= now_s - state.trimmed_s < policy.window_s)
     )
-    if ratio is None or window.ready == 0 or not settled:
+    # A load that did not fit until now explains what is late, and what it left waiting.
+    largest = max((sample.need for sample in state.past), default=0.0)
+    explained = largest > window.ready * state.trim
+    if ratio is None or window.ready == 0 or not settled or (explained and ratio > 1.0):
         return state
     credited = ratio * window.ready / (window.ready + len(window.starting_s))
     trim = state.trim
@@ -45,7 +51,8 @@ def trimmed(
         # At this load per replica the target is missed: what it can take is less than that.
         cut = min(max(1.0 / credited, LARGEST_CUT), SMALLEST_CUT)
         missed = cut * need / window.ready
-        trim = max(LARGEST_CUT * trim, min(trim, missed), LEAST_TRIM)
+        if missed >= LEAST_LOAD:
+            trim = max(LARGEST_CUT * trim, min(trim, missed), LEAST_TRIM)
     elif ratio < policy.low_percent / 100.0:
         trim = min(1.0, GIVEN_BACK * trim)
     return replace(state, trim=trim, trimmed_s=now_s)

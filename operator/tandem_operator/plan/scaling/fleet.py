@@ -114,7 +114,7 @@ def _when_free(
 
 def _pressure(decision: Decision, replicas: int) -> float:
     """Forecast need for each replica that the pool would have."""
-    wanted = max(decision.numbers.need * decision.numbers.growth, decision.numbers.held)
+    wanted = max(decision.numbers.likely, decision.numbers.held)
     # A pool whose need is not known asks for what it has.
     return (wanted or float(decision.target)) / max(replicas, 0.5)
 

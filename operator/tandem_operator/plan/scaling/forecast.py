@@ -1,35 +1,41 @@
-"""How much the load may grow until a new replica serves, learned from how it grew before.
+"""The need that is likely by the time that a new replica serves, learned from what came before.
 
-For each past moment the factor by which need grew within a start-up time after it is counted,
-weighted by the need, in a small histogram; moments are kept apart by whether the load had fallen,
-stayed or risen before them. The forecast is a quantile of the histogram of moments like this one.
+Each moment is remembered by its need, and a start-up time later by what was needed then. Of all
+moments like this one (of about as many replicas) it is known how many there were and how much work
+followed at which need, so the size to have can be priced: a replica that is kept at such moments
+costs as often as they come, and work that needs more than is there misses its target. Bursts out of
+nothing are provided for where they carry enough work and come often enough, and not otherwise.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from dataclasses import replace
+from bisect import bisect_right
+from dataclasses import dataclass, replace
 
-from tandem_operator.plan.scaling.state import CLASSES, GROWTH_BINS, Sample, ScalingState
+from tandem_operator.plan.scaling.state import Sample, ScalingState, Seen
 
 SLOTS = 8
 """Samples in a start-up time."""
-BACK = 2
-"""Samples over which a rise or fall is judged."""
-TURN = 0.1
-"""A change by more than this share is a rise or a fall."""
-LEAST_NEED = 0.5
-"""Of replicas: growth of less is growth of nothing."""
+LEVELS = tuple(0.25 * 2.0 ** (i / 2.0) for i in range(24))
+"""Needs that divide moments into kinds, half an octave each; the last is about 700 replicas."""
 FORGET = 0.998
-"""What a new observation leaves of older ones of its class."""
+"""What a new moment leaves of older ones of its kind."""
+MOST_SEEN = 48
+"""Pairs of a kind and what followed: they are kept in a status."""
+LEAST_SEEN = 1e-3
+"""Moments; what is left of fewer is forgotten."""
+BURST = 1.5
+"""Kinds between a moment and a burst that follows on it."""
+MARGIN = 1.41
+"""Of what is provided for bursts, half an octave."""
 PRIOR = 4.0
-"""Weight of "it does not grow" before anything was seen."""
+"""Weight of "the need stays" before anything was seen."""
 SHORTEST_S = 8.0
-LAST_BIN = len(GROWTH_BINS) - 1
+ALMOST = 1e-9
 
 
 def look(state: ScalingState, need: float, startup_s: float, now_s: float) -> ScalingState:
-    """The state with this moment's need in it, and the growth of the moment a start-up ago."""
+    """The state with this moment's need in it, and what followed on the moment a start-up ago."""
     startup_s = max(startup_s, SHORTEST_S)
     slot_s = startup_s / SLOTS
     past = list(state.past)
@@ -38,50 +44,92 @@ def look(state: ScalingState, need: float, startup_s: float, now_s: float) -> Sc
         return replace(state, past=tuple(past))
     if past and not 0.0 <= now_s - past[-1].at_s <= max(startup_s, 2.0 * slot_s):
         past = []  # The clock was set, or nobody looked: what came between is not known.
+    seen = state.seen
+    if past:
+        # The last sample has ended; the latest one that is a start-up time older asked for it.
+        ended = past[-1]
+        first = max((i for i, s in enumerate(past) if s.at_s <= ended.at_s - startup_s), default=-1)
+        if first >= 0:
+            seen = _counted(seen, level(past[first].need), ended.need)
+            past = past[first:]
     past.append(Sample(now_s, need))
-    # Every sample but the new one has ended; the latest that is a start-up time old can be judged.
-    first = max((i for i, s in enumerate(past) if s.at_s <= now_s - startup_s), default=0)
-    growth = state.growth
-    if first >= BACK:
-        now, before = past[first], past[first - BACK]
-        base = max(now.need, LEAST_NEED)
-        grown = max(sample.need for sample in past[first + 1 :]) / base
-        growth = _counted(growth, _class(now.need, before.need), grown, base)
-        past = past[first - BACK :]
-    return replace(state, past=tuple(past), growth=growth)
+    return replace(state, past=tuple(past), seen=seen)
 
 
-def factor(state: ScalingState, need: float, percent: int) -> float:
-    """By how much need may grow within a start-up time, in `percent` of such moments."""
+def likely(state: ScalingState, need: float, percent: int) -> float:
+    """The need to provide for, at least `need`. At `percent` 90 work that misses its target is
+    worth nine times the replicas that would have kept it."""
     if percent <= 0:
-        return 1.0
-    before = state.past[-1 - BACK].need if len(state.past) > BACK else need
-    kind = _class(need, before)
-    # A rising load is never thought to grow less than one that stays.
-    return max(_quantile(counts, percent / 100.0) for counts in state.growth[: kind + 1])
+        return need
+    price = percent / max(100.0 - percent, 1.0)
+    kind, largest = level(need), need
+    for group in _groups(state.seen, price):
+        if group.kind <= kind:
+            largest = max(largest, group.size)
+    return largest
 
 
-def _class(need: float, before: float) -> int:
-    need, before = max(need, LEAST_NEED), max(before, LEAST_NEED)
-    if need > (1.0 + TURN) * before:
-        return CLASSES - 1
-    return 0 if need < (1.0 - TURN) * before else 1
+def level(need: float) -> int:
+    """The kind of a moment of this need."""
+    return bisect_right(LEVELS, need)
 
 
-def _counted(
-    growth: tuple[tuple[float, ...], ...], kind: int, grown: float, weight: float
-) -> tuple[tuple[float, ...], ...]:
-    # Growth by less than a turn is noise.
-    index = 0 if grown <= 1.0 + TURN else min(bisect_left(GROWTH_BINS, grown), LAST_BIN)
-    counts = [FORGET * count for count in growth[kind]]
-    counts[index] += weight
-    return (*growth[:kind], tuple(counts), *growth[kind + 1 :])
+@dataclass(frozen=True)
+class _Group:
+    """Neighbouring kinds that get one size."""
+
+    kind: int
+    """The lowest."""
+    seen: list[Seen]
+    size: float
 
 
-def _quantile(counts: tuple[float, ...], share: float) -> float:
-    left = share * (PRIOR + sum(counts)) - PRIOR
-    for value, count in zip(GROWTH_BINS, counts, strict=True):
-        left -= count
-        if left <= 0.0:
-            return value
-    return GROWTH_BINS[-1]
+def _groups(seen: tuple[Seen, ...], price: float) -> list[_Group]:
+    """Sizes by kind that never fall as the load rises: kinds that would are priced together."""
+    groups: list[_Group] = []
+    for kind in sorted({one.kind for one in seen}):
+        mine = [one for one in seen if one.kind == kind]
+        group = _Group(kind, mine, _cheapest(mine, price))
+        while groups and groups[-1].size > group.size:
+            last = groups.pop()
+            both = last.seen + group.seen
+            group = _Group(last.kind, both, _cheapest(both, price))
+        groups.append(group)
+    return [replace(group, size=_safe(group)) for group in groups]
+
+
+def _cheapest(seen: list[Seen], price: float) -> float:
+    """The need for which keeping replicas and missing work cost the least together."""
+    moments = PRIOR + sum(one.moments for one in seen)
+    sizes = [0.0, *(one.work / one.moments for one in seen)]
+    return min(sizes, key=lambda size: (size * moments + price * _missed(seen, size), size))
+
+
+def _missed(seen: list[Seen], size: float) -> float:
+    """Work that needed more than this."""
+    return sum(one.work for one in seen if one.work > size * one.moments * (1.0 + ALMOST))
+
+
+def _safe(group: _Group) -> float:
+    """Of bursts less is known than of load that stays: the next one may be larger."""
+    usual = sum(s.kind * s.moments for s in group.seen) / sum(s.moments for s in group.seen)
+    return MARGIN * group.size if level(group.size) > usual + BURST else group.size
+
+
+def _counted(seen: tuple[Seen, ...], kind: int, need: float) -> tuple[Seen, ...]:
+    """With one more moment of this kind that was followed by this need."""
+    followed = level(need)
+    kept, new = [], Seen(kind, followed, 1.0, need)
+    for one in seen:
+        if one.kind != kind:
+            kept.append(one)
+            continue
+        old = Seen(kind, one.followed, FORGET * one.moments, FORGET * one.work)
+        if one.followed == followed:
+            new = Seen(kind, followed, old.moments + 1.0, old.work + need)
+        elif old.moments > LEAST_SEEN:
+            kept.append(old)
+    kept.append(new)
+    if len(kept) > MOST_SEEN:
+        kept.remove(min(kept[:-1], key=lambda one: one.moments + one.work))
+    return tuple(sorted(kept, key=lambda one: (one.kind, one.followed)))

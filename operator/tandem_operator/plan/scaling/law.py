@@ -1,8 +1,9 @@
 """`decide`: from one look at a pool to the size that it should have.
 
-1. Learn: what steps cost, how long a start-up takes, how load grew (capacity, forecast).
-2. Feed forward: the load in tokens over what a replica can do is the need (need), times the growth
-   that is likely before a new replica serves.
+1. Learn: what steps cost, how long a start-up takes, what followed on such loads (capacity,
+   forecast).
+2. Feed forward: the load in tokens over what a replica can do is the need (need), or what is likely
+   to be needed by the time that a new replica serves, if that is more.
 3. Feed back: a percentile over its target although the load should fit takes a share off the
    learned capacity; a percentile well under it gives some back.
 4. Bands: over the high one the pool grows at once. It shrinks only if the largest need of the last
@@ -26,12 +27,15 @@ from tandem_operator.plan.scaling.feedback import trimmed
 from tandem_operator.plan.scaling.need import Need, arrived, need_of
 from tandem_operator.plan.scaling.policy import Policy
 from tandem_operator.plan.scaling.state import Sample, ScalingState
+from tandem_operator.plan.scaling.streams import served, stream_work
 from tandem_operator.plan.scaling.window import Load, PoolWindow
 
 STARTUP_WEIGHT = 0.3
 """Of a newly measured start-up time."""
 LONGEST_STARTUP_S = 1800.0
 MOST_HELD = 16
+LEAST_NEED = 0.01
+"""Of replicas: growth of less is told as none."""
 ALMOST = 1e-6
 """What rounding may add to a need without asking for one more replica."""
 
@@ -60,14 +64,18 @@ def decide(policy: Policy, state: ScalingState, window: PoolWindow, now_s: float
     load = window.load
     if load.requests > 0 or load.queued_requests > 0 or load.streams > 0:
         state = replace(state, last_load_s=now_s)
+    work = load.prompt_tokens
+    if policy.role == "decode":
+        state = served(state, load, window.window_s)
+        work = stream_work(state, load, window)
     state = replace(
         state,
         steps=remember(state.steps, load.steps),
-        arrivals=arrived(state.arrivals, window.window_s, load.prompt_tokens, policy.window_s),
+        arrivals=arrived(state.arrivals, window.window_s, work, policy.window_s),
     )
     cost = fit(state.steps, state.cost)
     state = replace(state, cost=cost)
-    need = need_of(policy, cost, state.steps, state.arrivals, load, startup_s) if cost else None
+    need = need_of(policy, cost, state, load, startup_s) if cost else None
     if need is None or not need.capacity:
         wish = _unlearned(policy, state, window, load, now_s)
         return _limited(policy, state, window, wish, numbers, now_s)
@@ -86,22 +94,28 @@ def _by_need(
     """The decision once the load is known in replicas."""
     startup_s = numbers.startup_s
     replicas = need.replicas / state.trim
-    # A trim that changes is no growth.
-    state = forecast.look(state, need.replicas, startup_s, now_s)
-    growth = forecast.factor(state, need.replicas, policy.forecast_percent)
+    # A trim that changes is no growth, and neither is what waits: it is this pool's own size.
+    state = forecast.look(state, need.asked, startup_s, now_s)
+    idle = _idle(policy, state, now_s)
+    if idle:
+        # A pool that sleeps holds nothing, so that there is nothing to write while it does.
+        state = replace(state, held=(), past=())
+    likely = forecast.likely(state, need.asked, 0 if idle else policy.forecast_percent)
+    likely = max(need.replicas, likely) / state.trim
     hold_s = startup_s if policy.hold_s is None else policy.hold_s
-    state = replace(state, held=_held(state.held, Sample(now_s, replicas * growth), hold_s))
+    state = replace(state, held=_held(state.held, Sample(now_s, likely), hold_s))
     held = state.held[0].need
     numbers = replace(
         numbers,
         demand=need.demand,
         capacity=need.capacity * state.trim,
         need=replicas,
-        growth=growth,
+        growth=likely / replicas if replicas > LEAST_NEED else 1.0,
+        likely=likely,
         held=held,
         latency_ms=_latency(policy, window),
     )
-    wish = _banded(policy, state, window, need.replicas, numbers, now_s)
+    wish = _banded(policy, state, window, numbers, now_s)
     return _limited(policy, state, window, wish, numbers, now_s)
 
 
@@ -109,19 +123,22 @@ def _banded(
     policy: Policy,
     state: ScalingState,
     window: PoolWindow,
-    untrimmed: float,
     numbers: Numbers,
     now_s: float,
 ) -> _Wish:
     size, high, low = window.size, policy.high_percent / 100.0, policy.low_percent / 100.0
-    grow = _replicas(numbers.need * numbers.growth / high)
-    if size == 0 and _asked(window):
+    if size == 0 and not _asked(window):
+        return _Wish(0, ScaleReason.NO_TRAFFIC)
+    if _idle(policy, state, now_s):
+        return _Wish(0, ScaleReason.IDLE)
+    grow = _replicas(numbers.likely / high)
+    if size == 0:
         grow = max(grow, policy.floor)
     shrink = _replicas(numbers.held / low)
     if grow > size:
         if size == 0:
             return _Wish(grow, ScaleReason.WAKE)
-        if _replicas(untrimmed * numbers.growth / high) <= size:
+        if _replicas(state.trim * numbers.likely / high) <= size:
             return _Wish(grow, ScaleReason.LATENCY_OVER_TARGET)
         growing = _replicas(numbers.need / high) <= size
         return _Wish(grow, ScaleReason.FORECAST if growing else ScaleReason.LOAD_OVER_BAND)
@@ -132,16 +149,14 @@ def _banded(
 
 def _kept(numbers: Numbers, low: float, size: int) -> ScaleReason:
     """Why a size stays."""
-    smaller = _replicas(numbers.need * numbers.growth / low) < size
+    smaller = _replicas(numbers.likely / low) < size
     return ScaleReason.HELD if smaller else ScaleReason.WITHIN_BAND
 
 
 def _smaller(
     policy: Policy, state: ScalingState, window: PoolWindow, target: int, now_s: float
 ) -> _Wish:
-    """A size that the load of the last hold time fits; zero if there has been none for long."""
-    if _idle(policy, state, now_s):
-        return _Wish(0, ScaleReason.IDLE)
+    """A size that the load of the last hold time fits."""
     if target >= window.size:
         return _Wish(window.size, ScaleReason.WITHIN_BAND)
     if state.last_in_s is not None and 0.0 <= now_s - state.last_in_s < policy.in_interval_s:

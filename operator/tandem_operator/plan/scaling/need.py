@@ -5,21 +5,27 @@ computation), the pool must do W(w) tokens in w + slack seconds, for each span w
 the W(w) tokens that arrived in it. The largest W(w) / (w + slack) is the rate that is needed: a
 burst shorter than the slack asks for less than its peak, a long one for its mean.
 
-Streams: those that run and those that wait, over what a replica holds at the target. A pool that
-does both needs the larger of the two.
+Streams: those that run, on average over the last few looks, over what a replica holds at the
+target; while some wait, what the streams that arrive will take, by the same rule as prompts, and a
+share of those that wait: each needs a place for its own time only. A pool that does both needs the
+larger of the two.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tandem_operator.plan.scaling.capacity import prompt_rate, streams_at
+from tandem_operator.plan.scaling.capacity import prompt_rate, step_s, streams_at
 from tandem_operator.plan.scaling.policy import Policy
-from tandem_operator.plan.scaling.window import Load, StepCost, StepSums
+from tandem_operator.plan.scaling.state import ScalingState
+from tandem_operator.plan.scaling.streams import service_s
+from tandem_operator.plan.scaling.window import Load, StepCost
 
 MOST_WINDOWS = 24
 LEAST_SLACK = 0.25
 """Of the target, for prompts that take most of it themselves."""
+STEADY_S = 15.0
+"""Over which running streams are averaged: their number at one moment is chance."""
 Arrivals = tuple[tuple[float, float], ...]
 
 
@@ -32,6 +38,8 @@ class Need:
     capacity: float
     """Of one replica, in the same unit; 0: not known."""
     replicas: float
+    asked: float
+    """Likewise, without what waits."""
 
 
 def arrived(arrivals: Arrivals, window_s: float, tokens: float, longest_s: float) -> Arrivals:
@@ -47,8 +55,8 @@ def arrived(arrivals: Arrivals, window_s: float, tokens: float, longest_s: float
     return tuple(windows)
 
 
-def prompt_demand(arrivals: Arrivals, slack_s: float) -> float:
-    """Prompt tokens per second with which every prompt that arrived is computed in time."""
+def most_work(arrivals: Arrivals, slack_s: float) -> float:
+    """The rate with which all work that arrived is done in time."""
     seconds, tokens, largest = slack_s, 0.0, 0.0
     for window_s, arrived_tokens in reversed(arrivals):
         seconds += window_s
@@ -57,33 +65,58 @@ def prompt_demand(arrivals: Arrivals, slack_s: float) -> float:
     return largest
 
 
+def lately(arrivals: Arrivals) -> float:
+    """The rate at which work arrived in the last few looks."""
+    seconds = work = 0.0
+    for window_s, arrived_work in reversed(arrivals):
+        seconds, work = seconds + window_s, work + arrived_work
+        if seconds >= STEADY_S:
+            break
+    return work / seconds if seconds > 0.0 else 0.0
+
+
 def need_of(
-    policy: Policy,
-    cost: StepCost,
-    sums: StepSums,
-    arrivals: Arrivals,
-    load: Load,
-    startup_s: float,
+    policy: Policy, cost: StepCost, state: ScalingState, load: Load, startup_s: float
 ) -> Need:
     """The need of a pool's load."""
-    prompt, streams = Need(0.0, 0.0, 0.0), Need(0.0, 0.0, 0.0)
+    needs = []
     if policy.role != "decode":
-        prompt = _prompts(policy, prompt_rate(cost, sums, load), arrivals, load, startup_s)
+        rate = prompt_rate(cost, state.steps, load)
+        needs.append(_prompts(policy, rate, state.arrivals, load, startup_s))
     if policy.role != "prefill":
-        demand = load.streams + (load.queued_requests if policy.role == "decode" else 0.0)
-        capacity = streams_at(cost, sums, load, policy.tpot_ms / 1000.0)
-        streams = Need(demand, capacity, demand / capacity if capacity else 0.0)
+        needs.append(_streams(policy, cost, state, load, startup_s))
     # Streams account for the prompts between their tokens, but not for a burst of prompts.
-    return max(prompt, streams, key=lambda need: need.replicas)
+    return max(needs, key=lambda need: (need.replicas, need.capacity))
 
 
 def _prompts(policy: Policy, rate: float, arrivals: Arrivals, load: Load, startup_s: float) -> Need:
     if rate <= 0.0:
-        return Need(0.0, 0.0, 0.0)
+        return Need(0.0, 0.0, 0.0, 0.0)
     target_s = policy.ttft_ms / 1000.0
     tokens = sum(tokens for _, tokens in arrivals)
     own_s = (load.prompt_tokens / load.requests if load.requests else 0.0) / rate
     slack_s = max(target_s - own_s, LEAST_SLACK * target_s) if tokens else target_s
+    asked = most_work(arrivals, slack_s)
     # What waits has to be gone by the time that a new replica serves.
-    demand = prompt_demand(arrivals, slack_s) + load.queued_tokens / (startup_s + slack_s)
-    return Need(demand, rate, demand / rate)
+    demand = asked + load.queued_tokens / (startup_s + slack_s)
+    return Need(demand, rate, demand / rate, asked / rate)
+
+
+def _streams(
+    policy: Policy, cost: StepCost, state: ScalingState, load: Load, startup_s: float
+) -> Need:
+    tpot_s, stream_s = policy.tpot_ms / 1000.0, service_s(state)
+    capacity = streams_at(cost, state.steps, load, tpot_s)
+    if capacity <= 0.0:
+        return Need(0.0, 0.0, 0.0, 0.0)
+    asked, waiting = load.streams, 0.0
+    if policy.role == "decode":
+        waiting = load.queued_requests
+    if policy.role == "decode" and stream_s > 0.0:
+        # A stream may take as long as all its tokens at the target.
+        late_s = stream_s * max(1.0, tpot_s / step_s(cost, capacity))
+        asked = max(most_work(state.arrivals, late_s), lately(state.arrivals))
+        # One that waits takes a place for its own time only, once, until a new replica serves.
+        waiting *= stream_s / (startup_s + stream_s)
+    demand = asked + waiting
+    return Need(demand, capacity, demand / capacity, asked / capacity)

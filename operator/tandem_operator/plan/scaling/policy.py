@@ -34,8 +34,9 @@ class Policy:
     is kept costs no more than one that must be started again."""
     startup_s: float = 100.0
     """Until a pod's own start-up has been measured."""
-    forecast_percent: int = 75
-    """Growth over a start-up time is provided for as it was this often in the past; 0: none."""
+    forecast_percent: int = 90
+    """What is likely a start-up time from now is provided for; at 90 work that misses its target is
+    worth nine times the replicas that would have kept it. 0: only the load of now counts."""
     out_step: int = 8
     """Replicas that one decision adds at most; or out_step_percent of the size, if more."""
     out_step_percent: int = 100

@@ -62,10 +62,11 @@ def adopted(state: ScalingState, now_s: float) -> ScalingState:
     """A state from a status, gone on with. A status is not written while nothing changes, so what
     it holds was true until now, however old it is."""
     late_s = max(0.0, now_s - state.held[-1].at_s) if state.held else 0.0
-    busy = bool(state.held) and state.held[-1].need > 0.0
+    busy = bool(state.past) and state.past[-1].need > 0.0
     return replace(
         state,
         held=tuple(Sample(s.at_s + late_s, s.need) for s in state.held),
+        inside=-1.0,
         last_load_s=now_s if busy or state.last_load_s is None else state.last_load_s,
     )
 
@@ -82,7 +83,7 @@ def _marks(state: ScalingState) -> tuple[float, ...]:
     cost = state.cost
     costs = (cost.base_s, cost.prompt_s, cost.stream_s) if cost else (0.0, 0.0, 0.0)
     held = state.held[0].need if state.held else 0.0
-    latest = state.held[-1].need if state.held else 0.0
+    latest = state.past[-1].need if state.past else 0.0
     return (*costs, state.startup_s or 0.0, state.trim, held, latest)
 
 

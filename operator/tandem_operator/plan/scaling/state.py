@@ -6,14 +6,9 @@ Times are Unix seconds, so that another process may go on from it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tandem_operator.plan.scaling.window import NO_STEPS, StepCost, StepSums
-
-CLASSES = 3
-"""Of past looks: load that fell, that stayed, that rose."""
-GROWTH_BINS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0)
-"""Growth factors; what grew less than the first counts as the first."""
-NOTHING_SEEN = ((0.0,) * len(GROWTH_BINS),) * CLASSES
 
 
 @dataclass(frozen=True)
@@ -22,6 +17,19 @@ class Sample:
 
     at_s: float
     need: float
+
+
+class Seen(NamedTuple):
+    """Past moments of one kind that were followed, a start-up time later, by about one need."""
+
+    kind: int
+    """By their own need (forecast.level)."""
+    followed: int
+    """Likewise, of what followed."""
+    moments: float
+    """How many, older ones counted less."""
+    work: float
+    """The sum of the needs that followed."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,18 @@ class ScalingState:
     """As measured, smoothed."""
     arrivals: tuple[tuple[float, float], ...] = ()
     """(seconds, work) of the last windows, oldest first."""
+    stream_seconds: float = 0.0
+    """That streams ran for, older ones counted less."""
+    streams_ended: float = 0.0
+    """How many ended meanwhile."""
+    inside: float = -1.0
+    """Streams that ran or waited at the last look; below 0: there was none."""
     held: tuple[Sample, ...] = ()
     """Needs that later ones have not exceeded: strictly falling, oldest first."""
     past: tuple[Sample, ...] = ()
-    """The largest need of each eighth of a start-up time, from which growth is learned."""
-    growth: tuple[tuple[float, ...], ...] = NOTHING_SEEN
-    """How often need grew by each of GROWTH_BINS over a start-up time, weighted by need, for each
-    class of past looks."""
+    """The largest need of each eighth of a start-up time, from which forecasts are learned."""
+    seen: tuple[Seen, ...] = ()
+    """What followed on which moments."""
     trim: float = 1.0
     """Share of the learned capacity with which the target was kept: feedback's correction."""
     trimmed_s: float | None = None
