@@ -38,9 +38,10 @@ from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.prefixes import Prefixes
 from tandem_runtime.engine.sequence import Grant, Sequence, State
 from tandem_runtime.engine.swap import Swap
-from tandem_runtime.kv.tiers.contract import Payload
+from tandem_runtime.kv.layout import Payload
 
 GROWTH_RESERVE_TOKENS: Final = 64
+MAY_FREEZE: Final = (State.RUNNING, State.WAITING, State.FETCHING)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,15 @@ class Scheduler:
         self.held: list[Sequence] = []
         self.frozen: list[Sequence] = []
         self.leaving: list[Sequence] = []
+        self._places = {
+            State.WAITING: self.waiting,
+            State.RUNNING: self.running,
+            State.FETCHING: self.fetching,
+            State.RECEIVING: self.receiving,
+            State.HELD: self.held,
+            State.FROZEN: self.frozen,
+            State.LEAVING: self.leaving,
+        }
 
     # -- a step -----------------------------------------------------------------------------------
     def schedule(self, *, settled: bool = True) -> Plan | None:
@@ -262,14 +272,11 @@ class Scheduler:
         """Take a sequence out of the steps to come. Raises ValueError where it is in none."""
         if sequence.state is State.FROZEN:
             return
-        if sequence.state not in (State.RUNNING, State.WAITING) or sequence.request.export:
+        if sequence.state not in MAY_FREEZE or sequence.request.export:
             raise ValueError(f"{sequence.request_id} is not decoded here")
-        if sequence.state is State.WAITING:
-            self.waiting.remove(sequence)
-            if self.swap:
-                self.swap.drop(sequence)
-        else:
-            self.running.remove(sequence)
+        self._places[sequence.state].remove(sequence)
+        if self.swap:
+            self.swap.drop(sequence)
         sequence.state = State.FROZEN
         self.frozen.append(sequence)
 
@@ -282,16 +289,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands; its blocks go back when no step uses them."""
-        places = {
-            State.LEAVING: self.leaving,
-            State.WAITING: self.waiting,
-            State.FETCHING: self.fetching,
-            State.RUNNING: self.running,
-            State.RECEIVING: self.receiving,
-            State.HELD: self.held,
-            State.FROZEN: self.frozen,
-        }
-        places[sequence.state].remove(sequence)
+        self._places[sequence.state].remove(sequence)
         if self.swap:
             self.swap.drop(sequence)
         if sequence.in_flight_tokens:
