@@ -233,11 +233,12 @@ class Scheduler:
 
     def _growth_reserve(self, newcomer: Sequence) -> int:
         """Blocks that keep the running sequences and the newcomer going for a while."""
-        return sum(
-            self.blocks_for(s.known_tokens + min(s.growth_tokens, self.growth_reserve_tokens))
-            - max(self.blocks_for(s.known_tokens), len(s.block_ids))
-            for s in [*self.running, newcomer]
-        )
+        reserve = 0
+        for s in [*self.running, newcomer]:
+            upto_tokens = s.known_tokens + min(s.growth_tokens, self.growth_reserve_tokens)
+            has = max(self.blocks_for(s.known_tokens), len(s.block_ids))
+            reserve += max(self.blocks_for(upto_tokens) - has, 0)  # one taken over has more
+        return reserve
 
     def _take(self, sequence: Sequence, hits: list[int], missing: int) -> None:
         self.pool.hold(hits)
