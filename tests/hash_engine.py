@@ -14,10 +14,9 @@ import numpy as np
 from tandem_runtime.engine.batch import Batch, SampleRow
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
-from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.engine.sequence import SampledToken
-from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.kv.layout import KvLayout, Payload
 from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.protocol import TokenLogprob
 

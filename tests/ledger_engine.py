@@ -9,11 +9,10 @@ from typing import Any
 from tandem_runtime.engine.batch import Batch
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
-from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.engine.sequence import Request, SampledToken
 from tandem_runtime.engine.swap import Rates, Swap
-from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.kv.layout import KvLayout, Payload
 from tandem_runtime.protocol import Sampling
 
 BLOCK = 4

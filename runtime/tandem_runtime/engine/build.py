@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from tandem_runtime.engine.flight import Runner
 from tandem_runtime.engine.ranks import Followers, ParallelRunner, rank_device
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.scheduler import Scheduler
-from tandem_runtime.engine.swap import Swap
+from tandem_runtime.engine.swap import Rates, Swap
 from tandem_runtime.engine.warmup import measure_rates, run_widest_step
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
@@ -68,14 +69,15 @@ def build_engine(
     else:
         runner, blocks = build_runner(config, checkpoint, ALONE)
     layout_hash = layout.hash(checkpoint.digest(), config.computed)
-    most_tokens = min(context_tokens, (blocks - 1) * config.block_tokens)
+    chunk_tokens = min(config.batch_tokens, context_tokens, (blocks - 1) * config.block_tokens)
+    rates = cache(lambda: measure_rates(runner, chunk_tokens, config.block_tokens))
     scheduler = Scheduler(
         BlockPool(blocks),
         block_tokens=config.block_tokens,
         max_batch_tokens=config.batch_tokens,
         max_running=config.max_running,
         prefix_caching=config.prefix_caching,
-        swap=_swap(config, runner, layout, most_tokens),
+        swap=_swap(config, runner, layout, rates),
     )
     return Engine(
         scheduler,
@@ -86,7 +88,7 @@ def build_engine(
         max_context_tokens=context_tokens,
         eos_token_ids=frozenset(shape.eos_token_ids),
         prefix_secret=prefix_secret,
-        tiers=_tiers(config, runner, layout, layout_hash, most_tokens),
+        tiers=_tiers(config, layout, layout_hash, rates),
     )
 
 
@@ -121,17 +123,18 @@ def build_runner(
     return runner, blocks
 
 
-def _swap(config: EngineConfig, runner: Runner, layout: KvLayout, most_tokens: int) -> Swap | None:
+def _swap(
+    config: EngineConfig, runner: Runner, layout: KvLayout, rates: Callable[[], Rates]
+) -> Swap | None:
     if not config.swap_capacity_bytes:
         return None
-    rates = measure_rates(runner, min(config.batch_tokens, most_tokens), config.block_tokens)
     return Swap(
-        runner, rates, token_bytes=layout.token_bytes, capacity_bytes=config.swap_capacity_bytes
+        runner, rates(), token_bytes=layout.token_bytes, capacity_bytes=config.swap_capacity_bytes
     )
 
 
 def _tiers(
-    config: EngineConfig, runner: Runner, layout: KvLayout, layout_hash: bytes, most_tokens: int
+    config: EngineConfig, layout: KvLayout, layout_hash: bytes, rates: Callable[[], Rates]
 ) -> TierCache | None:
     page_bytes = layout.token_bytes * KV_PAGE_TOKENS
     tiers: list[Tier] = []
@@ -154,10 +157,8 @@ def _tiers(
         tiers.append(disk)
     if not tiers:
         return None
-    rates = measure_rates(runner, min(config.batch_tokens, most_tokens), config.block_tokens)
-    return TierCache(
-        tiers, JobThread(), page_tokens=KV_PAGE_TOKENS, compute_s=rates.compute_s - rates.copy_s
-    )
+    compute_s = rates().compute_s - rates().copy_s
+    return TierCache(tiers, JobThread(), page_tokens=KV_PAGE_TOKENS, compute_s=compute_s)
 
 
 def _check_device(config: EngineConfig) -> None:

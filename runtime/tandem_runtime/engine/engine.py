@@ -21,7 +21,7 @@ from dataclasses import replace
 
 from tandem_runtime.engine.admission import Capacity, check_request
 from tandem_runtime.engine.batch import Work, build_batch
-from tandem_runtime.engine.flight import Flight, Payload, Runner
+from tandem_runtime.engine.flight import Flight, Runner
 from tandem_runtime.engine.received import (
     check_extension,
     check_first,
@@ -44,7 +44,7 @@ from tandem_runtime.engine.sequence import (
 )
 from tandem_runtime.engine.stats import EngineStats, Totals, engine_stats
 from tandem_runtime.engine.tiered import Tiered
-from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.kv.layout import KvLayout, Payload
 from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.prefix import root_key
 
@@ -218,7 +218,7 @@ class Engine:
         return self._stream(request_id).computed_tokens
 
     def freeze(self, request_id: str) -> bool | None:
-        """Stop a running or waiting stream between two steps, with its KV.
+        """Stop a running, waiting or fetching stream between two steps, with its KV.
 
         None while a step in flight computes it: its token still comes, ask again after the step.
         Raises KeyError once the stream has ended.

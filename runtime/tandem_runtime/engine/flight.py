@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 from tandem_runtime.engine.batch import Batch, Work
 from tandem_runtime.engine.sequence import SampledToken
-
-Payload = bytes | bytearray | memoryview
+from tandem_runtime.kv.layout import Payload
 
 
 class Runner(Protocol):

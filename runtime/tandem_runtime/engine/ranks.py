@@ -30,9 +30,9 @@ import torch.distributed as dist
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.contract import EXIT_BAD_CONFIG
 from tandem_runtime.engine.batch import Batch, SampleRow
-from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.sequence import SampledToken
+from tandem_runtime.kv.layout import Payload
 from tandem_runtime.model.parallel import RankLost, Ranks
 from tandem_runtime.model.sharding import Sharding
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from tandem_runtime import kernels
 from tandem_runtime.engine.batch import Batch
-from tandem_runtime.engine.flight import Payload
 from tandem_runtime.engine.graphs import DecodeGraphs, known_ids
 from tandem_runtime.engine.parts import split
 from tandem_runtime.engine.sampler import Choice, choose
@@ -29,6 +28,7 @@ from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.kernels.attention_plan import GpuWork, Step
 from tandem_runtime.kernels.cpu_attention import CpuWork, Link
 from tandem_runtime.kv.cache import KvCache
+from tandem_runtime.kv.layout import Payload
 from tandem_runtime.model.decoder import Decoder
 
 

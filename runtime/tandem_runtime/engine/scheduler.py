@@ -29,6 +29,7 @@ promise can be kept in no other way, a frozen one loses its blocks; if nobody ta
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,9 +39,10 @@ from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.prefixes import Prefixes
 from tandem_runtime.engine.sequence import Grant, Sequence, State
 from tandem_runtime.engine.swap import Swap
-from tandem_runtime.kv.tiers.contract import Payload
+from tandem_runtime.kv.layout import Payload
 
 GROWTH_RESERVE_TOKENS: Final = 64
+MAY_FREEZE: Final = (State.RUNNING, State.WAITING, State.FETCHING)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,15 @@ class Scheduler:
         self.held: list[Sequence] = []
         self.frozen: list[Sequence] = []
         self.leaving: list[Sequence] = []
+        self._places = {
+            State.WAITING: self.waiting,
+            State.RUNNING: self.running,
+            State.FETCHING: self.fetching,
+            State.RECEIVING: self.receiving,
+            State.HELD: self.held,
+            State.FROZEN: self.frozen,
+            State.LEAVING: self.leaving,
+        }
 
     # -- a step -----------------------------------------------------------------------------------
     def schedule(self, *, settled: bool = True) -> Plan | None:
@@ -223,15 +234,12 @@ class Scheduler:
 
     def _growth_reserve(self, newcomer: Sequence) -> int:
         """Blocks that keep the running sequences and the newcomer going for a while."""
-        return sum(
-            # What a stream has to spare, which another pod brought, is its own.
-            max(
-                self.blocks_for(s.known_tokens + min(s.growth_tokens, self.growth_reserve_tokens))
-                - max(self.blocks_for(s.known_tokens), len(s.block_ids)),
-                0,
-            )
-            for s in [*self.running, newcomer]
-        )
+        reserve = 0
+        for s in [*self.running, newcomer]:
+            upto_tokens = s.known_tokens + min(s.growth_tokens, self.growth_reserve_tokens)
+            has = max(self.blocks_for(s.known_tokens), len(s.block_ids))
+            reserve += max(self.blocks_for(upto_tokens) - has, 0)  # one taken over has more
+        return reserve
 
     def _take(self, sequence: Sequence, hits: list[int], missing: int) -> None:
         self.pool.hold(hits)
@@ -266,14 +274,11 @@ class Scheduler:
         """Take a sequence out of the steps to come. Raises ValueError where it is in none."""
         if sequence.state is State.FROZEN:
             return
-        if sequence.state not in (State.RUNNING, State.WAITING) or sequence.request.export:
+        if sequence.state not in MAY_FREEZE or sequence.request.export:
             raise ValueError(f"{sequence.request_id} is not decoded here")
-        if sequence.state is State.WAITING:
-            self.waiting.remove(sequence)
-            if self.swap:
-                self.swap.drop(sequence)
-        else:
-            self.running.remove(sequence)
+        self._places[sequence.state].remove(sequence)
+        if self.swap:
+            self.swap.drop(sequence)
         sequence.state = State.FROZEN
         self.frozen.append(sequence)
 
@@ -286,16 +291,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands; its blocks go back when no step uses them."""
-        places = {
-            State.LEAVING: self.leaving,
-            State.WAITING: self.waiting,
-            State.FETCHING: self.fetching,
-            State.RUNNING: self.running,
-            State.RECEIVING: self.receiving,
-            State.HELD: self.held,
-            State.FROZEN: self.frozen,
-        }
-        places[sequence.state].remove(sequence)
+        self._places[sequence.state].remove(sequence)
         if self.swap:
             self.swap.drop(sequence)
         if sequence.in_flight_tokens:
@@ -391,12 +387,9 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raise AssertionError unless pool and sequences agree. For tests and idling."""
         self.pool.check_integrity()
-        references: dict[int, int] = {}
         kept = [*self.held, *self.frozen, *self.leaving]
-        for sequence in [*self.running, *self.receiving, *kept]:
-            for block_id in sequence.block_ids:
-                references[block_id] = references.get(block_id, 0) + 1
-        self.pool.check_references(references)
+        holders = [*self.running, *self.receiving, *kept]
+        self.pool.check_references(Counter(b for s in holders for b in s.block_ids))
         if self.swap:
             self.swap.check_integrity(self.waiting)
         for sequence in [*self.waiting, *self.fetching]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
+from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.cache import Fetched
-from tandem_runtime.kv.tiers.contract import Payload
 from tandem_runtime.protocol import Sampling, TokenLogprob
 
 if TYPE_CHECKING:

@@ -51,9 +51,10 @@ class Totals:
 
 def engine_stats(scheduler: Scheduler, totals: Totals) -> EngineStats:
     """The engine as it stands between two steps."""
+    queued = [*scheduler.waiting, *scheduler.fetching]
     return EngineStats(
         running=len(scheduler.running),
-        waiting=len(scheduler.waiting) + len(scheduler.fetching),
+        waiting=len(queued),
         receiving=len(scheduler.receiving),
         held=len(scheduler.held) + len(scheduler.frozen),
         total_blocks=scheduler.pool.total_blocks,
@@ -64,5 +65,5 @@ def engine_stats(scheduler: Scheduler, totals: Totals) -> EngineStats:
         cached_tokens=totals.cached_tokens,
         generated_tokens=totals.generated_tokens,
         arrivals=totals.arrivals,
-        queued_tokens=sum(len(sequence.token_ids) for sequence in scheduler.waiting),
+        queued_tokens=sum(len(sequence.token_ids) for sequence in queued),
     )

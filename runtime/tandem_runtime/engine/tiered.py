@@ -86,14 +86,18 @@ class Tiered:
             self._tiers.count(sequence.fetched, page)
 
     def offer(self, sequence: Sequence) -> None:
-        """Give the tiers computed pages that they want, a few in each step."""
+        """Give the tiers computed pages that they want, a few in each step.
+
+        Of an export all of them: it is in no step any more when its prompt is computed.
+        """
         if self._tiers is None or sequence.fetched is None or not sequence.fetched.wanted:
             return
         size = self._tiers.page_tokens
         computed = [
             p for p in sequence.fetched.wanted if (p + 1) * size <= sequence.computed_tokens
         ]
-        for page in sorted(computed)[:PAGES_OFFERED]:
+        most = len(computed) if sequence.request.export else PAGES_OFFERED
+        for page in sorted(computed)[:most]:
             payload = self._runner.read_kv(sequence.block_ids, page * size, (page + 1) * size)
             self._tiers.offer(sequence.fetched, page, sequence.token_ids, payload)
 

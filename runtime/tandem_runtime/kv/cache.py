@@ -48,7 +48,8 @@ class KvCache:
 
     def read(self, block_ids: list[int], start: int, end: int) -> memoryview:
         """Canonical bytes of tokens [start, end) of the sequence that these blocks hold; a copy."""
-        page = kernels.gather_blocks(self.data, self._ids(block_ids), start, end - start)
+        ids, inside = self._span(block_ids, start, end)
+        page = kernels.gather_blocks(self.data, ids, inside, end - start)
         # Pinned where there is a GPU: several times as fast to copy to, and back.
         host = torch.empty_like(page, device="cpu", pin_memory=page.is_cuda).copy_(page)
         return host.view(torch.uint8).numpy().data.cast("B")
@@ -67,7 +68,13 @@ class KvCache:
         if memoryview(payload).readonly:
             payload = bytearray(payload)
         page = torch.frombuffer(payload, dtype=self.data.dtype).view(shape)
-        kernels.scatter_blocks(page.to(self.data.device), self.data, self._ids(block_ids), start)
+        ids, inside = self._span(block_ids, start, start + page.shape[3])
+        kernels.scatter_blocks(page.to(self.data.device), self.data, ids, inside)
+
+    def _span(self, block_ids: list[int], start: int, end: int) -> tuple[torch.Tensor, int]:
+        """The blocks that hold tokens [start, end), and where in the first of them these begin."""
+        first, size = start // self.block_tokens, self.block_tokens
+        return self._ids(block_ids[first : -(-end // size)]), start - first * size
 
     def _ids(self, block_ids: list[int]) -> torch.Tensor:
         return torch.tensor(block_ids, dtype=torch.int64).to(self.data.device)

@@ -21,6 +21,9 @@ KV_BYTES: Final = ITEM_BYTES | {"fp8": 1}
 KV_FORMATS: Final = ("auto", "fp8")
 """What may be asked for; auto: what the model computes in."""
 
+Payload = bytes | bytearray | memoryview
+"""KV in canonical form."""
+
 
 @dataclass(frozen=True)
 class KvLayout:

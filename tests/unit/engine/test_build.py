@@ -12,8 +12,10 @@ import pytest
 import torch
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.config import EngineConfig
+from tandem_runtime.engine import build
 from tandem_runtime.engine.build import build_engine
 from tandem_runtime.engine.sequence import Request
+from tandem_runtime.engine.swap import Rates
 from tandem_runtime.protocol import Sampling
 
 MakeConfig = Callable[..., EngineConfig]
@@ -122,10 +124,15 @@ def test_eos_of_the_model_ends_a_stream(config: MakeConfig) -> None:
     assert engine.vocab_size == 101
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [{}, {"kv_cache": "fp8"}, {"threads": 2}, {"swap_bytes": 1 << 20}],
+    ids=["alone", "fp8", "threads", "swap"],
+)
 def test_a_built_engine_takes_a_prompt_from_disk_after_a_restart(
-    config: MakeConfig, tmp_path: Path
+    config: MakeConfig, tmp_path: Path, beside: dict[str, Any]
 ) -> None:
-    values = {
+    values = beside | {
         "memory_tier_bytes": 1 << 24,
         "disk_tier_bytes": 1 << 28,
         "disk_tier_dir": str(tmp_path / "kv"),
@@ -152,3 +159,19 @@ def test_a_disk_tier_that_cannot_be_written_is_refused(config: MakeConfig, tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"the disk tier cannot use .*/kv: .*; mount a folder"):
         build_engine(config(disk_tier_bytes=1 << 28, disk_tier_dir=str(tmp_path / "file/kv")))
+
+
+def test_what_a_token_costs_is_measured_once(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def measure(*args: Any) -> Rates:
+        measured.append(args)
+        return Rates(compute_s=2, copy_s=1)
+
+    monkeypatch.setattr(build, "measure_rates", measure)
+    build_engine(config(swap_bytes=1 << 20, memory_tier_bytes=1 << 24)).close()
+    assert len(measured) == 1
+    build_engine(config()).close()
+    assert len(measured) == 1, "nobody asks"

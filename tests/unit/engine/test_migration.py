@@ -228,6 +228,14 @@ class TestWithoutAModel:
         engine.thaw("near")
         assert [t.token_id for t in tokens + drain(engine, "near")] == expected([1] * 4, 12)
 
+    def test_blocks_that_a_taken_over_stream_does_not_need_yet_are_not_lent(self) -> None:
+        engine = make(blocks=10, budget=16)
+        engine.expect(ask("far", [1, 2], max_tokens=12), headroom_tokens=12)
+        assert engine.grant("far", 14) is not None
+        engine.resume("far")
+        engine.add(ask("near", [1] * 32, max_tokens=4))
+        assert [t.token_id for t in drain(engine, "far")] == expected([1, 2], 12)
+
     def test_frozen_streams_leave_the_steps_to_others(self) -> None:
         engine = make(runner=DelayedRunner)
         engine.add(ask("still", [1, 2], max_tokens=8))

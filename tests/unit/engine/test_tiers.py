@@ -136,6 +136,9 @@ def test_tenants_and_salts_do_not_meet_in_a_tier(make_engine: MakeEngine) -> Non
     blocks=st.integers(11, 30),
     memory_pages=st.integers(0, 9),
     overlaps=st.booleans(),
+    threads=st.integers(1, 2),
+    reserve=st.sampled_from([0, 64]),
+    swap_bytes=st.sampled_from([0, 1 << 20]),
 )
 def test_streams_from_tiers_equal_the_naive_run(
     make_engine: MakeEngine,
@@ -146,6 +149,9 @@ def test_streams_from_tiers_equal_the_naive_run(
     blocks: int,
     memory_pages: int,
     overlaps: bool,
+    threads: int,
+    reserve: int,
+    swap_bytes: int,
 ) -> None:
     asks = [
         ask(str(number), (DOCUMENTS[document][:cut] + tail) or [1])
@@ -158,6 +164,9 @@ def test_streams_from_tiers_equal_the_naive_run(
             max_batch_tokens=budget,
             max_running=4,
             overlaps=overlaps,
+            threads=threads,
+            growth_reserve_tokens=reserve,
+            swap_bytes=swap_bytes,
             tiers=cache(memory_pages, Path(folder)),
             page_tokens=PAGE,
         )
@@ -194,6 +203,75 @@ def test_a_stream_that_ends_while_it_is_fetched_leaves_nothing(make_engine: Make
     assert engine.tiers is not None
     (memory,) = engine.tiers.tiers
     assert memory.policy.resident_pages == len(DOCUMENTS[1]) // PAGE
+
+
+def test_a_stream_that_is_fetched_can_be_frozen(make_engine: MakeEngine) -> None:
+    jobs = Later()
+    engine = make_engine(tiers=cache(memory_pages=20, jobs=jobs), page_tokens=PAGE)
+    engine.add(ask("s", DOCUMENTS[0]))
+    stats = engine.stats()
+    assert (stats.waiting, stats.queued_tokens) == (1, len(DOCUMENTS[0]))
+    assert engine.freeze("s")
+    engine.check_integrity()
+    jobs.run()
+    assert not engine.step().streams
+    assert not engine.has_work
+    engine.thaw("s")
+    assert run(engine)["s"] == run(make_engine(), ask("s", DOCUMENTS[0]))["s"]
+
+
+@pytest.mark.parametrize("moves", [False, True], ids=["stays", "moves"])
+def test_a_stream_is_frozen_while_its_pages_are_written(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, moves: bool
+) -> None:
+    engine = make_engine(blocks=14, tiers=cache(memory_pages=20), page_tokens=PAGE)
+    cold = run(engine, ask("cold", DOCUMENTS[0]))["cold"]
+    run(engine, ask("other", DOCUMENTS[1] + DOCUMENTS[2][:40]))
+    monkeypatch.setattr(tiered, "LOADING_S", 0.0)
+    engine.add(ask("warm", DOCUMENTS[0]))
+    while engine.computed_tokens("warm") == 0:
+        engine.step()
+    assert engine.freeze("warm")
+    assert not engine.loads_kv
+    assert engine.computed_tokens("warm") == PAGE
+    if not moves:
+        engine.thaw("warm")
+        assert run(engine)["warm"] == cold
+        return
+    target = make_engine(tiers=cache(memory_pages=20), page_tokens=PAGE)
+    assert target.expect(ask("warm", DOCUMENTS[0]), headroom_tokens=5) is None
+    assert target.grant("warm", len(DOCUMENTS[0])) is not None
+    target.write_kv("warm", 0, bytes(engine.read_kv("warm", 0, PAGE)))
+    target.resume("warm")
+    assert engine.abort("warm")
+    assert run(target)["warm"] == cold
+    assert engine.stats().held_blocks == target.stats().held_blocks == 0
+
+
+def test_a_preempted_stream_comes_back_from_swap_beside_tiers(make_engine: MakeEngine) -> None:
+    tight: dict[str, Any] = {"blocks": 11, "growth_reserve_tokens": 0, "prefix_caching": False}
+    engine = make_engine(
+        **tight, swap_bytes=1 << 20, tiers=cache(memory_pages=20), page_tokens=PAGE
+    )
+    asks = [ask(str(number), DOCUMENTS[number][:79]) for number in range(2)]  # 5 blocks, then 6
+    for _ in range(2):  # the second time both come from memory
+        found = run(engine, *asks)
+        for one in asks:
+            assert found[one.request_id] == run(make_engine(), one)[one.request_id]
+    assert engine.stats().preemptions >= 2
+    assert engine.tiers is not None
+    assert engine.tiers.hit_tokens == {("memory", "default"): 2 * 64}
+
+
+def test_all_wanted_pages_of_an_export_are_kept(make_engine: MakeEngine) -> None:
+    """It is computed in one step, and in no later one."""
+    engine = make_engine(tiers=cache(memory_pages=20), page_tokens=PAGE)
+    engine.add(ask("s", DOCUMENTS[0], export=True))
+    engine.step()
+    assert engine.release("s")
+    assert engine.tiers is not None
+    (memory,) = engine.tiers.tiers
+    assert memory.counters.stored_pages == memory.policy.resident_pages == 5
 
 
 def test_a_load_that_is_slower_than_computing_is_not_done(make_engine: MakeEngine) -> None:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from tandem_runtime.kv.tiers.contract import Page, Payload, Tier
+from tandem_runtime.kv.layout import Payload
+from tandem_runtime.kv.tiers.contract import Page, Tier
 from tandem_runtime.prefix import KEY_BYTES, block_keys, token_bytes
 
 log = logging.getLogger(__name__)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.policy import TierPolicy
-
-Payload = bytes | bytearray | memoryview
-"""Canonical KV; nobody writes to it once it is in a tier."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,7 @@ class Page:
     tokens: bytes
     """Ids of the page's tokens (`prefix.token_bytes`), compared whenever it is loaded."""
     payload: Payload
+    """Nobody writes to it once it is in a tier."""
 
 
 @dataclass

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tandem_runtime.kv.tiers.contract import Counters, Page, Payload
+from tandem_runtime.kv.layout import Payload
+from tandem_runtime.kv.tiers.contract import Counters, Page
 from tandem_runtime.kv.tiers.policy import NOWHERE, Share, TierPolicy
 
 
