@@ -6,9 +6,8 @@ leaves, so a long prompt is computed in chunks while others go on.
 
 Blocks: a sequence is admitted only with blocks for all its known tokens, so a prefill never waits
 half-way. Decodes grow block by block; when none is left the youngest running sequence is
-preempted: its blocks go back to the pool and it recomputes later, or gets back the copy that was
-made of them (swap.py). The oldest is never preempted and
-every sequence was checked to fit the pool alone, so the queue always moves.
+preempted: its blocks go back to the pool and it recomputes later, or gets the copy back that was
+made (swap.py). The oldest is never preempted and each fits the pool alone, so the queue moves.
 
 Blocks of a step in flight are nobody else's until it ends: preemption waits for that, and so do the
 blocks of a stream that ends meanwhile.
