@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,15 +27,18 @@ POLICY = {
 
 
 @pytest.fixture
-def fleets(cluster: Running, namespace: str) -> Fleets:
-    """A fleet whose decode pool is autoscaled from one replica."""
+def fleets(cluster: Running, namespace: str) -> Iterator[Fleets]:
+    """A fleet whose decode pool is autoscaled from one replica; its streams end with the test."""
     fleets = Fleets(cluster, namespace)
     scaling = {"minReplicas": 1, "maxReplicas": 4, "policyRef": {"name": "quick"}}
     decode = pool(None, STANDIN_WORK="1") | {"scaling": scaling}
     fleets.apply(POLICY, model(), fleet(decode=decode, objectives=OBJECTIVES))
     fleets.wait_ready()
     fleets.wait_condition("ScalingActive", "True", "Scaling", timeout_s=30)
-    return fleets
+    yield fleets
+    # Or its pods would take their whole grace period, and the namespace longer.
+    for pod in fleets.ready("chat-decode"):
+        fleets.pretend_running(pod, 0)
 
 
 def size(fleets: Fleets) -> int:
@@ -49,15 +53,17 @@ def scaled(fleets: Fleets) -> list[dict[str, Any]]:
 
 def test_a_pool_follows_its_load_there_and_back(fleets: Fleets) -> None:
     (busy,) = fleets.names("chat-decode")
-    # 68 streams keep 25 ms: 150 take three replicas at 85 %.
+    # 68 streams keep 25 ms: 150 take three replicas at 85 %. What runs is averaged over 15 s, so
+    # there may be a step between.
     fleets.pretend_running(busy, 150)
-    assert eventually(lambda: size(fleets) == 3, timeout_s=30)
+    assert eventually(lambda: size(fleets) == 3, timeout_s=60)
     assert eventually(lambda: len(fleets.pods("chat-decode")) == 3, timeout_s=30)
-    last = scaled(fleets)[-1]
-    assert (last["replicasBefore"], last["replicas"], last["reason"]) == (1, 3, "LoadOverBand")
-    assert last["demand"] == pytest.approx(150, rel=0.1)
-    (event, *_) = fleets.events("Scaled")
-    assert "Pool chat-decode: 1 -> 3 replicas, LoadOverBand" in event["note"]
+    grown = [d for d in scaled(fleets) if d["replicas"] > d["replicasBefore"]]
+    assert (grown[0]["replicasBefore"], grown[-1]["replicas"]) == (1, 3)
+    assert {decision["reason"] for decision in grown} == {"LoadOverBand"}
+    assert 2 * 0.85 * 68 < grown[-1]["demand"] <= 150 * 1.1
+    first = f"Pool chat-decode: 1 -> {grown[0]['replicas']} replicas, LoadOverBand"
+    assert any(first in event["note"] for event in fleets.events("Scaled"))
     assert size(fleets) == 3
     assert fleets.get("pool/chat-prefill")["spec"]["replicas"] == 1
     # Who leaves has the least to lose: the pod with streams stays.

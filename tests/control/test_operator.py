@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 
@@ -228,11 +229,30 @@ def test_the_older_fleet_keeps_the_name(chat: Fleets) -> None:
 def test_an_eviction_is_refused_while_the_pod_serves(chat: Fleets) -> None:
     eventually(lambda: chat.get("pdb/chat-decode").get("status", {}).get("expectedPods") == 2)
     pod = sorted(chat.names("chat-decode"))[0]
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": chat.namespace},
+    }
+    path = f"/api/v1/namespaces/{chat.namespace}/pods/{pod}/eviction"
     with pytest.raises(KubectlError, match="violate the pod's disruption budget"):
-        chat.kubectl("drain", node_of(chat, pod), "--pod-selector=tandem.dev/pool=chat-decode",
-                     "--force", "--timeout=3s", "--disable-eviction=false")  # fmt: skip
-    chat.kubectl("uncordon", node_of(chat, pod))
+        chat.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
     assert pod in chat.names("chat-decode")
+
+
+def test_a_node_that_is_drained_is_left_for_others_first(chat: Fleets) -> None:
+    """`kubectl drain` is refused and asks again until a replacement serves elsewhere."""
+    eventually(lambda: chat.get("pdb/chat-decode").get("status", {}).get("expectedPods") == 2)
+    node = node_of(chat, sorted(chat.names("chat-decode"))[0])
+    try:
+        chat.kubectl("drain", node, "--pod-selector=tandem.dev/pool=chat-decode", "--force",
+                     "--timeout=90s", "--disable-eviction=false")  # fmt: skip
+        serving = chat.ready("chat-decode")
+        assert len(serving) == 2, "the replacement was there before the pod went"
+        assert node not in {node_of(chat, pod) for pod in serving}
+    finally:
+        chat.kubectl("uncordon", node)
+    chat.wait_ready()
 
 
 def test_a_deleted_fleet_gives_streams_a_while_and_leaves_nothing(chat: Fleets) -> None:
