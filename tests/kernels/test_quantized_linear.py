@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, nan
 
 import pytest
 import torch
@@ -43,6 +43,15 @@ def test_rows_in_fp8(
     assert torch.equal(s[:rows].cpu(), scales)
     assert torch.equal(bits(q[:rows]), bits(expected))
     assert not bits(q[rows:]).any()
+
+
+def test_what_is_no_number_stays_none(device: torch.device) -> None:
+    x = torch.ones(2, 64)
+    x[1, 5] = nan
+    q, s = fp8_quantize_triton(x.to(device))
+    values = q[:2].float() * s[:2]
+    assert bool(values[1, 5].isnan())
+    assert not bool(values[0].isnan().any())
 
 
 def test_fp8_is_at_most_a_sixteenth_off(random: torch.Generator) -> None:
