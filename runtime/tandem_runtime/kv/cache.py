@@ -28,6 +28,11 @@ _PIECE_BYTES: Final = 64 << 20
 """Of a page that are on the device at once."""
 
 
+def pinned_bytes(page_bytes: int) -> int:
+    """What a page takes where there is a GPU: torch pins powers of two."""
+    return 1 << (page_bytes - 1).bit_length()
+
+
 class KvCache:
     """KV of `block_count` blocks of `block_tokens` tokens each."""
 

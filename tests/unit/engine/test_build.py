@@ -16,6 +16,9 @@ from tandem_runtime.engine import build
 from tandem_runtime.engine.build import build_engine
 from tandem_runtime.engine.sequence import Request
 from tandem_runtime.engine.swap import Rates
+from tandem_runtime.kv.cache import pinned_bytes
+from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.kv.tiers.host import HostTier
 from tandem_runtime.protocol import Sampling
 
 MakeConfig = Callable[..., EngineConfig]
@@ -153,6 +156,22 @@ def test_a_built_engine_takes_a_prompt_from_disk_after_a_restart(
         engine.close()
     assert cached_tokens == 256
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "pages"),
+    [({"device": "cuda"}, 2), ({"device": "cuda", "tensor_parallel": 2}, 3), ({}, 3)],
+)
+def test_a_pinned_page_takes_a_power_of_two(values: dict[str, Any], pages: int) -> None:
+    layout = KvLayout(layers=40, kv_heads=8, head_dim=128, dtype="bfloat16")
+    page_bytes = 256 * layout.token_bytes
+    assert pinned_bytes(page_bytes) == 1 << 26 > page_bytes > 1 << 25
+    set_up = EngineConfig("file:///m", memory_tier_bytes=2 << 26, **values)
+    tiers = build._tiers(set_up, layout, b"", lambda: Rates(compute_s=2, copy_s=1))
+    assert tiers is not None
+    assert isinstance(tiers.tiers[0], HostTier)
+    assert tiers.tiers[0].policy.capacity_pages == pages
+    tiers.close()
 
 
 def test_a_disk_tier_that_cannot_be_written_is_refused(config: MakeConfig, tmp_path: Path) -> None:
