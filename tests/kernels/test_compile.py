@@ -166,15 +166,15 @@ def test_saturating_keeps_what_is_no_number(compiled: Compiled) -> None:
         assert "min.NaN." in kernel.asm["ptx"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
 @pytest.mark.parametrize("move", ["gather", "scatter"])
-def test_pages(compiled: Compiled, move: str) -> None:
-    cache = torch.zeros(2, 2, 20, 8, 16, 128, dtype=torch.bfloat16)
+def test_pages(compiled: Compiled, move: str, dtype: torch.dtype) -> None:
+    cache = torch.zeros(2, 2, 20, 8, 16, 128, dtype=dtype)
+    page = torch.zeros(2, 2, 8, 256, 128, dtype=dtype)
     blocks = torch.arange(16)
     moves: dict[str, Callable[[], object]] = {
         "gather": lambda: gather_blocks_triton(cache, blocks, 0, 256),
-        "scatter": lambda: scatter_blocks_triton(
-            torch.zeros(2, 2, 8, 256, 128, dtype=torch.bfloat16), cache, blocks, 0
-        ),
+        "scatter": lambda: scatter_blocks_triton(page, cache, blocks, 0),
     }
     moves[move]()
     assert set(compiled) == {"_move_kernel"}
