@@ -157,15 +157,24 @@ def test_quantised_linears(
     assert set(compiled) == {"_fp8_quantize_kernel", "_scaled_linear_kernel", "_int4_linear_kernel"}
 
 
+def test_saturating_keeps_what_is_no_number(compiled: Compiled) -> None:
+    fp8_quantize_triton(torch.zeros(3, 512), 1)
+    kv, pool = torch.zeros(3, 2, 8, 128), torch.zeros(2, 5, 8, 16, 128, dtype=FP8)
+    store_kv_triton(kv, pool, torch.arange(3))
+    for kernel in compiled.values():
+        # The plain instruction gives the other operand.
+        assert "min.NaN." in kernel.asm["ptx"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8])
 @pytest.mark.parametrize("move", ["gather", "scatter"])
-def test_pages(compiled: Compiled, move: str) -> None:
-    cache = torch.zeros(2, 2, 20, 8, 16, 128, dtype=torch.bfloat16)
+def test_pages(compiled: Compiled, move: str, dtype: torch.dtype) -> None:
+    cache = torch.zeros(2, 2, 20, 8, 16, 128, dtype=dtype)
+    page = torch.zeros(2, 2, 8, 256, 128, dtype=dtype)
     blocks = torch.arange(16)
     moves: dict[str, Callable[[], object]] = {
         "gather": lambda: gather_blocks_triton(cache, blocks, 0, 256),
-        "scatter": lambda: scatter_blocks_triton(
-            torch.zeros(2, 2, 8, 256, 128, dtype=torch.bfloat16), cache, blocks, 0
-        ),
+        "scatter": lambda: scatter_blocks_triton(page, cache, blocks, 0),
     }
     moves[move]()
     assert set(compiled) == {"_move_kernel"}

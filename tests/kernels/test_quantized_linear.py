@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, nan
 
 import pytest
 import torch
+from tandem_runtime import kernels
 from tandem_runtime.kernels.fp8_quantize import (
     FP8,
     fp8_quantize_reference,
@@ -45,6 +46,15 @@ def test_rows_in_fp8(
     assert not bits(q[rows:]).any()
 
 
+def test_what_is_no_number_stays_none(device: torch.device) -> None:
+    x = torch.ones(2, 64)
+    x[1, 5] = nan
+    q, s = fp8_quantize_triton(x.to(device))
+    values = q[:2].float() * s[:2]
+    assert bool(values[1, 5].isnan())
+    assert not bool(values[0].isnan().any())
+
+
 def test_fp8_is_at_most_a_sixteenth_off(random: torch.Generator) -> None:
     x = torch.randn(8, 256, generator=random)
     q, s = fp8_quantize_reference(x, 2)
@@ -82,6 +92,24 @@ def test_8_bits(
     at = [None if tensor is None else tensor.to(device) for tensor in (x, w, s, bias, t)]
     y = scaled_linear_triton(at[0], at[1], at[2], at[3], at[4], dtype, rows)
     torch.testing.assert_close(y.cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("rows", [16, 17, 70])
+def test_fp8_from_rows_as_they_are(
+    rows: int, has_bias: bool, device: torch.device, random: torch.Generator
+) -> None:
+    """On a GPU more than 16 rows are torch's product."""
+    dtype = torch.bfloat16
+    x = torch.randn(rows, 288, generator=random).to(dtype)
+    w, s = fp8_quantize_reference(torch.randn(80, 288, generator=random) / 288**0.5)
+    bias = torch.randn(80, generator=random).to(dtype) if has_bias else None
+    q, t = fp8_quantize_reference(x)
+    expected = scaled_linear_reference(q, w, s, bias, t, dtype)
+    on_device = [tensor.to(device) for tensor in (x, w, s)]
+    y = kernels.fp8_linear(*on_device, None if bias is None else bias.to(device), inf)
+    limits = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    torch.testing.assert_close(y.cpu(), expected, **limits)
 
 
 @pytest.mark.parametrize("has_bias", [False, True])

@@ -21,7 +21,7 @@ from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.engine.swap import Rates, Swap
 from tandem_runtime.engine.warmup import measure_rates, run_widest_step
-from tandem_runtime.kv.cache import DTYPES, KvCache
+from tandem_runtime.kv.cache import DTYPES, KvCache, pinned_bytes
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.sizing import block_count
 from tandem_runtime.kv.tiers.cache import JobThread, TierCache
@@ -139,7 +139,10 @@ def _tiers(
     page_bytes = layout.token_bytes * KV_PAGE_TOKENS
     tiers: list[Tier] = []
     if config.memory_tier_bytes:
-        tiers.append(HostTier(config.memory_tier_bytes, page_bytes=page_bytes))
+        # What several ranks read is put together in memory that is not pinned.
+        pinned = config.device == "cuda" and config.tensor_parallel == 1
+        held_bytes = pinned_bytes(page_bytes) if pinned else page_bytes
+        tiers.append(HostTier(config.memory_tier_bytes, page_bytes=held_bytes))
     if config.disk_tier_bytes and config.disk_tier_dir:
         try:
             disk = DiskTier(

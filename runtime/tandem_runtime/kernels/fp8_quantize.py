@@ -6,6 +6,7 @@
 x: [rows, K]; q: [padded rows, K] float8_e4m3fn; s: [padded rows, groups] float32, groups of K /
 groups columns. Rows are padded to sixteens, which torch's product needs; padding is 0, its scale 1.
 A bound below the row's largest value lets outliers saturate, as checkpoints of fbgemm were made to.
+What is no number stays none, so that its stream is ended.
 """
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
@@ -44,7 +45,7 @@ def _fp8_quantize_kernel(x, q, s, rows, columns, bound, smallest, BLOCK: tl.cons
     scale = tl.minimum(tl.maximum(tl.max(tl.abs(value), axis=0), smallest), bound)
     scale = tl.where(row < rows, tl.div_rn(scale, 448.0), 1.0)
     value = tl.div_rn(value, tl.zeros_like(value) + scale)
-    value = tl.minimum(tl.maximum(value, -448.0), 448.0)
+    value = tl.clamp(value, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(q + at, value.to(tl.float8e4nv), mask=inside)
     tl.store(s + row * tl.num_programs(1) + group, scale)
 

@@ -50,7 +50,9 @@ def _store_kv_kernel(
     )
     value = tl.load(source, mask=inside)
     if FP8_POOL:
-        value = tl.minimum(tl.maximum(value.to(tl.float32), -448.0), 448.0).to(tl.float8e4nv)
+        wide = value.to(tl.float32)
+        wide = tl.clamp(wide, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+        value = wide.to(tl.float8e4nv)
     tl.store(target, value, mask=inside)
 
 

@@ -10,6 +10,9 @@ blocks is zero, never another stream's remains, which could be infinite or NaN.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Final
+
 import torch
 
 from tandem_runtime import kernels
@@ -21,6 +24,13 @@ DTYPES = {
     "float16": torch.float16,
     "fp8": torch.float8_e4m3fn,
 }
+_PIECE_BYTES: Final = 64 << 20
+"""Of a page that are on the device at once."""
+
+
+def pinned_bytes(page_bytes: int) -> int:
+    """What a page takes where there is a GPU: torch pins powers of two."""
+    return 1 << (page_bytes - 1).bit_length()
 
 
 class KvCache:
@@ -49,27 +59,38 @@ class KvCache:
     def read(self, block_ids: list[int], start: int, end: int) -> memoryview:
         """Canonical bytes of tokens [start, end) of the sequence that these blocks hold; a copy."""
         ids, inside = self._span(block_ids, start, end)
-        page = kernels.gather_blocks(self.data, ids, inside, end - start)
         # Pinned where there is a GPU: several times as fast to copy to, and back.
-        host = torch.empty_like(page, device="cpu", pin_memory=page.is_cuda).copy_(page)
+        host = torch.empty(
+            self._shape(end - start), dtype=self.data.dtype, pin_memory=self.data.is_cuda
+        )
+        for target, pool in self._pieces(host):
+            target.copy_(kernels.gather_blocks(pool, ids, inside, end - start))
         return host.view(torch.uint8).numpy().data.cast("B")
 
     def write(
         self, block_ids: list[int], start: int, payload: bytes | bytearray | memoryview
     ) -> None:
         """Store canonical bytes as the tokens from `start` on."""
-        layout = self.layout
-        shape = (layout.layers, 2, layout.kv_heads, -1, layout.head_dim)
-        last, rest = divmod(
-            start + memoryview(payload).nbytes // layout.token_bytes, self.block_tokens
-        )
+        tokens = memoryview(payload).nbytes // self.layout.token_bytes
+        last, rest = divmod(start + tokens, self.block_tokens)
         if rest and last * self.block_tokens >= start:
             self.begin([block_ids[last] * self.block_tokens])
         if memoryview(payload).readonly:
             payload = bytearray(payload)
-        page = torch.frombuffer(payload, dtype=self.data.dtype).view(shape)
-        ids, inside = self._span(block_ids, start, start + page.shape[3])
-        kernels.scatter_blocks(page.to(self.data.device), self.data, ids, inside)
+        page = torch.frombuffer(payload, dtype=self.data.dtype).view(self._shape(tokens))
+        ids, inside = self._span(block_ids, start, start + tokens)
+        for part, pool in self._pieces(page):
+            kernels.scatter_blocks(part.to(self.data.device), pool, ids, inside)
+
+    def _shape(self, tokens: int) -> tuple[int, ...]:
+        """Of a canonical page."""
+        layout = self.layout
+        return (layout.layers, 2, layout.kv_heads, tokens, layout.head_dim)
+
+    def _pieces(self, page: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """A few layers of a page at a time, and of the pool, which leaves little room beside it."""
+        count = max(1, _PIECE_BYTES * len(page) // page.nbytes)
+        return zip(torch.split(page, count), torch.split(self.data, count), strict=True)
 
     def _span(self, block_ids: list[int], start: int, end: int) -> tuple[torch.Tensor, int]:
         """The blocks that hold tokens [start, end), and where in the first of them these begin."""

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.engine import build
+from tandem_runtime.engine.batch import Batch
 from tandem_runtime.engine.build import build_engine
-from tandem_runtime.engine.sequence import Request
+from tandem_runtime.engine.sequence import Request, SampledToken
 from tandem_runtime.engine.swap import Rates
+from tandem_runtime.engine.warmup import measure_rates
+from tandem_runtime.kv.cache import pinned_bytes
+from tandem_runtime.kv.layout import KvLayout, Payload
+from tandem_runtime.kv.tiers.host import HostTier
 from tandem_runtime.protocol import Sampling
 
 MakeConfig = Callable[..., EngineConfig]
@@ -155,6 +161,22 @@ def test_a_built_engine_takes_a_prompt_from_disk_after_a_restart(
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.parametrize(
+    ("values", "pages"),
+    [({"device": "cuda"}, 2), ({"device": "cuda", "tensor_parallel": 2}, 3), ({}, 3)],
+)
+def test_a_pinned_page_takes_a_power_of_two(values: dict[str, Any], pages: int) -> None:
+    layout = KvLayout(layers=40, kv_heads=8, head_dim=128, dtype="bfloat16")
+    page_bytes = 256 * layout.token_bytes
+    assert pinned_bytes(page_bytes) == 1 << 26 > page_bytes > 1 << 25
+    set_up = EngineConfig("file:///m", memory_tier_bytes=2 << 26, **values)
+    tiers = build._tiers(set_up, layout, b"", lambda: Rates(compute_s=2, copy_s=1))
+    assert tiers is not None
+    assert isinstance(tiers.tiers[0], HostTier)
+    assert tiers.tiers[0].policy.capacity_pages == pages
+    tiers.close()
+
+
 def test_a_disk_tier_that_cannot_be_written_is_refused(config: MakeConfig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"the disk tier cannot use .*/kv: .*; mount a folder"):
@@ -175,3 +197,30 @@ def test_what_a_token_costs_is_measured_once(
     assert len(measured) == 1
     build_engine(config()).close()
     assert len(measured) == 1, "nobody asks"
+
+
+def test_what_copying_costs_is_measured_with_memory_that_is_free_again() -> None:
+    class Runner:
+        overlaps = False
+        pages: ClassVar[list[weakref.ref[memoryview]]] = []
+
+        def launch(self, batch: Batch) -> None:
+            assert batch.rows == 40
+
+        def collect(self, launched: None) -> list[SampledToken | None]:
+            return [SampledToken(0)]
+
+        def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
+            assert all(page() is None for page in self.pages), "pinned memory is pinned anew"
+            page = memoryview(bytearray(end - start))
+            self.pages.append(weakref.ref(page))
+            return page
+
+        def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
+            assert memoryview(payload).nbytes == 40
+
+        def close(self) -> None: ...
+
+    rates = measure_rates(Runner(), 40, 16)
+    assert len(Runner.pages) == 2
+    assert rates.copy_s > 0

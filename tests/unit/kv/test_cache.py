@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from tandem_runtime import kernels
 from tandem_runtime.kernels.cpu_attention import unpack
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
@@ -41,6 +44,28 @@ def test_pages_are_canonical_and_come_back_bit_for_bit(dtype: str, start: int, e
     outside[:, :, :, start:end] = 0
     assert not outside.any(), "a page wrote outside of its tokens"
     assert not target.data[:, :, [1, 2, 4]].any(), "a page wrote outside of its blocks"
+
+
+@pytest.mark.parametrize(("piece_bytes", "pieces"), [(1, [1, 1, 1]), (2 * 9 * 48, [2, 1])])
+def test_a_long_page_goes_a_few_layers_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, piece_bytes: int, pieces: list[int]
+) -> None:
+    source, target = filled("bfloat16"), filled("bfloat16")
+    whole = bytes(source.read([4, 1, 2], 1, 10))
+    assert source.layout.token_bytes == 3 * 48
+    gather, moved = kernels.gather_blocks, list[int]()
+
+    def watched(pool: torch.Tensor, *rest: Any) -> torch.Tensor:
+        moved.append(len(pool))
+        return gather(pool, *rest)
+
+    monkeypatch.setattr(kernels, "gather_blocks", watched)
+    monkeypatch.setattr("tandem_runtime.kv.cache._PIECE_BYTES", piece_bytes)
+    assert bytes(source.read([4, 1, 2], 1, 10)) == whole
+    assert moved == pieces
+    target.data.zero_()
+    target.write([5, 3, 0], 1, whole)
+    assert bytes(target.read([5, 3, 0], 1, 10)) == whole
 
 
 def test_a_page_is_a_copy() -> None:
