@@ -70,7 +70,8 @@ class RuntimePods:
                     text = content.decode(errors="replace")[:200]
                     raise OSError(f"{url} answered {response.status}: {text}")
                 return msgspec.json.decode(content, type=answer)
-        except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
+            # msgspec's errors are ValueErrors; text that is no UTF-8 and depth have others.
             raise OSError(f"{url}: {type(error).__name__} {error}") from error
 
 

@@ -47,7 +47,13 @@ async def test_drain_and_state(asked: list[bytes]) -> None:
 
 @pytest.mark.parametrize(
     ("status", "body", "sentence"),
-    [(500, b"oops", "answered 500: oops"), (200, b"{}", "ValidationError"), (200, b"<", "Decode")],
+    [
+        (500, b"oops", "answered 500: oops"),
+        (200, b"{}", "ValidationError"),
+        (200, b"<", "Decode"),
+        (200, b'{"pod": "\xff"}', "UnicodeDecodeError"),
+        (200, b'{"x": ' + b"[" * 100_000, "RecursionError"),
+    ],
 )
 async def test_a_bad_answer_is_an_os_error(
     asked: list[bytes], status: int, body: bytes, sentence: str
