@@ -111,9 +111,7 @@ class Autoscaler:
             return []
         pods = await self._reader.list(PODS, namespace, {})
         states = await self._gateways(namespace, pods, scaling)
-        news = await asyncio.gather(
-            *(self._fleet(fleet, pods, doorstep(states, fleet.name)) for fleet in scaling)
-        )
+        news = await asyncio.gather(*(self._fleet_alone(fleet, pods, states) for fleet in scaling))
         keys = [
             Key("InferenceFleet", namespace, fleet.name)
             for fleet, changed in zip(scaling, news, strict=True)
@@ -160,6 +158,16 @@ class Autoscaler:
         if names:
             self._told.add(namespace)
         return [state for state in found if state is not None]
+
+    async def _fleet_alone(
+        self, fleet: FleetView, pod_bodies: Sequence[Body], states: Sequence[GatewayState]
+    ) -> bool:
+        """One that cannot be decided on keeps its sizes, and ends nothing for the others."""
+        try:
+            return await self._fleet(fleet, pod_bodies, doorstep(states, fleet.name))
+        except Exception:
+            log.exception("fleet %s/%s is not scaled", fleet.namespace, fleet.name)
+            return False
 
     async def _fleet(self, fleet: FleetView, pod_bodies: Sequence[Body], door: Doorstep) -> bool:
         """Decide for one fleet; whether its plan has to run."""

@@ -14,7 +14,7 @@ from tandem_operator.logs import JsonFormatter
 from tandem_operator.plan.queries import Answer
 from tandem_operator.replay import main
 from tandem_operator.resources import FLEETS, PODS, POOLS, SCALING_POLICIES, Ref
-from tandem_runtime.protocol import FleetLatency, PodWork, StepSums
+from tandem_runtime.protocol import FleetLatency, PodState, PodWork, StepSums
 
 SCALING = {"minReplicas": 1, "maxReplicas": 8}
 STREAMS_AT_TARGET = 68.0
@@ -461,6 +461,49 @@ async def test_a_gateway_that_does_not_answer_wakes_and_ends_nothing(
         await load.look()
     assert size(world) == 0
     assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+
+
+@pytest.mark.parametrize("number", [10**400, 10**308])
+async def test_numbers_that_nobody_measured_end_nothing(
+    world: World, load: Load, number: int
+) -> None:
+    gateway_pod(world)
+    world.held = {"chat": number}
+    load.streams = 20.0
+    for _ in range(4):
+        await load.look()
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+    for pod in world.pods("chat-decode"):
+        world.work[pod] = PodWork(number, number, number, StepSums(1e308, 1e308), number, 0, 0, 0)
+    for _ in range(6):
+        await world.look()
+    assert size(world) == 1
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "NoLoadData")
+    world.prometheus = Answers(streams=float(min(number, 10**308)))
+    world.restart()
+    for _ in range(6):
+        await load.look()
+    assert size(world) == 1
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "QueryUnusable")
+    assert "its query returns 1e+308" in said.sentence
+
+
+async def test_a_fleet_that_cannot_be_decided_on_ends_nothing(
+    world: World, load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(host: str) -> PodState:
+        raise RuntimeError("of no kind that anybody expects")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "state", broken)
+        assert await world.autoscaler.look(NAMESPACE) == []
+    assert "fleet team/chat is not scaled" in caplog.text
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(6):
+        await load.look()
+    assert size(world) >= 5
 
 
 async def test_an_older_gateway_still_says_what_it_measured(world: World, load: Load) -> None:
