@@ -93,8 +93,9 @@ class Autoscaler:
         """By pool uid."""
         self._logged: dict[str, tuple[int, str]] = {}
         """The last decision in the log, by pool uid."""
-        self._told: set[str] = set()
-        """Namespaces whose gateways were told of fleets that are woken."""
+        self._untold: set[str] = set()
+        """Namespaces whose gateways all know that no fleet is woken: not so after a restart, since
+        an operator before this one may have told them of some."""
         self.asleep: set[str] = set()
         """Namespaces with a pool at zero: a request there is not to wait for the next look."""
         self._names: dict[tuple[str, str], str] = {}
@@ -108,6 +109,8 @@ class Autoscaler:
         if not scaling:
             self._forget(namespace, set())
             self.asleep.discard(namespace)
+            if namespace not in self._untold:
+                await self._gateways(namespace, await self._reader.list(PODS, namespace, {}), ())
             return []
         pods = await self._reader.list(PODS, namespace, {})
         states = await self._gateways(namespace, pods, scaling)
@@ -139,13 +142,17 @@ class Autoscaler:
         names = wakeable(
             fleets, {fleet.name: self._facts.scaled(namespace, fleet.name) for fleet in fleets}
         )
-        tell = bool(names) or namespace in self._told
+        if names:
+            self._untold.discard(namespace)
+        tell, refused = namespace not in self._untold, False
 
         async def ask(host: str, uid: str) -> GatewayState | None:
+            nonlocal refused
             if tell:
                 try:
                     return await self._data_plane.wakeable(host, uid, Wakeable(names))
                 except OSError as error:
+                    refused = True
                     # One of an older version still says what it measured.
                     log.info("gateway wakes nobody: %s", error)
             try:
@@ -155,8 +162,8 @@ class Autoscaler:
                 return None
 
         found = await asyncio.gather(*(ask(*item) for item in sorted(gateways(pods).items())))
-        if names:
-            self._told.add(namespace)
+        if not names and not refused:
+            self._untold.add(namespace)
         return [state for state in found if state is not None]
 
     async def _fleet_alone(

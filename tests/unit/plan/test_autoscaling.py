@@ -529,3 +529,23 @@ async def test_shadow_holds_no_request_for_a_pod_that_nobody_wakes(
     for _ in range(3):
         await load.look()
     assert world.told == {}
+
+
+async def test_a_fleet_that_is_not_woken_any_more_holds_nothing(world: World, load: Load) -> None:
+    gateway_pod(world)
+    zero = {"scaling": {"minReplicas": 0, "maxReplicas": 4}}
+    for change in ({"replicas": 1}, {"scaling": SCALING}, {"replicas": 1}):
+        world.edit(FLEETS, "chat", lambda b: b["spec"].update(decode=dict(zero)))
+        await load.look()
+        assert world.told == {"chat": ("smollm2",)}
+        if change == {"scaling": SCALING}:
+            world.restart()  # What the operator before it told stands until it is taken back.
+        world.edit(FLEETS, "chat", lambda b, c=change: b["spec"].update(decode=dict(c)))
+        world.old_gateway = True  # It does not answer at first.
+        await load.look()
+        world.old_gateway = False
+        await load.look()
+        assert world.told == {}
+        world.told = None
+        await load.look()
+        assert world.told is None, "said once"
