@@ -130,10 +130,12 @@ class Autoscaler:
         """Drop what is remembered of pools of the namespace that are not autoscaled any more."""
         for where, name in [key for key in self._names if key[0] == namespace]:
             if name not in pools:
-                uid = self._names.pop((where, name))
-                self._seen.pop(uid, None)
-                self._logged.pop(uid, None)
+                self._forget_pool(self._names.pop((where, name)))
                 self._metrics.forget_scaling(namespace, name)
+
+    def _forget_pool(self, uid: str) -> None:
+        self._seen.pop(uid, None)
+        self._logged.pop(uid, None)
 
     async def _gateways(
         self, namespace: str, pods: Sequence[Body], fleets: Sequence[FleetView]
@@ -187,7 +189,7 @@ class Autoscaler:
             scaling_policy_view, await self._reader.list(SCALING_POLICIES, fleet.namespace, {})
         )
         wanted = scalings(fleet, pools, policies, prometheus=self._prometheus is not None)
-        before = self._facts.scaled(fleet.namespace, fleet.name)
+        before = self._before(fleet, pools)
         found: dict[str, Scaled] = {
             pool.name: troubled(before.get(pool.name), pool, wanted.troubles[pool.name])
             for pool in pools
@@ -196,6 +198,15 @@ class Autoscaler:
         for group in wanted.groups:
             found |= await self._group(fleet, group, pods, door, before)
         return self._facts.learn_scaled(fleet.namespace, fleet.name, found)
+
+    def _before(self, fleet: FleetView, pools: Sequence[PoolView]) -> dict[str, Scaled]:
+        """The last decisions for these very pools: not for one that had the name of one of them."""
+        uids = {pool.name: pool.uid for pool in pools}
+        return {
+            name: scaled
+            for name, scaled in self._facts.scaled(fleet.namespace, fleet.name).items()
+            if self._names.get((fleet.namespace, name), uids.get(name)) == uids.get(name)
+        }
 
     async def _group(
         self,
@@ -214,6 +225,9 @@ class Autoscaler:
             window, seen = window_of(policy, pods, states, door.latency, past, now_s)
             windows[name] = knocked(window, policy, door)
             self._seen[policy.pool.uid] = seen
+            former = self._names.get((fleet.namespace, name))
+            if former is not None and former != policy.pool.uid:
+                self._forget_pool(former)
             self._names[fleet.namespace, name] = policy.pool.uid
         unknown = await self._answers(fleet, group, windows)
         laws = {name: policy.law for name, policy in group.pools.items()}

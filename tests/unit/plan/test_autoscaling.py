@@ -207,6 +207,20 @@ async def test_its_own_writes_are_no_other_writers(world: World, load: Load) -> 
         assert world.condition("ScalingActive").reason == "Scaling"
 
 
+async def test_a_pool_that_was_deleted_comes_back_to_its_load(world: World, load: Load) -> None:
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(6):
+        await load.look()
+    busy = size(world)
+    await world.kube.delete(Ref(POOLS, NAMESPACE, "chat-decode"))
+    await world.settle()
+    assert size(world) == 1
+    for _ in range(8):
+        await load.look()
+        assert world.condition("ScalingActive").reason == "Scaling"
+    assert size(world) >= busy
+
+
 @pytest.mark.parametrize(
     ("spec", "reason", "sentence"),
     [
