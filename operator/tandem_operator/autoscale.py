@@ -101,6 +101,11 @@ class Autoscaler:
         self._names: dict[tuple[str, str], str] = {}
         """Pool uids by namespace and name."""
 
+    @property
+    def known(self) -> set[str]:
+        """Namespaces with pools of which something is remembered; maybe none is left there."""
+        return {namespace for namespace, _ in self._names}
+
     async def look(self, namespace: str) -> list[Key]:
         """Decide for all autoscaled fleets of a namespace; those whose plan has to run."""
         fleets = parsed(fleet_view, await self._reader.list(FLEETS, namespace, {}))

@@ -146,7 +146,8 @@ class Leader:
             due = time.monotonic() >= next_s
             if due:
                 next_s = time.monotonic() + interval_s
-            for namespace in self._cache.namespaces(FLEETS):
+            fleets = self._cache.namespaces(FLEETS)
+            for namespace in sorted({*fleets, *self._autoscaler.known}):
                 if due or namespace in self._autoscaler.asleep:
                     self._pulse.beat("scale", 24 * interval_s)
                     for key in await self._autoscaler.look(namespace):

@@ -563,3 +563,18 @@ async def test_a_fleet_that_is_not_woken_any_more_holds_nothing(world: World, lo
         world.told = None
         await load.look()
         assert world.told is None, "said once"
+
+
+async def test_of_a_namespace_whose_fleets_are_gone_nothing_is_remembered(
+    world: World, load: Load
+) -> None:
+    load.streams = 20.0
+    for _ in range(3):
+        await load.look()
+    assert world.autoscaler.known == {NAMESPACE}
+    assert "tandem_scaling_decision{" in world.metrics.text().decode()
+    await world.kube.delete(Ref(FLEETS, NAMESPACE, "chat"))
+    await world.settle()
+    await load.look()
+    assert world.autoscaler.known == set()
+    assert "tandem_scaling_decision{" not in world.metrics.text().decode()
