@@ -21,7 +21,10 @@ class RuntimePods:
 
     def __init__(self, port: int = HTTP_PORT) -> None:
         self._port = port
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
+        # No limit: the time that waiting for a connection takes would count as a pod's silence.
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=aiohttp.TCPConnector(limit=0)
+        )
 
     async def __aenter__(self) -> Self:
         return self
