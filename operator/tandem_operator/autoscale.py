@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -105,6 +105,11 @@ class Autoscaler:
     def known(self) -> set[str]:
         """Namespaces with pools of which something is remembered; maybe none is left there."""
         return {namespace for namespace, _ in self._names}
+
+    async def look_at(self, namespaces: Iterable[str]) -> AsyncIterator[list[Key]]:
+        """`look`, at all of them at the same time: pods that are silent do not add up."""
+        for looked in asyncio.as_completed([self.look(namespace) for namespace in namespaces]):
+            yield await looked
 
     async def look(self, namespace: str) -> list[Key]:
         """Decide for all autoscaled fleets of a namespace; those whose plan has to run."""

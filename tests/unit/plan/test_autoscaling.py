@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from builders import NAMESPACE, fleet_body, model_body
 from operator_world import World
+from tandem_operator.keys import Key
 from tandem_operator.logs import JsonFormatter
 from tandem_operator.plan.queries import Answer
 from tandem_operator.replay import main
@@ -578,3 +580,17 @@ async def test_of_a_namespace_whose_fleets_are_gone_nothing_is_remembered(
     await load.look()
     assert world.autoscaler.known == set()
     assert "tandem_scaling_decision{" not in world.metrics.text().decode()
+
+
+async def test_silent_pods_of_many_namespaces_do_not_add_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(namespace: str) -> list[Key]:
+        await asyncio.sleep(0.05)
+        return [Key("InferenceFleet", namespace, "chat")]
+
+    monkeypatch.setattr(world.autoscaler, "look", slow)
+    names = {str(n) for n in range(100)}
+    async with asyncio.timeout(2.5):
+        looked = [keys async for keys in world.autoscaler.look_at(names)]
+    assert {key.namespace for keys in looked for key in keys} == names
