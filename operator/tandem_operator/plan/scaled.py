@@ -140,16 +140,18 @@ def _blind(pool: PoolView) -> Trouble:
 
 
 def _published(new: Scaled, before: Scaled, decision: Decision, now_s: float) -> Scaled:
-    """A decision is published at once, other numbers now and then."""
+    """A decision that is carried out is published at once, all else now and then: where the size
+    stays as it is, each look may want another one."""
     until = None
     if new.foreign_s is not None:
         until = to_text(new.foreign_s + STAND_BACK_S)
     decisions = before.published.decisions
     entry = _entry(new, decision, now_s)
+    stale = not 0.0 <= now_s - before.published_s < WRITE_S
     news = decision.target != new.size and not (decisions and _same(decisions[-1], entry))
+    news = news and (stale or not entry.shadow)
     if news:
         decisions = (*decisions, entry)[-MOST_DECISIONS:]
-    stale = not 0.0 <= now_s - before.published_s < WRITE_S
     drifted = stale and changed(before.published_state, decision.state)
     if not news and not drifted and until == before.published.stands_back_until:
         return new

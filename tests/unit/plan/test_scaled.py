@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from tandem_operator.api.pool import PoolSpec, PoolStatus
 from tandem_operator.names import Reason
-from tandem_operator.plan.scaled import LATE_S, Scaled, settle
+from tandem_operator.plan.scaled import LATE_S, WRITE_S, Scaled, settle
 from tandem_operator.plan.scaling.decision import Decision, Numbers, ScaleReason
 from tandem_operator.plan.scaling.state import ScalingState
 from tandem_operator.plan.views import PoolView
 
 
-def look(before: Scaled | None, size: int, target: int, now_s: float) -> Scaled:
+def look(
+    before: Scaled | None, size: int, target: int, now_s: float, *, shadow: bool = False
+) -> Scaled:
     """A look that finds `size` and decides on `target`."""
     fields = {"fleetRef": {"name": "chat"}, "role": "decode", "revision": "r", "replicas": size}
     spec = PoolSpec.model_validate(fields)
     pool = PoolView("team", "chat-decode", "pool", "fleet", False, 1, spec, PoolStatus(), {})
     decision = Decision(target, ScaleReason.LOAD_OVER_BAND, Numbers(), ScalingState())
-    return settle(before, pool, decision, now_s, shadow=False)
+    return settle(before, pool, decision, now_s, shadow=shadow)
 
 
 def test_a_write_that_a_newer_decision_overtook_is_nobody_elses() -> None:
@@ -42,3 +44,13 @@ def test_another_writer_of_a_size_that_was_asked_for_is_noticed_in_the_end() -> 
 def test_a_size_that_nobody_asked_for_is_somebody_elses() -> None:
     scaled = look(look(None, 2, 3, 1000.0), 4, 4, 1001.0)
     assert scaled.trouble is not None
+
+
+def test_decisions_that_are_not_carried_out_are_published_now_and_then() -> None:
+    scaled, published = look(None, 2, 3, 1000.0, shadow=True), 1
+    assert [d.replicas for d in scaled.published.decisions] == [3]
+    for second in range(1, int(4 * WRITE_S)):
+        before = scaled
+        scaled = look(before, 2, 3 + second % 3, 1000.0 + second, shadow=True)
+        published += scaled.published != before.published
+    assert published == 4
