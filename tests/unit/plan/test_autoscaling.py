@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from builders import NAMESPACE, fleet_body, model_body
 from operator_world import World
 from tandem_operator.keys import Key
 from tandem_operator.logs import JsonFormatter
+from tandem_operator.observe import CLUSTER
+from tandem_operator.plan.build import COMMON_LABELS
 from tandem_operator.plan.queries import Answer
 from tandem_operator.replay import main
-from tandem_operator.resources import FLEETS, PODS, POOLS, SCALING_POLICIES, Ref
+from tandem_operator.resources import FLEETS, NODES, PODS, POOLS, SCALING_POLICIES, Ref
+from tandem_operator.settings import DRAIN_TAINTS
+from tandem_runtime.contract import ANNOTATION_DRAINING, COMPONENT_GATEWAY, LABEL_COMPONENT
 from tandem_runtime.protocol import FleetLatency, PodState, PodWork, StepSums
 
 SCALING = {"minReplicas": 1, "maxReplicas": 8}
@@ -419,7 +424,7 @@ async def test_a_policys_own_queries(world: World, load: Load) -> None:
 
 def gateway_pod(world: World) -> None:
     """A gateway that answers."""
-    labels = {"app.kubernetes.io/component": "gateway"}
+    labels = {**COMMON_LABELS, LABEL_COMPONENT: COMPONENT_GATEWAY}
     meta = {"name": "gateway-0", "namespace": NAMESPACE, "labels": labels}
     world.kube.user_write({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {}})
     world.body(PODS, "gateway-0")["status"] = {"phase": "Running", "podIP": "127.0.0.250"}
@@ -594,3 +599,66 @@ async def test_silent_pods_of_many_namespaces_do_not_add_up(
     async with asyncio.timeout(2.5):
         looked = [keys async for keys in world.autoscaler.look_at(names)]
     assert {key.namespace for keys in looked for key in keys} == names
+
+
+class Nodes:
+    """Three nodes that are drained and come back, and one that stays."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.drained: set[str] = set()
+        self.toggle("n0")
+        self.toggle("n0")
+
+    def toggle(self, name: str) -> None:
+        self.drained ^= {name}
+        taints = [{"key": DRAIN_TAINTS[0], "effect": "NoSchedule"}]
+        for node in ("n0", "n1", "n2", "n3"):
+            spec = {"taints": taints if node in self.drained else []}
+            body = {"metadata": {"name": node, "uid": node}, "spec": spec}
+            self.world.kube.objects[NODES, CLUSTER, node] = body
+
+    def schedule(self, chance: random.Random) -> None:
+        free = sorted({"n0", "n1", "n2", "n3"} - self.drained)
+        for pod in self.world.kube.pods(NAMESPACE):
+            pod["spec"].setdefault("nodeName", chance.choice(free))
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_load_sleep_rollouts_and_drained_nodes_at_once(
+    world: World, load: Load, seed: int
+) -> None:
+    chance, nodes = random.Random(seed), Nodes(world)
+    gateway_pod(world)
+    zero = {"minReplicas": 0, "maxReplicas": 8, "policyRef": {"name": "p"}}
+    world.kube.user_write(policy(windows={"idleSeconds": 60}))
+    pools = {"prefill": {"scaling": zero}, "decode": {"scaling": zero}}
+    world.edit(FLEETS, "chat", lambda b: b["spec"].update(pools))
+
+    async def look(ticks: int, *, calm: bool) -> None:
+        for tick in range(ticks):
+            event = 1.0 if calm else chance.random()
+            if event < 0.06:
+                nodes.toggle(chance.choice(["n0", "n1", "n2"]))
+            elif event < 0.12:
+                load.streams = chance.choice([0.0, 0.0, 10.0, 60.0, 200.0, 400.0])
+            elif event < 0.15:
+                template = {"metadata": {"labels": {"tick": str(tick)}}}
+                world.edit(
+                    FLEETS, "chat", lambda b, t=template: b["spec"]["decode"].update(template=t)
+                )
+            world.held = {"chat": 3} if load.streams and not size(world) else {}
+            await load.look(chance.choice([1.0, 5.0, 5.0]))
+            nodes.schedule(chance)
+            assert world.condition("ScalingActive").reason == "Scaling"
+
+    await look(120, calm=False)
+    load.streams = 60.0
+    await look(30, calm=True)
+    assert world.ended == []
+    assert world.condition("Ready").status == "True"
+    for pool in ("chat-decode", "chat-prefill"):
+        pods = [world.body(PODS, name) for name in world.pods(pool)]
+        assert len(pods) == size(world, pool)
+        assert nodes.drained.isdisjoint(pod["spec"]["nodeName"] for pod in pods)
+        assert not [p for p in pods if ANNOTATION_DRAINING in p["metadata"]["annotations"]]
