@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -93,12 +93,23 @@ class Autoscaler:
         """By pool uid."""
         self._logged: dict[str, tuple[int, str]] = {}
         """The last decision in the log, by pool uid."""
-        self._told: set[str] = set()
-        """Namespaces whose gateways were told of fleets that are woken."""
+        self._untold: set[str] = set()
+        """Namespaces whose gateways all know that no fleet is woken: not so after a restart, since
+        an operator before this one may have told them of some."""
         self.asleep: set[str] = set()
         """Namespaces with a pool at zero: a request there is not to wait for the next look."""
         self._names: dict[tuple[str, str], str] = {}
         """Pool uids by namespace and name."""
+
+    @property
+    def known(self) -> set[str]:
+        """Namespaces with pools of which something is remembered; maybe none is left there."""
+        return {namespace for namespace, _ in self._names}
+
+    async def look_at(self, namespaces: Iterable[str]) -> AsyncIterator[list[Key]]:
+        """`look`, at all of them at the same time: pods that are silent do not add up."""
+        for looked in asyncio.as_completed([self.look(namespace) for namespace in namespaces]):
+            yield await looked
 
     async def look(self, namespace: str) -> list[Key]:
         """Decide for all autoscaled fleets of a namespace; those whose plan has to run."""
@@ -108,12 +119,12 @@ class Autoscaler:
         if not scaling:
             self._forget(namespace, set())
             self.asleep.discard(namespace)
+            if namespace not in self._untold:
+                await self._gateways(namespace, await self._reader.list(PODS, namespace, {}), ())
             return []
         pods = await self._reader.list(PODS, namespace, {})
         states = await self._gateways(namespace, pods, scaling)
-        news = await asyncio.gather(
-            *(self._fleet(fleet, pods, doorstep(states, fleet.name)) for fleet in scaling)
-        )
+        news = await asyncio.gather(*(self._fleet_alone(fleet, pods, states) for fleet in scaling))
         keys = [
             Key("InferenceFleet", namespace, fleet.name)
             for fleet, changed in zip(scaling, news, strict=True)
@@ -129,10 +140,12 @@ class Autoscaler:
         """Drop what is remembered of pools of the namespace that are not autoscaled any more."""
         for where, name in [key for key in self._names if key[0] == namespace]:
             if name not in pools:
-                uid = self._names.pop((where, name))
-                self._seen.pop(uid, None)
-                self._logged.pop(uid, None)
+                self._forget_pool(self._names.pop((where, name)))
                 self._metrics.forget_scaling(namespace, name)
+
+    def _forget_pool(self, uid: str) -> None:
+        self._seen.pop(uid, None)
+        self._logged.pop(uid, None)
 
     async def _gateways(
         self, namespace: str, pods: Sequence[Body], fleets: Sequence[FleetView]
@@ -141,13 +154,17 @@ class Autoscaler:
         names = wakeable(
             fleets, {fleet.name: self._facts.scaled(namespace, fleet.name) for fleet in fleets}
         )
-        tell = bool(names) or namespace in self._told
+        if names:
+            self._untold.discard(namespace)
+        tell, refused = namespace not in self._untold, False
 
         async def ask(host: str, uid: str) -> GatewayState | None:
+            nonlocal refused
             if tell:
                 try:
                     return await self._data_plane.wakeable(host, uid, Wakeable(names))
                 except OSError as error:
+                    refused = True
                     # One of an older version still says what it measured.
                     log.info("gateway wakes nobody: %s", error)
             try:
@@ -157,9 +174,19 @@ class Autoscaler:
                 return None
 
         found = await asyncio.gather(*(ask(*item) for item in sorted(gateways(pods).items())))
-        if names:
-            self._told.add(namespace)
+        if not names and not refused:
+            self._untold.add(namespace)
         return [state for state in found if state is not None]
+
+    async def _fleet_alone(
+        self, fleet: FleetView, pod_bodies: Sequence[Body], states: Sequence[GatewayState]
+    ) -> bool:
+        """One that cannot be decided on keeps its sizes, and ends nothing for the others."""
+        try:
+            return await self._fleet(fleet, pod_bodies, doorstep(states, fleet.name))
+        except Exception:
+            log.exception("fleet %s/%s is not scaled", fleet.namespace, fleet.name)
+            return False
 
     async def _fleet(self, fleet: FleetView, pod_bodies: Sequence[Body], door: Doorstep) -> bool:
         """Decide for one fleet; whether its plan has to run."""
@@ -172,7 +199,7 @@ class Autoscaler:
             scaling_policy_view, await self._reader.list(SCALING_POLICIES, fleet.namespace, {})
         )
         wanted = scalings(fleet, pools, policies, prometheus=self._prometheus is not None)
-        before = self._facts.scaled(fleet.namespace, fleet.name)
+        before = self._before(fleet, pools)
         found: dict[str, Scaled] = {
             pool.name: troubled(before.get(pool.name), pool, wanted.troubles[pool.name])
             for pool in pools
@@ -181,6 +208,15 @@ class Autoscaler:
         for group in wanted.groups:
             found |= await self._group(fleet, group, pods, door, before)
         return self._facts.learn_scaled(fleet.namespace, fleet.name, found)
+
+    def _before(self, fleet: FleetView, pools: Sequence[PoolView]) -> dict[str, Scaled]:
+        """The last decisions for these very pools: not for one that had the name of one of them."""
+        uids = {pool.name: pool.uid for pool in pools}
+        return {
+            name: scaled
+            for name, scaled in self._facts.scaled(fleet.namespace, fleet.name).items()
+            if self._names.get((fleet.namespace, name), uids.get(name)) == uids.get(name)
+        }
 
     async def _group(
         self,
@@ -199,6 +235,9 @@ class Autoscaler:
             window, seen = window_of(policy, pods, states, door.latency, past, now_s)
             windows[name] = knocked(window, policy, door)
             self._seen[policy.pool.uid] = seen
+            former = self._names.get((fleet.namespace, name))
+            if former is not None and former != policy.pool.uid:
+                self._forget_pool(former)
             self._names[fleet.namespace, name] = policy.pool.uid
         unknown = await self._answers(fleet, group, windows)
         laws = {name: policy.law for name, policy in group.pools.items()}

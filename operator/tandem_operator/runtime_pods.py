@@ -21,7 +21,10 @@ class RuntimePods:
 
     def __init__(self, port: int = HTTP_PORT) -> None:
         self._port = port
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
+        # No limit: the time that waiting for a connection takes would count as a pod's silence.
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=aiohttp.TCPConnector(limit=0)
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,7 +73,8 @@ class RuntimePods:
                     text = content.decode(errors="replace")[:200]
                     raise OSError(f"{url} answered {response.status}: {text}")
                 return msgspec.json.decode(content, type=answer)
-        except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
+            # msgspec's errors are ValueErrors; text that is no UTF-8 and depth have others.
             raise OSError(f"{url}: {type(error).__name__} {error}") from error
 
 

@@ -146,11 +146,13 @@ class Leader:
             due = time.monotonic() >= next_s
             if due:
                 next_s = time.monotonic() + interval_s
-            for namespace in self._cache.namespaces(FLEETS):
-                if due or namespace in self._autoscaler.asleep:
-                    self._pulse.beat("scale", 24 * interval_s)
-                    for key in await self._autoscaler.look(namespace):
-                        self._queue.add(key)
+            namespaces = {*self._cache.namespaces(FLEETS), *self._autoscaler.known}
+            if not due:
+                namespaces &= self._autoscaler.asleep
+            async for keys in self._autoscaler.look_at(sorted(namespaces)):
+                self._pulse.beat("scale", 24 * interval_s)
+                for key in keys:
+                    self._queue.add(key)
 
 
 async def _first_of(operator: Coroutine[Any, Any, None], *loops: Coroutine[Any, Any, None]) -> None:

@@ -106,8 +106,12 @@ def _register_nodes(
     tainted: dict[str, frozenset[str]] = {}
 
     @kopf.on.event(*_selector(NODES), id="nodes_events", registry=registry)
-    async def event(body: kopf.Body, **_: Any) -> None:
+    async def event(body: kopf.Body, type: str | None = None, **_: Any) -> None:
         name = str(body["metadata"]["name"])
+        if type == "DELETED":
+            # Autoscalers taint whatever they delete, and never use its name again.
+            tainted.pop(name, None)
+            return
         spec: Mapping[str, Any] = body.get("spec") or {}
         taints = frozenset(str(taint.get("key")) for taint in spec.get("taints") or ())
         if taints == tainted.get(name, frozenset()):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
 
 from tandem_runtime.contract import (
     METRIC_CACHED_TOKENS,
@@ -23,7 +22,7 @@ from tandem_runtime.contract import (
 from tandem_operator.names import Reason
 from tandem_operator.plan.autoscale import PoolPolicy, Trouble
 from tandem_operator.plan.promql import PromqlRefused, confined
-from tandem_operator.plan.scaling.window import PoolWindow
+from tandem_operator.plan.scaling.window import MOST, PoolWindow
 
 LATENCIES = ("timeToFirstToken", "timePerOutputToken")
 """May be NaN or without a series: nobody asked anything."""
@@ -119,6 +118,6 @@ def _value(signal: str, answer: Answer) -> tuple[float | None, str | None]:
             return None, None
         return None, "its query returns no series; see whether Prometheus scrapes the pods"
     (value,) = answer.values
-    if isfinite(value):
+    if -MOST <= value <= MOST:
         return max(0.0, value), None
     return (None, None) if signal in LATENCIES else (None, f"its query returns {value}")

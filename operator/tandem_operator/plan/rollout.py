@@ -213,8 +213,8 @@ def _leave(
 
 
 def _has_made_way(pool: PoolState, member: Member, others: Sequence[PoolState]) -> bool:
-    """Whether a displaced pod of the target may go: others serve in its stead."""
-    if not member.ready:
+    """Whether a displaced pod of the target may go: others serve in its stead, or none is to."""
+    if not member.ready or pool.size == 0:
         return True
     after_pool = _with_leaving(pool, [member.name])
     after = routable([after_pool, *others])

@@ -18,6 +18,8 @@ from tandem_operator.plan.times import to_text, to_unix_s
 from tandem_operator.plan.views import PoolView
 
 STAND_BACK_S = 600.0
+LATE_S = 30.0
+"""So late a write of ours may come: its plan was under way when a newer decision was made."""
 WRITE_S = 30.0
 MOST_DECISIONS = 10
 PATIENCE_S = 15.0
@@ -43,6 +45,8 @@ class Scaled:
     """Since when the load is not known."""
     foreign_s: float | None = None
     """When somebody else last wrote the size."""
+    asked: tuple[tuple[float, int], ...] = ()
+    """When each size was last to be written, of the last LATE_S."""
 
     @property
     def writes(self) -> bool:
@@ -84,6 +88,10 @@ def settle(
         blind_since_s=blind_s,
         foreign_s=foreign_s if contended else None,
     )
+    new = replace(new, asked=_asked(found, now_s))
+    if new.writes:
+        earlier = tuple(entry for entry in new.asked if entry[1] != new.target)
+        new = replace(new, asked=(*earlier, (now_s, new.target)))
     return _published(new, found, decision, now_s)
 
 
@@ -105,8 +113,13 @@ def _foreign(before: Scaled | None, pool: PoolView, now_s: float) -> float | Non
     if before is None:
         until = (pool.status.scaling or PoolScaling()).stands_back_until
         return to_unix_s(until) - STAND_BACK_S if until else None
-    ours = {before.size} | ({before.target} if before.writes else set())
+    ours = {before.size, *(size for _, size in _asked(before, now_s))}
+    ours |= {before.target} if before.writes else set()
     return before.foreign_s if pool.spec.replicas in ours else now_s
+
+
+def _asked(before: Scaled, now_s: float) -> tuple[tuple[float, int], ...]:
+    return tuple((at_s, size) for at_s, size in before.asked if 0.0 <= now_s - at_s < LATE_S)
 
 
 def _contended(pool: PoolView, foreign_s: float) -> Trouble:
@@ -127,16 +140,18 @@ def _blind(pool: PoolView) -> Trouble:
 
 
 def _published(new: Scaled, before: Scaled, decision: Decision, now_s: float) -> Scaled:
-    """A decision is published at once, other numbers now and then."""
+    """A decision that is carried out is published at once, all else now and then: where the size
+    stays as it is, each look may want another one."""
     until = None
     if new.foreign_s is not None:
         until = to_text(new.foreign_s + STAND_BACK_S)
     decisions = before.published.decisions
     entry = _entry(new, decision, now_s)
+    stale = not 0.0 <= now_s - before.published_s < WRITE_S
     news = decision.target != new.size and not (decisions and _same(decisions[-1], entry))
+    news = news and (stale or not entry.shadow)
     if news:
         decisions = (*decisions, entry)[-MOST_DECISIONS:]
-    stale = not 0.0 <= now_s - before.published_s < WRITE_S
     drifted = stale and changed(before.published_state, decision.state)
     if not news and not drifted and until == before.published.stands_back_until:
         return new

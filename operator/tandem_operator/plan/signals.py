@@ -18,7 +18,7 @@ from tandem_runtime.protocol import StepSums as ReportedSums
 from tandem_operator.api.fleet import Latency, Percentiles
 from tandem_operator.plan.autoscale import PoolPolicy
 from tandem_operator.plan.latency import merged
-from tandem_operator.plan.scaling.window import NO_STEPS, Load, PoolWindow, StepSums
+from tandem_operator.plan.scaling.window import MOST, NO_STEPS, Load, PoolWindow, StepSums
 from tandem_operator.plan.views import PodView
 
 LEAST_ANSWERED = 0.5
@@ -55,7 +55,9 @@ def window_of(
     own = [p for p in pods if p.pool_uid == policy.pool.uid and not p.finished]
     ready = [p for p in own if _serves(p)]
     starting = [p for p in own if not p.ready and not p.terminating and not p.draining]
-    works = {p.uid: w for p in ready if (s := states.get(p.uid)) and (w := s.work)}
+    works = {
+        p.uid: w for p in ready if (s := states.get(p.uid)) and (w := s.work) and _credible(s, w)
+    }
     known = before or Seen(now_s, {}, frozenset(p.uid for p in ready), frozenset(), 0.0)
     seen = Seen(
         at_s=now_s,
@@ -99,8 +101,8 @@ def doorstep(states: Iterable[GatewayState], fleet: str) -> Doorstep:
     reports = [report for state in seen if (report := state.fleets.get(fleet)) is not None]
     return Doorstep(
         latency=merged(reports),
-        held=sum(max(0, state.held.get(fleet, 0)) for state in seen),
-        requests=sum(max(0, report.requests) for report in reports),
+        held=sum(min(max(0, state.held.get(fleet, 0)), int(MOST)) for state in seen),
+        requests=sum(min(max(0, report.requests), int(MOST)) for report in reports),
         answered=bool(seen),
     )
 
@@ -190,6 +192,13 @@ def _since(uid: str, work: PodWork, before: Seen) -> PodWork:
         step_tokens=work.step_tokens,
         max_streams=work.max_streams,
     )
+
+
+def _credible(state: PodState, work: PodWork) -> bool:
+    """Whether a pod can have measured that: whoever may make pods chooses what they say."""
+    counts = (value for value in astuple(work) if not isinstance(value, ReportedSums))
+    numbers = (state.waiting, state.kv_capacity_tokens, *counts, *astuple(work.steps))
+    return all(0 <= number <= MOST for number in numbers)
 
 
 def _steps(sums: ReportedSums) -> StepSums:

@@ -62,7 +62,7 @@ class PodClient:
                     async for line in reply.content:
                         self._heard_s[pod.uid] = time.monotonic()
                         yield self._event.decode(line)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RecursionError) as error:
             raise PodUnreachable(f"pod {pod.name} broke off: {error or 'no answer'}") from error
         raise PodUnreachable(f"pod {pod.name} ended a stream without its finish")
 
@@ -108,7 +108,7 @@ class PodClient:
                 if reply.status != 200:
                     raise PodUnreachable(f"pod {pod.name} answered {await _complaint(reply)}")
                 return msgspec.json.decode(await reply.read(), type=kind)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             # Somebody else has the address now, or a version that does not fit to ours.
             told = f"pod {pod.name} answered what is no {kind.__name__}: {error}"
             raise PodUnreachable(told) from error

@@ -53,7 +53,7 @@ class Waking:
 
     async def hold(self, fleet: str, resolve: Callable[[], Awaitable[ServedModel]]) -> ServedModel:
         """What `resolve` returns, as soon as it does. Raises what it raises where nobody wakes the
-        fleet, and `Unavailable` when too many wait or it takes too long."""
+        fleet (any more), and `Unavailable` when too many wait or it takes too long."""
         try:
             return await resolve()
         except Unavailable:
@@ -74,6 +74,8 @@ class Waking:
                 try:
                     return await resolve()
                 except Unavailable as error:
+                    if fleet not in self._names:
+                        raise
                     if self._clock() >= deadline_s:
                         raise Unavailable(
                             f"Fleet '{fleet}' did not wake within {self._hold_s:g} s: "

@@ -41,12 +41,16 @@ async def no_json() -> Response:
     return PlainTextResponse("<html>")
 
 
+async def too_deep() -> Response:
+    return PlainTextResponse('{"x": ' + "[" * 100_000)
+
+
 async def complete(front: Any) -> Any:
     body = {"model": "hash", "prompt": "x", "max_tokens": 3}
     return await front.http.post("/v1/completions", json=body, headers={"x-tandem-trace": "1"})
 
 
-@pytest.mark.parametrize("answer", [something_else, no_json])
+@pytest.mark.parametrize("answer", [something_else, no_json, too_deep])
 async def test_an_answer_of_somebody_else_counts_as_none(
     make_pod: MakePod, answer: Callable[[], Any]
 ) -> None:

@@ -59,6 +59,17 @@ async def test_a_fleet_that_nobody_wakes_is_answered_at_once(front: Any) -> None
     assert (await ask(front)).status_code == 404
 
 
+async def test_nobody_waits_for_a_fleet_that_is_not_woken_any_more(front: Any) -> None:
+    await tell(front, {"fleet-1": ["hash"]})
+    asking = ask(front)
+    await eventually(lambda: front.gateway._fleets.waking.held == {"fleet-1": 1})
+    await tell(front, {})
+    reply = await asyncio.wait_for(asking, 5.0)
+    assert reply.status_code == 503
+    assert reply.json()["error"]["message"].startswith("No pod of fleet 'fleet-1' can serve now")
+    assert await held(front) == {}
+
+
 async def test_too_many_are_refused(front: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waking, "MOST_HELD", 2)
     await tell(front, {"fleet-1": ["hash"]})

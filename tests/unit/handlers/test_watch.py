@@ -51,17 +51,21 @@ def test_a_node_concerns_the_fleets_on_it_when_its_taints_change() -> None:
     register(registry, cache, lambda key, after_s: added.append(key))
     handler = next(h for h in registry._watching.get_all_handlers() if h.id == "nodes_events")
 
-    def event(*taints: str) -> list[Key]:
+    def event(*taints: str, type: str = "MODIFIED") -> list[Key]:
         added.clear()
         spec = {"taints": [{"key": taint} for taint in taints]} if taints else {}
         body: Any = {"metadata": {"name": "n1"}, "spec": spec}
-        asyncio.run(handler.fn(body=body))  # type: ignore[arg-type, call-arg]
+        asyncio.run(handler.fn(body=body, type=type))  # type: ignore[arg-type, call-arg]
         return list(added)
 
     assert event() == []
     assert event("node.kubernetes.io/unschedulable") == [Key("InferenceFleet", "team", "here")]
     assert event("node.kubernetes.io/unschedulable") == [], "a heartbeat"
     assert event() == [Key("InferenceFleet", "team", "here")]
+    # One that comes back under its name is another node.
+    event("node.kubernetes.io/unschedulable")
+    assert event("node.kubernetes.io/unschedulable", type="DELETED") == []
+    assert event("node.kubernetes.io/unschedulable") == [Key("InferenceFleet", "team", "here")]
 
 
 def test_nodes_are_kept_as_names_and_taints() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,16 @@ from typing import Any
 import pytest
 from builders import NAMESPACE, fleet_body, model_body
 from operator_world import World
+from tandem_operator.keys import Key
 from tandem_operator.logs import JsonFormatter
+from tandem_operator.observe import CLUSTER
+from tandem_operator.plan.build import COMMON_LABELS
 from tandem_operator.plan.queries import Answer
 from tandem_operator.replay import main
-from tandem_operator.resources import FLEETS, PODS, POOLS, SCALING_POLICIES, Ref
-from tandem_runtime.protocol import FleetLatency, PodWork, StepSums
+from tandem_operator.resources import FLEETS, NODES, PODS, POOLS, SCALING_POLICIES, Ref
+from tandem_operator.settings import DRAIN_TAINTS
+from tandem_runtime.contract import ANNOTATION_DRAINING, COMPONENT_GATEWAY, LABEL_COMPONENT
+from tandem_runtime.protocol import FleetLatency, PodState, PodWork, StepSums
 
 SCALING = {"minReplicas": 1, "maxReplicas": 8}
 STREAMS_AT_TARGET = 68.0
@@ -205,6 +212,20 @@ async def test_its_own_writes_are_no_other_writers(world: World, load: Load) -> 
         load.streams = 300.0 if tick // 30 % 2 else 20.0
         await load.look()
         assert world.condition("ScalingActive").reason == "Scaling"
+
+
+async def test_a_pool_that_was_deleted_comes_back_to_its_load(world: World, load: Load) -> None:
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(6):
+        await load.look()
+    busy = size(world)
+    await world.kube.delete(Ref(POOLS, NAMESPACE, "chat-decode"))
+    await world.settle()
+    assert size(world) == 1
+    for _ in range(8):
+        await load.look()
+        assert world.condition("ScalingActive").reason == "Scaling"
+    assert size(world) >= busy
 
 
 @pytest.mark.parametrize(
@@ -403,7 +424,7 @@ async def test_a_policys_own_queries(world: World, load: Load) -> None:
 
 def gateway_pod(world: World) -> None:
     """A gateway that answers."""
-    labels = {"app.kubernetes.io/component": "gateway"}
+    labels = {**COMMON_LABELS, LABEL_COMPONENT: COMPONENT_GATEWAY}
     meta = {"name": "gateway-0", "namespace": NAMESPACE, "labels": labels}
     world.kube.user_write({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {}})
     world.body(PODS, "gateway-0")["status"] = {"phase": "Running", "podIP": "127.0.0.250"}
@@ -463,6 +484,49 @@ async def test_a_gateway_that_does_not_answer_wakes_and_ends_nothing(
     assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
 
 
+@pytest.mark.parametrize("number", [10**400, 10**308])
+async def test_numbers_that_nobody_measured_end_nothing(
+    world: World, load: Load, number: int
+) -> None:
+    gateway_pod(world)
+    world.held = {"chat": number}
+    load.streams = 20.0
+    for _ in range(4):
+        await load.look()
+    assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+    for pod in world.pods("chat-decode"):
+        world.work[pod] = PodWork(number, number, number, StepSums(1e308, 1e308), number, 0, 0, 0)
+    for _ in range(6):
+        await world.look()
+    assert size(world) == 1
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "NoLoadData")
+    world.prometheus = Answers(streams=float(min(number, 10**308)))
+    world.restart()
+    for _ in range(6):
+        await load.look()
+    assert size(world) == 1
+    said = world.condition("ScalingActive")
+    assert said[:2] == ("False", "QueryUnusable")
+    assert "its query returns 1e+308" in said.sentence
+
+
+async def test_a_fleet_that_cannot_be_decided_on_ends_nothing(
+    world: World, load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(host: str) -> PodState:
+        raise RuntimeError("of no kind that anybody expects")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "state", broken)
+        assert await world.autoscaler.look(NAMESPACE) == []
+    assert "fleet team/chat is not scaled" in caplog.text
+    load.streams = 4 * STREAMS_AT_TARGET
+    for _ in range(6):
+        await load.look()
+    assert size(world) >= 5
+
+
 async def test_an_older_gateway_still_says_what_it_measured(world: World, load: Load) -> None:
     gateway_pod(world)
     world.old_gateway = True
@@ -486,3 +550,115 @@ async def test_shadow_holds_no_request_for_a_pod_that_nobody_wakes(
     for _ in range(3):
         await load.look()
     assert world.told == {}
+
+
+async def test_a_fleet_that_is_not_woken_any_more_holds_nothing(world: World, load: Load) -> None:
+    gateway_pod(world)
+    zero = {"scaling": {"minReplicas": 0, "maxReplicas": 4}}
+    for change in ({"replicas": 1}, {"scaling": SCALING}, {"replicas": 1}):
+        world.edit(FLEETS, "chat", lambda b: b["spec"].update(decode=dict(zero)))
+        await load.look()
+        assert world.told == {"chat": ("smollm2",)}
+        if change == {"scaling": SCALING}:
+            world.restart()  # What the operator before it told stands until it is taken back.
+        world.edit(FLEETS, "chat", lambda b, c=change: b["spec"].update(decode=dict(c)))
+        world.old_gateway = True  # It does not answer at first.
+        await load.look()
+        world.old_gateway = False
+        await load.look()
+        assert world.told == {}
+        world.told = None
+        await load.look()
+        assert world.told is None, "said once"
+
+
+async def test_of_a_namespace_whose_fleets_are_gone_nothing_is_remembered(
+    world: World, load: Load
+) -> None:
+    load.streams = 20.0
+    for _ in range(3):
+        await load.look()
+    assert world.autoscaler.known == {NAMESPACE}
+    assert "tandem_scaling_decision{" in world.metrics.text().decode()
+    await world.kube.delete(Ref(FLEETS, NAMESPACE, "chat"))
+    await world.settle()
+    await load.look()
+    assert world.autoscaler.known == set()
+    assert "tandem_scaling_decision{" not in world.metrics.text().decode()
+
+
+async def test_silent_pods_of_many_namespaces_do_not_add_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(namespace: str) -> list[Key]:
+        await asyncio.sleep(0.05)
+        return [Key("InferenceFleet", namespace, "chat")]
+
+    monkeypatch.setattr(world.autoscaler, "look", slow)
+    names = {str(n) for n in range(100)}
+    async with asyncio.timeout(2.5):
+        looked = [keys async for keys in world.autoscaler.look_at(names)]
+    assert {key.namespace for keys in looked for key in keys} == names
+
+
+class Nodes:
+    """Three nodes that are drained and come back, and one that stays."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.drained: set[str] = set()
+        self.toggle("n0")
+        self.toggle("n0")
+
+    def toggle(self, name: str) -> None:
+        self.drained ^= {name}
+        taints = [{"key": DRAIN_TAINTS[0], "effect": "NoSchedule"}]
+        for node in ("n0", "n1", "n2", "n3"):
+            spec = {"taints": taints if node in self.drained else []}
+            body = {"metadata": {"name": node, "uid": node}, "spec": spec}
+            self.world.kube.objects[NODES, CLUSTER, node] = body
+
+    def schedule(self, chance: random.Random) -> None:
+        free = sorted({"n0", "n1", "n2", "n3"} - self.drained)
+        for pod in self.world.kube.pods(NAMESPACE):
+            pod["spec"].setdefault("nodeName", chance.choice(free))
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_load_sleep_rollouts_and_drained_nodes_at_once(
+    world: World, load: Load, seed: int
+) -> None:
+    chance, nodes = random.Random(seed), Nodes(world)
+    gateway_pod(world)
+    zero = {"minReplicas": 0, "maxReplicas": 8, "policyRef": {"name": "p"}}
+    world.kube.user_write(policy(windows={"idleSeconds": 60}))
+    pools = {"prefill": {"scaling": zero}, "decode": {"scaling": zero}}
+    world.edit(FLEETS, "chat", lambda b: b["spec"].update(pools))
+
+    async def look(ticks: int, *, calm: bool) -> None:
+        for tick in range(ticks):
+            event = 1.0 if calm else chance.random()
+            if event < 0.06:
+                nodes.toggle(chance.choice(["n0", "n1", "n2"]))
+            elif event < 0.12:
+                load.streams = chance.choice([0.0, 0.0, 10.0, 60.0, 200.0, 400.0])
+            elif event < 0.15:
+                template = {"metadata": {"labels": {"tick": str(tick)}}}
+                world.edit(
+                    FLEETS, "chat", lambda b, t=template: b["spec"]["decode"].update(template=t)
+                )
+            world.held = {"chat": 3} if load.streams and not size(world) else {}
+            await load.look(chance.choice([1.0, 5.0, 5.0]))
+            nodes.schedule(chance)
+            assert world.condition("ScalingActive").reason == "Scaling"
+
+    await look(120, calm=False)
+    load.streams = 60.0
+    await look(30, calm=True)
+    assert world.ended == []
+    assert world.condition("Ready").status == "True"
+    for pool in ("chat-decode", "chat-prefill"):
+        pods = [world.body(PODS, name) for name in world.pods(pool)]
+        assert len(pods) == size(world, pool)
+        assert nodes.drained.isdisjoint(pod["spec"]["nodeName"] for pod in pods)
+        assert not [p for p in pods if ANNOTATION_DRAINING in p["metadata"]["annotations"]]

@@ -264,6 +264,12 @@ def test_a_displaced_prefill_pod_keeps_its_decode_pods_served() -> None:
     assert next_step([come, decode]).pools[0].leave == ("prefill-a-0",)
 
 
+def test_a_displaced_pod_of_a_pool_that_sleeps_goes() -> None:
+    prefill, decode = displaced(pool("prefill", 1), 0), replace(pool("decode", 2), target="a")
+    step = next_step([replace(prefill, target="a", size=0), decode])
+    assert step.pools == (PoolStep(leave=("prefill-a-0",), displaced=("prefill-a-0",)), PoolStep())
+
+
 def test_routable_needs_a_pair_or_falls_back_to_decode() -> None:
     prefill = replace(pool("prefill", 1), members=())
     decode = pool("decode", 1)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["prefill", "decode", "both"]
+MOST = 1e24
+"""No number that was measured is larger."""
 
 
 @dataclass(frozen=True)
