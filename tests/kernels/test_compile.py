@@ -16,7 +16,11 @@ import torch
 import triton
 from tandem_runtime.kernels.attention_plan import Step, plan_gpu, upload
 from tandem_runtime.kernels.fp8_quantize import FP8, fp8_quantize_triton
-from tandem_runtime.kernels.gather_blocks import gather_blocks_triton, scatter_blocks_triton
+from tandem_runtime.kernels.gather_blocks import (
+    _move_kernel,
+    gather_blocks_triton,
+    scatter_blocks_triton,
+)
 from tandem_runtime.kernels.head_norm import head_norm_triton
 from tandem_runtime.kernels.int4_linear import int4_linear_triton
 from tandem_runtime.kernels.moe import grouped_linear_triton, route_triton
@@ -178,6 +182,11 @@ def test_pages(compiled: Compiled, move: str, dtype: torch.dtype) -> None:
     }
     moves[move]()
     assert set(compiled) == {"_move_kernel"}
+
+
+def test_pages_of_any_span_are_one_kernel() -> None:
+    varying = {p.name for p in _move_kernel.params if p.do_not_specialize}
+    assert varying == {"start", "tokens"}
 
 
 def test_sampling(compiled: Compiled) -> None:

@@ -44,7 +44,8 @@ def scatter_blocks_reference(
         plane[:, ids] = content.view(*content.shape[:2], len(ids), size, -1).transpose(1, 2)
 
 
-@triton.jit
+# Specialised on these it would be compiled again, between two steps, for the first odd span.
+@triton.jit(do_not_specialize=["start", "tokens"])
 def _move_kernel(
     cache, page, block_ids, start, tokens, heads, dim, plane_stride, block_stride, head_stride,
     TO_CACHE: tl.constexpr, BLOCK_TOKENS: tl.constexpr, TILE: tl.constexpr,
