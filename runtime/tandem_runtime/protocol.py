@@ -160,7 +160,7 @@ class PodWork(msgspec.Struct, frozen=True):
     by what happened between them."""
 
     requests: int
-    """Streams taken in."""
+    """Streams taken in; not those that ran on another pod before: they arrived there."""
     prompt_tokens: int
     """Admitted to be computed here and not found in the cache."""
     output_tokens: int

@@ -244,6 +244,7 @@ class Engine:
         ended = self._ended(request)
         if ended is None:
             sequence = self._sequence(request)
+            self._totals.taken_over += headroom_tokens > 0
             sequence.headroom_tokens = min(headroom_tokens, sequence.growth_tokens)
             self._scheduler.expect(sequence)
         return ended

@@ -28,7 +28,8 @@ class EngineStats:
     """Of those, found in the prefix cache."""
     generated_tokens: int
     arrivals: int = 0
-    """Streams taken in since it started, of every kind."""
+    """Streams taken in since it started; not those, or tries for them, that ran on another engine:
+    they arrived there."""
     queued_tokens: int = 0
     """Known tokens of waiting streams; how many of them are cached is found out on admission."""
 
@@ -43,6 +44,9 @@ class Totals:
     """What the engine counts as it goes; see `EngineStats`."""
 
     arrivals: int = 0
+    """Of every kind."""
+    taken_over: int = 0
+    """Of those, the ones that another engine decodes."""
     preemptions: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -64,6 +68,6 @@ def engine_stats(scheduler: Scheduler, totals: Totals) -> EngineStats:
         prompt_tokens=totals.prompt_tokens,
         cached_tokens=totals.cached_tokens,
         generated_tokens=totals.generated_tokens,
-        arrivals=totals.arrivals,
+        arrivals=totals.arrivals - totals.taken_over,
         queued_tokens=sum(len(sequence.token_ids) for sequence in queued),
     )

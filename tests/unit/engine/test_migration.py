@@ -287,6 +287,16 @@ class TestWithoutAModel:
         assert grant.have_tokens == 4
 
 
+def test_a_stream_that_comes_from_another_engine_arrived_there() -> None:
+    engine = make(blocks=8)
+    engine.add(ask("own", [1, 2], max_tokens=4))
+    engine.expect(ask("handed", [1, 2], max_tokens=4))
+    for _ in range(3):
+        engine.expect(ask("moving", [1, 2], max_tokens=4), headroom_tokens=4)
+        assert engine.abort("moving")
+    assert engine.stats().arrivals == 2
+
+
 def test_a_frozen_stream_keeps_its_place_among_the_running() -> None:
     engine = make(blocks=8, running=1)
     engine.add(ask("a", [1, 2, 3], max_tokens=9))

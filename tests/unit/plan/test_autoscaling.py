@@ -4,91 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import NAMESPACE, fleet_body, model_body
+from autoscaled import (
+    SCALING,
+    STREAMS_AT_TARGET,
+    Load,
+    autoscaled_fleet,
+    gateway_pod,
+    policy,
+    size,
+)
+from builders import NAMESPACE
 from operator_world import World
 from tandem_operator.keys import Key
 from tandem_operator.logs import JsonFormatter
-from tandem_operator.observe import CLUSTER
-from tandem_operator.plan.build import COMMON_LABELS
 from tandem_operator.plan.queries import Answer
 from tandem_operator.replay import main
-from tandem_operator.resources import FLEETS, NODES, PODS, POOLS, SCALING_POLICIES, Ref
-from tandem_operator.settings import DRAIN_TAINTS
-from tandem_runtime.contract import ANNOTATION_DRAINING, COMPONENT_GATEWAY, LABEL_COMPONENT
+from tandem_operator.resources import FLEETS, POOLS, SCALING_POLICIES, Ref
 from tandem_runtime.protocol import FleetLatency, PodState, PodWork, StepSums
-
-SCALING = {"minReplicas": 1, "maxReplicas": 8}
-STREAMS_AT_TARGET = 68.0
-"""Of a replica whose steps take 8 ms + 0.25 ms a stream, at 25 ms."""
-OBJECTIVES = {"timePerOutputToken": {"targetMilliseconds": 25}}
-
-
-@dataclass
-class Load:
-    """Decode streams spread over the pods that serve, as the pods would report them."""
-
-    world: World
-    streams: float = 0.0
-    sums: dict[str, list[float]] = field(default_factory=dict)
-
-    async def look(self, seconds: float = 5.0) -> None:
-        pods = [p for p in self.world.pods("chat-decode") if p not in self.world.draining]
-        # A new pod of an old name counts from nothing.
-        self.sums = {pod: total for pod, total in self.sums.items() if pod in pods}
-        for pod in pods:
-            batch = self.streams / len(pods)
-            total = self.sums.setdefault(pod, [0.0] * 10)
-            for varied in (0.8, 1.0, 1.2) if batch else ():
-                s = varied * batch
-                step_s = 0.008 + 0.00025 * s
-                n = seconds / 3 / step_s
-                for i, value in enumerate((1, step_s, 0, s, 0, 0, s * s, 0, s * step_s, s)):
-                    total[i] += n * value
-            requests, output = int(total[9] / 100), int(total[9])
-            sums = StepSums(*total[:9])
-            self.world.work[pod] = PodWork(requests, 0, output, sums, 0, 0, 8192, 256)
-            self.world.running[pod] = round(batch)
-        for pod in self.world.pods("chat-prefill"):
-            self.world.work[pod] = PodWork(0, 0, 0, StepSums(), 0, 0, 8192, 256)
-        for pod in self.world.draining:
-            self.world.running[pod] = 0
-        await self.world.look(seconds)
 
 
 @pytest.fixture
 async def world() -> World:
-    """A fleet that serves, with an autoscaled decode pool."""
-    world = World()
-    world.kube.user_write(model_body())
-    world.kube.user_write(fleet_body(decode={"scaling": SCALING}, objectives=OBJECTIVES))
-    await world.settle()
-    await world.look()
-    await world.settle()
-    return world
+    return await autoscaled_fleet()
 
 
 @pytest.fixture
 def load(world: World) -> Load:
     return Load(world)
-
-
-def policy(name: str = "p", **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": SCALING_POLICIES.api_version,
-        "kind": SCALING_POLICIES.kind,
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": spec,
-    }
-
-
-def size(world: World, pool: str = "chat-decode") -> int:
-    return int(world.body(POOLS, pool)["spec"]["replicas"])
 
 
 def status(world: World) -> dict[str, Any]:
@@ -422,14 +369,6 @@ async def test_a_policys_own_queries(world: World, load: Load) -> None:
     assert said.sentence.startswith("promql.runningRequests is refused: '# up' is no PromQL")
 
 
-def gateway_pod(world: World) -> None:
-    """A gateway that answers."""
-    labels = {**COMMON_LABELS, LABEL_COMPONENT: COMPONENT_GATEWAY}
-    meta = {"name": "gateway-0", "namespace": NAMESPACE, "labels": labels}
-    world.kube.user_write({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {}})
-    world.body(PODS, "gateway-0")["status"] = {"phase": "Running", "podIP": "127.0.0.250"}
-
-
 async def test_to_zero_when_idle_and_back_with_the_first_request(world: World, load: Load) -> None:
     gateway_pod(world)
     zero = {"minReplicas": 0, "maxReplicas": 4, "policyRef": {"name": "p"}}
@@ -599,66 +538,3 @@ async def test_silent_pods_of_many_namespaces_do_not_add_up(
     async with asyncio.timeout(2.5):
         looked = [keys async for keys in world.autoscaler.look_at(names)]
     assert {key.namespace for keys in looked for key in keys} == names
-
-
-class Nodes:
-    """Three nodes that are drained and come back, and one that stays."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.drained: set[str] = set()
-        self.toggle("n0")
-        self.toggle("n0")
-
-    def toggle(self, name: str) -> None:
-        self.drained ^= {name}
-        taints = [{"key": DRAIN_TAINTS[0], "effect": "NoSchedule"}]
-        for node in ("n0", "n1", "n2", "n3"):
-            spec = {"taints": taints if node in self.drained else []}
-            body = {"metadata": {"name": node, "uid": node}, "spec": spec}
-            self.world.kube.objects[NODES, CLUSTER, node] = body
-
-    def schedule(self, chance: random.Random) -> None:
-        free = sorted({"n0", "n1", "n2", "n3"} - self.drained)
-        for pod in self.world.kube.pods(NAMESPACE):
-            pod["spec"].setdefault("nodeName", chance.choice(free))
-
-
-@pytest.mark.parametrize("seed", range(3))
-async def test_load_sleep_rollouts_and_drained_nodes_at_once(
-    world: World, load: Load, seed: int
-) -> None:
-    chance, nodes = random.Random(seed), Nodes(world)
-    gateway_pod(world)
-    zero = {"minReplicas": 0, "maxReplicas": 8, "policyRef": {"name": "p"}}
-    world.kube.user_write(policy(windows={"idleSeconds": 60}))
-    pools = {"prefill": {"scaling": zero}, "decode": {"scaling": zero}}
-    world.edit(FLEETS, "chat", lambda b: b["spec"].update(pools))
-
-    async def look(ticks: int, *, calm: bool) -> None:
-        for tick in range(ticks):
-            event = 1.0 if calm else chance.random()
-            if event < 0.06:
-                nodes.toggle(chance.choice(["n0", "n1", "n2"]))
-            elif event < 0.12:
-                load.streams = chance.choice([0.0, 0.0, 10.0, 60.0, 200.0, 400.0])
-            elif event < 0.15:
-                template = {"metadata": {"labels": {"tick": str(tick)}}}
-                world.edit(
-                    FLEETS, "chat", lambda b, t=template: b["spec"]["decode"].update(template=t)
-                )
-            world.held = {"chat": 3} if load.streams and not size(world) else {}
-            await load.look(chance.choice([1.0, 5.0, 5.0]))
-            nodes.schedule(chance)
-            assert world.condition("ScalingActive").reason == "Scaling"
-
-    await look(120, calm=False)
-    load.streams = 60.0
-    await look(30, calm=True)
-    assert world.ended == []
-    assert world.condition("Ready").status == "True"
-    for pool in ("chat-decode", "chat-prefill"):
-        pods = [world.body(PODS, name) for name in world.pods(pool)]
-        assert len(pods) == size(world, pool)
-        assert nodes.drained.isdisjoint(pod["spec"]["nodeName"] for pod in pods)
-        assert not [p for p in pods if ANNOTATION_DRAINING in p["metadata"]["annotations"]]
