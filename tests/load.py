@@ -52,6 +52,8 @@ async def ask(
             stream=True,
             stream_options={"include_usage": True},
             extra_headers={HEADER_TRACE: "1"},
+            # Random words may well be answered by the end of a text.
+            extra_body={"ignore_eos": True},
         )
         async for chunk in stream:
             finished = finished or any(choice.finish_reason for choice in chunk.choices)
