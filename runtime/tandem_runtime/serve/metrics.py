@@ -151,6 +151,9 @@ class EngineCollector(Collector):
         pages = GaugeMetricFamily(
             "tandem_tier_resident_pages", "Pages kept.", labels=[*_LABELS, "tier"]
         )
+        available = GaugeMetricFamily(
+            "tandem_tier_available", "Whether it did what was asked.", labels=[*_LABELS, "tier"]
+        )
         for one in tiers.tiers:
             counters = one.counters
             moved.add_metric([*self._values, one.name, "loaded"], counters.loaded_pages)
@@ -159,7 +162,8 @@ class EngineCollector(Collector):
             for reason, count in counters.failures.copy().items():
                 failures.add_metric([*self._values, one.name, reason], count)
             pages.add_metric([*self._values, one.name], one.policy.resident_pages)
-        yield from (hits, moved, failures, pages)
+            available.add_metric([*self._values, one.name], counters.available)
+        yield from (hits, moved, failures, pages, available)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=_LABELS)

@@ -16,10 +16,11 @@ from tandem_runtime.engine import tiered
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request, SampledToken
 from tandem_runtime.kv.layout import KvLayout
-from tandem_runtime.kv.tiers.cache import Job, Jobs, JobThread, TierCache
+from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.kv.tiers.contract import Tier
 from tandem_runtime.kv.tiers.disk import DiskTier
 from tandem_runtime.kv.tiers.host import HostTier
+from tandem_runtime.kv.tiers.jobs import Job, Jobs, JobThread
 from tandem_runtime.protocol import Sampling
 
 MakeEngine = Callable[..., Engine]
@@ -33,6 +34,9 @@ class Inline:
     def put(self, job: Job, *, urgent: bool = False) -> None:
         job()
 
+    def later(self, delay_s: float, job: Job) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -45,6 +49,9 @@ class Later:
 
     def put(self, job: Job, *, urgent: bool = False) -> None:
         self.jobs.append(job)
+
+    def later(self, delay_s: float, job: Job) -> None:
+        pass
 
     def run(self) -> None:
         while self.jobs:
