@@ -20,6 +20,7 @@ from tandem_runtime.serve.worker import EngineWorker
 
 _LABELS = ("model_name", "engine")
 _HANDOFF_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LOADING_BUCKETS_S = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 
 
 class PodMetrics:
@@ -44,6 +45,14 @@ class PodMetrics:
             registry=registry,
         )
         self._handoff_seconds = seconds.labels(**self._labels)
+        loading = Histogram(
+            "tandem_tier_loading_seconds",
+            "How long an engine step waited for pages of cache tiers to be taken in.",
+            _LABELS,
+            buckets=_LOADING_BUCKETS_S,
+            registry=registry,
+        )
+        self.observe_loading = loading.labels(**self._labels).observe
         pause = Histogram(
             "tandem_migration_pause_seconds",
             "How long a stream that moved stood still, on the pod that it left.",

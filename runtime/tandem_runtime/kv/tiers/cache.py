@@ -33,7 +33,9 @@ _NEW_WEIGHT: Final = 0.2
 """Of the newest measurement of a tier's load time."""
 _MOST_TENANTS: Final = 64
 _BACKLOG_PAGES: Final = 16
-"""Pages that may wait to be stored in a tier; further ones are not kept."""
+"""Computed pages that may wait to be stored; further ones are not kept."""
+_LOADED_PAGES: Final = 64
+"""The same of loaded ones, which come all at once."""
 _PAGES_AT_ONCE: Final = 4
 """That a tier is asked for. Then its speed is judged anew, and what has come can be taken."""
 
@@ -106,13 +108,14 @@ class _Lookup:
 class _Backlog:
     """Pages that wait to be stored: one thread puts them, and one takes them."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, most_pages: int) -> None:
         self._jobs = jobs
+        self._most_pages = most_pages
         self._put = self._taken = 0
 
     def store(self, tiers: Sequence[Tier], page: Page) -> None:
         """Give a page to these tiers, or tell them that it will not come."""
-        if self._put - self._taken >= _BACKLOG_PAGES:
+        if self._put - self._taken >= self._most_pages:
             self.forget(tiers, [page.key])
             return
         self._put += 1
@@ -161,9 +164,11 @@ class TierCache:
         """A page, by tier, as measured."""
         self._prompts = 0
         # From the engine's thread and from the jobs' own: each has one writer.
-        self._computed, self._promoted = _Backlog(jobs), _Backlog(jobs)
         remote_jobs = remote[1] if remote else jobs
-        self._computed_remotely, self._passed_on = _Backlog(remote_jobs), _Backlog(remote_jobs)
+        self._computed = _Backlog(jobs, _BACKLOG_PAGES)
+        self._computed_remotely = _Backlog(remote_jobs, _BACKLOG_PAGES)
+        self._promoted = _Backlog(jobs, _LOADED_PAGES)
+        self._passed_on = _Backlog(remote_jobs, _LOADED_PAGES)
 
     # -- from the engine's thread -----------------------------------------------------------------
     def fetch(
