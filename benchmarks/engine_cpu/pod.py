@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import aiohttp
 from tandem_runtime import contract
@@ -22,15 +23,29 @@ NAME = "smollm2"
 READY_S = 240.0
 
 
+@dataclass(frozen=True)
+class PodProcess:
+    """A pod that is ready."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+
 @contextmanager
-def pod() -> Iterator[str]:
-    """Its URL; it is ready."""
+def pod(*flags: str) -> Iterator[PodProcess]:
+    """A pod with these flags; it ends with the context."""
+    PEERS.mkdir(parents=True, exist_ok=True)
     ports = [_free_port() for _ in range(3)]
     process = subprocess.Popen(
         [
             sys.executable, "-m", "tandem_runtime.serve", "--role=both", f"--model-uri={MODEL_URI}",
             f"--model-name={NAME}", "--dtype=bfloat16", f"--threads={THREADS}", "--host=127.0.0.1",
-            f"--port={ports[0]}", f"--grpc-port={ports[1]}", f"--handoff-port={ports[2]}",
+            f"--port={ports[0]}", f"--grpc-port={ports[1]}", f"--handoff-port={ports[2]}", *flags,
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=(PEERS / "pod.log").open("w"),
@@ -39,7 +54,7 @@ def pod() -> Iterator[str]:
     try:
         url = f"http://127.0.0.1:{ports[0]}"
         asyncio.run(_wait_ready(url, process))
-        yield url
+        yield PodProcess(url, process)
     finally:
         process.terminate()
         process.wait()
