@@ -311,6 +311,16 @@ def test_a_bucket_that_fails_and_comes_back(site: Site, open_tier: OpenTier, clo
     assert tier.counters.failures == {"unreachable": 1, "refused": 1}
 
 
+def test_a_bucket_that_is_not_there(
+    site: Site, open_tier: OpenTier, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = open_tier("s3://other", aws(site))
+    assert load(tier, prompt(1)) == 0
+    assert keep(tier, prompt(1)) == [False] * 3
+    assert tier.counters.failures == {"refused": 1, "unavailable": 2}
+    assert "there is no such bucket" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
