@@ -27,7 +27,7 @@ from tandem_runtime.gateway.attempt import Attempt
 from tandem_runtime.gateway.discovery import Discovery
 from tandem_runtime.gateway.fleets import RETRY_AFTER_S, Fleets
 from tandem_runtime.gateway.health import PodHealth
-from tandem_runtime.gateway.journal import REFUSED, Journal
+from tandem_runtime.gateway.journal import REFUSED, RESUMES, Journal
 from tandem_runtime.gateway.load import Loads
 from tandem_runtime.gateway.metrics import GatewayMetrics
 from tandem_runtime.gateway.moves import Moves
@@ -57,6 +57,8 @@ class GatewayBackend:
         loads: Loads,
         metrics: GatewayMetrics,
         handoff_secret: bytes,
+        *,
+        resume: bool = True,
     ) -> None:
         self._discovery = discovery
         self._fleets = fleets
@@ -65,6 +67,7 @@ class GatewayBackend:
         self._loads = loads
         self._metrics = metrics
         self._secret = handoff_secret
+        self._resumes = RESUMES if resume else 1
         self._memory = PrefixMemory()
         self.moves = Moves(discovery, client, health)
         self.streams = 0
@@ -92,7 +95,7 @@ class GatewayBackend:
         self.streams += 1
         try:
             keys = await self._keys(model, request)
-            journal = Journal(request)
+            journal = Journal(request, self._resumes)
             while not journal.finished:
                 pair = await self._pair(model, journal, keys)
                 route.attempts += 1

@@ -50,7 +50,14 @@ class Gateway:
         self._health = PodHealth(discovery, self._client, loads)
         self._fleets = Fleets(discovery, self._client, self._health)
         self.backend = GatewayBackend(
-            discovery, self._fleets, self._client, self._health, loads, metrics, options.secret
+            discovery,
+            self._fleets,
+            self._client,
+            self._health,
+            loads,
+            metrics,
+            options.secret,
+            resume=options.resume,
         )
         metrics.watch(lambda: self.backend.streams, lambda: discovery.age_s)
 
@@ -70,8 +77,10 @@ class Gateway:
         self.loops += [
             asyncio.create_task(self._health.run(), name="the health checks"),
             asyncio.create_task(self._fleets.run(), name="the fetching of tokenizers"),
-            asyncio.create_task(self.backend.moves.run(), name="the look-out for pods that drain"),
         ]
+        if self._options.migrate:
+            moves = self.backend.moves.run()
+            self.loops.append(asyncio.create_task(moves, name="the look-out for pods that drain"))
         port = await self._http.start()
         grpc_port = bind(self._grpc, self._options.host, self._options.grpc_port)
         await self._grpc.start()
