@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from tandem_runtime import contract
 
 from benchmarks.engine_cpu.players import PEERS, THREADS, Shape
 from benchmarks.engine_cpu.prompts import prompts
-from benchmarks.fleet import MODEL_URI
+from benchmarks.fleet import MODEL_URI, free_port
 
 NAME = "smollm2"
 READY_S = 240.0
@@ -25,7 +24,7 @@ READY_S = 240.0
 @contextmanager
 def pod() -> Iterator[str]:
     """Its URL; it is ready."""
-    ports = [_free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(3)]
     process = subprocess.Popen(
         [
             sys.executable, "-m", "tandem_runtime.serve", "--role=both", f"--model-uri={MODEL_URI}",
@@ -43,12 +42,6 @@ def pod() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 async def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
