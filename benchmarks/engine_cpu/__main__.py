@@ -110,8 +110,8 @@ def main() -> None:
     players = [PEERS[name]() for name in peers]
     players += [tandem("tandem"), tandem("tandem int4", weights="int4")]
     try:
-        with pod.pod() as url:
-            rates = take_turns(players, url, 1 if options.quick else 3)
+        with pod.pod() as serving:
+            rates = take_turns(players, serving.url, 1 if options.quick else 3)
     finally:
         for player in players:
             player.end()

@@ -56,9 +56,13 @@ class Player:
 
     def play(self, shape: Shape, seed: int) -> float:
         """Seconds from the first prompt's arrival to the last token."""
+        return self.ask({**asdict(shape), "seed": seed})
+
+    def ask(self, message: dict[str, Any]) -> float:
+        """Seconds that it says it took."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps({**asdict(shape), "seed": seed}), file=self._process.stdin, flush=True)
+        print(json.dumps(message), file=self._process.stdin, flush=True)
         for line in self._process.stdout:
             if line.startswith("took_s "):
                 return float(line.split()[1])
@@ -76,11 +80,12 @@ def tandem(name: str, **options: str) -> Player:
     return Player(name, [*script, json.dumps(options)], OMP_NUM_THREADS="1")
 
 
-def vllm() -> Player:
+def vllm(script: Path = HERE / "play_vllm.py") -> Player:
+    """vLLM, as a script in its environment plays it."""
     folder = _environment("vllm", [VLLM, "torch==2.13.0"], NO_IMAGES)
     return Player(
         "vLLM",
-        [str(folder / "bin" / "python"), str(HERE / "play_vllm.py"), str(_safetensors())],
+        [str(folder / "bin" / "python"), str(script), str(_safetensors())],
         VLLM_CPU_KVCACHE_SPACE="4",
         VLLM_CPU_OMP_THREADS_BIND="nobind",
         VLLM_ENABLE_V1_MULTIPROCESSING="0",

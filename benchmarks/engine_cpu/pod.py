@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import aiohttp
 from tandem_runtime import contract
@@ -21,30 +22,46 @@ NAME = "smollm2"
 READY_S = 240.0
 
 
+@dataclass(frozen=True)
+class PodProcess:
+    """A pod that is ready."""
+
+    name: str
+    url: str
+    handoff_port: int
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+
 @contextmanager
-def pod() -> Iterator[str]:
-    """Its URL; it is ready."""
+def pod(*flags: str, name: str = "local") -> Iterator[PodProcess]:
+    """A pod with these flags; it ends with the context."""
+    PEERS.mkdir(parents=True, exist_ok=True)
     ports = [free_port() for _ in range(3)]
     process = subprocess.Popen(
         [
             sys.executable, "-m", "tandem_runtime.serve", "--role=both", f"--model-uri={MODEL_URI}",
             f"--model-name={NAME}", "--dtype=bfloat16", f"--threads={THREADS}", "--host=127.0.0.1",
-            f"--port={ports[0]}", f"--grpc-port={ports[1]}", f"--handoff-port={ports[2]}",
+            f"--port={ports[0]}", f"--grpc-port={ports[1]}", f"--handoff-port={ports[2]}", *flags,
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=(PEERS / "pod.log").open("w"),
+        env={**os.environ, "OMP_NUM_THREADS": "1", contract.ENV_POD_NAME: name},
+        stdout=(PEERS / f"pod-{name}.log").open("w"),
         stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
         url = f"http://127.0.0.1:{ports[0]}"
-        asyncio.run(_wait_ready(url, process))
-        yield url
+        asyncio.run(_wait_ready(url, process, name))
+        yield PodProcess(name, url, ports[2], process)
     finally:
         process.terminate()
         process.wait()
 
 
-async def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+async def _wait_ready(url: str, process: subprocess.Popen[bytes], name: str) -> None:
     deadline_s = time.monotonic() + READY_S
     async with aiohttp.ClientSession() as session:
         while time.monotonic() < deadline_s and process.poll() is None:
@@ -55,7 +72,7 @@ async def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
             except aiohttp.ClientError:
                 pass
             await asyncio.sleep(0.3)
-    raise RuntimeError(f"the pod is not ready; {PEERS / 'pod.log'} may say why")
+    raise RuntimeError(f"the pod is not ready; {PEERS / f'pod-{name}.log'} may say why")
 
 
 def play(url: str, shape: Shape, seed: int) -> float:

@@ -50,24 +50,31 @@ class Answer:
             self.tokens += zip(said.tokens, said.token_logprobs, strict=True)
 
 
-def prompt(client: int) -> list[int]:
-    """PROMPT_TOKENS token ids."""
+def prompt(client: int, tokens: int = PROMPT_TOKENS) -> list[int]:
+    """Token ids: a client always asks the same."""
     chance = random.Random(client)
-    return [chance.choice(WORDS) for _ in range(PROMPT_TOKENS)]
+    return [chance.choice(WORDS) for _ in range(tokens)]
 
 
-async def fill(answer: Answer, api: openai.AsyncOpenAI, model: str) -> None:
+async def fill(
+    answer: Answer,
+    api: openai.AsyncOpenAI,
+    model: str,
+    prompt_ids: Sequence[int],
+    max_tokens: int,
+    salt: str = "",
+) -> None:
     """One streamed completion: even clients greedy, odd ones sampled with a seed of their own."""
     try:
         stream = await api.completions.create(
             model=model,
-            prompt=prompt(answer.client),
-            max_tokens=OUTPUT_TOKENS,
+            prompt=list(prompt_ids),
+            max_tokens=max_tokens,
             temperature=0.8 * (answer.client % 2),
             seed=answer.client,
             logprobs=0,
             stream=True,
-            extra_body={"ignore_eos": True},
+            extra_body={"ignore_eos": True, "cache_salt": salt or None},
         )
         async for chunk in stream:
             for choice in chunk.choices:
@@ -122,7 +129,7 @@ class Clients:
     async def _client(self, api: openai.AsyncOpenAI, number: int) -> None:
         while True:
             answer = self._now[number] = Answer(number)
-            await fill(answer, api, self._model)
+            await fill(answer, api, self._model, prompt(number), OUTPUT_TOKENS)
             self.answers.append(answer)
             if self._stop.is_set():
                 return
