@@ -10,8 +10,10 @@ processor's vectors are changes no bit.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import platform
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any, Final
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -46,10 +48,31 @@ def words_of(dtype: torch.dtype) -> int:
     return 4 // dtype.itemsize
 
 
+def _features() -> frozenset[str]:
+    """Of the processor that kernels are compiled for, as LLVM names them."""
+    if numba.config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES
+        return frozenset(numba.config.CPU_FEATURES.replace("+", "").split(","))
+    return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
+
+
+def _may_use_amx() -> bool:
+    """Linux gives the matrix unit's registers, 8 KiB a thread, to a process that asks for them."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return not ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)
+
+
+HAS_PAIRS: Final = "avx512bf16" in _features()
+HAS_AMX: Final = {"amx-tile", "amx-bf16"} <= _features() and HAS_PAIRS and _may_use_amx()
+
+
 def _cache_folder() -> str:
-    """Machine code is kept for these sources alone: Numba itself looks at one file of a kernel."""
+    """Machine code is kept for these sources alone: Numba itself looks at one file of a kernel, and
+    at the processor, but not at what the system lets a process use."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = hashlib.blake2b(b"".join(path.read_bytes() for path in sources), digest_size=8)
+    parts = [path.read_bytes() for path in sources]
+    digest = hashlib.blake2b(b"".join([*parts, b"amx" if HAS_AMX else b""]), digest_size=8)
     return str(Path(os.environ.get("NUMBA_CACHE_DIR") or _own_folder()) / digest.hexdigest())
 
 
