@@ -163,6 +163,21 @@ def _from_bits(typing_context, bits):
     return types.float32(types.int32), emit
 
 
+@intrinsic
+def as_float(typing_context, bits):
+    """A float32 that `float_bits` made an int64."""
+
+    def emit(context, builder, signature, arguments):
+        return builder.bitcast(builder.trunc(arguments[0], WORD), FLOAT)
+
+    return types.float32(types.int64), emit
+
+
+def float_bits(value: float) -> int:
+    """A float32 as an integer, to travel among addresses."""
+    return int(np.float32(value).view(np.int32))
+
+
 @compiled
 def exp2(x):
     """2^x of a float32, in which loops over it become vectors: 0 below 2^-126, at most 2^126.
