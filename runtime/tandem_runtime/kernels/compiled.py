@@ -105,6 +105,47 @@ def pointer(typing_context, address, element):
     return kind(types.int64, element), emit
 
 
+LINE_BYTES: Final = 64
+"""Of the processor's cache; the matrix unit is four times as slow where rows lie across two."""
+
+
+@compiled
+def line_in(memory):
+    """Address of the first whole line of a uint8 array that has LINE_BYTES to spare."""
+    return memory.ctypes.data + (LINE_BYTES - 1) & -LINE_BYTES
+
+
+@intrinsic
+def _fetch(typing_context, address):
+    """Begin to bring a line into the processor's second cache."""
+
+    def emit(context, builder, signature, arguments):
+        pointed = ir.PointerType()
+        kind = ir.FunctionType(ir.VoidType(), [pointed, WORD, WORD, WORD])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(fetch, [builder.inttoptr(arguments[0], pointed), WORD(0), WORD(2), WORD(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
+@compiled
+def prefetch(address, size_bytes):
+    """Begin to bring so many bytes into the processor's cache; nothing waits for them."""
+    for at in range(address, address + size_bytes, LINE_BYTES):
+        _fetch(at)
+
+
+@intrinsic
+def keep(typing_context, memory):
+    """Numba lets go of an array after its last use, and sees none where an address is used."""
+
+    def emit(context, builder, signature, arguments):
+        return context.get_dummy_value()
+
+    return types.void(memory), emit
+
+
 @intrinsic
 def widen(typing_context, element):
     """An element's value as a float32."""

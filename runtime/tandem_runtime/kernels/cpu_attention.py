@@ -25,12 +25,16 @@ from torch import Tensor
 
 from tandem_runtime.kernels.attention_plan import Ints, Step
 from tandem_runtime.kernels.compiled import (
+    LINE_BYTES,
     as_float,
     compiled,
     exp2,
     float_bits,
+    keep,
+    line_in,
     narrow,
     pointer,
+    prefetch,
     words_of,
 )
 from tandem_runtime.kernels.fp8_kv import to_pool, values_of
@@ -174,11 +178,17 @@ def _softmax(scores, weights, visible, width, size, lanes, to_log2, element):
 def _looked_up(element, codes, named, block, outer, inner, p):
     """Address of a block [outer / p, inner, p] of the dtype, from bytes [outer, inner] of fp8."""
     code, value = pointer(codes, np.uint8(0)), pointer(named, element)
-    target = pointer(block.ctypes.data, element)
+    target = pointer(block, element)
     for i in range(outer):
         for j in range(inner):
             target[i // p * inner * p + j * p + i % p] = value[code[i * inner + j]]
-    return block.ctypes.data
+    return block
+
+
+@compiled
+def _lines(words):
+    """So many words and what fills the last line."""
+    return words + 15 & -16
 
 
 @compiled
@@ -189,35 +199,45 @@ def _attend_piece(
     """Some tokens of one sequence, of which the first sees `seen` earlier ones, and one kv head."""
     blocks, n = (seen + tokens + size - 1) // size, tokens * group
     width = blocks * size
-    rows, block = np.empty(n * dim // p, np.uint32), np.empty(size * dim // p, np.uint32)
-    scores, weights = np.empty(n * width, np.float32), np.empty(n * width // p, np.uint32)
-    sums, totals = np.empty(n * dim, np.float32), np.empty(n, np.float32)
-    lanes = np.empty((2, size), np.float32)
+    scores_words, rows_words, sums_words = _lines(n * width), _lines(n * dim // p), _lines(n * dim)
+    memory = np.empty(
+        4 * (2 * scores_words + rows_words + sums_words + size * dim) + LINE_BYTES, np.uint8
+    )
+    scores = line_in(memory)
+    weights = scores + 4 * scores_words
+    rows = weights + 4 * scores_words
+    sums = rows + 4 * rows_words
+    block = sums + 4 * sums_words
+    lanes, totals = np.empty((2, size), np.float32), np.empty(n, np.float32)
     q_at, out_at = pointer(q, element), pointer(out, element)
-    row_at = pointer(rows.ctypes.data, element)
+    row_at, sum_at = pointer(rows, element), pointer(sums, np.float32(0))
     for r in range(n):
         for d in range(dim):
             row_at[r * dim + d] = q_at[r // group * q_row + r % group * dim + d]
     for b in range(blocks):
-        s, k = scores.ctypes.data + 4 * b * size, keys + table[b] * block_bytes
+        k = keys + table[b] * block_bytes
         if named != 0:
             k = _looked_up(element, k, named, block, dim, size, p)
-        product(element, True, s, width, rows.ctypes.data, dim // p, k, size, dim // p, n, size)
+        s = scores + 4 * b * size
+        if named == 0:
+            prefetch(values + table[b] * block_bytes, 4 * size * dim // p)
+        product(element, True, s, width, rows, dim // p, k, size, dim // p, n, size)
     for r in range(n):
-        s = pointer(scores.ctypes.data + 4 * r * width, np.float32(0))
-        w = pointer(weights.ctypes.data + 4 * r * (width // p), element)
+        s = pointer(scores + 4 * r * width, np.float32(0))
+        w = pointer(weights + 4 * r * (width // p), element)
         visible = seen + r // group + 1
         totals[r] = _softmax(s, w, visible, width, size, lanes, to_log2, element)
     for b in range(blocks):
-        w, v = weights.ctypes.data + 4 * b * (size // p), values + table[b] * block_bytes
+        v = values + table[b] * block_bytes
         if named != 0:
             v = _looked_up(element, v, named, block, size, dim, p)
-        o = sums.ctypes.data
-        product(element, b == 0, o, dim, w, width // p, v, dim, size // p, n, dim)
+        w = weights + 4 * b * (size // p)
+        product(element, b == 0, sums, dim, w, width // p, v, dim, size // p, n, dim)
     for r in range(n):
         target = r // group * out_row + r % group * dim
         for d in range(dim):
-            out_at[target + d] = narrow(sums[r * dim + d] / totals[r], element)
+            out_at[target + d] = narrow(sum_at[r * dim + d] / totals[r], element)
+    keep(memory)
 
 
 def _attend(a, part, element):

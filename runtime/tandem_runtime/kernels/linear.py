@@ -14,14 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tandem_runtime.kernels.compiled import narrow, pointer, widen, words_of
+from tandem_runtime.kernels.compiled import (
+    LINE_BYTES,
+    keep,
+    line_in,
+    narrow,
+    pointer,
+    widen,
+    words_of,
+)
 from tandem_runtime.kernels.team import Kernel, share
 from tandem_runtime.kernels.tile import product
 
 PANEL: Final = 64
-BLOCK_ROWS: Final = 240
-"""Rows of x that all panels are multiplied by in turn: they stay in the processor's cache."""
-TILE_ROWS: Final = 48
+BLOCK_BYTES: Final = 768 << 10
+"""Of rows that all panels are multiplied by in turn: they stay in the processor's cache."""
+TILE_ROWS: Final = 96
 """Whose sums are kept at once; whole tiles of either unit."""
 
 
@@ -37,21 +45,18 @@ def pack_linear(weight: Tensor) -> Tensor:
 
 
 def _linear(a, part, element):
-    """Up to BLOCK_ROWS rows of one panel."""
-    x, packed = a[0], a[1]
-    added, target = (
-        pointer(a[2], element),
-        pointer(a[3], element),
-    )
-    rows, inputs = a[4], a[5]
-    outputs, p = a[6], a[7]
+    """A block of rows by one panel."""
+    x, packed, rows, inputs, outputs, p, block_rows = a[0], a[1], a[4], a[5], a[6], a[7], a[8]
+    added, target = pointer(a[2], element), pointer(a[3], element)
     words, panels = inputs // p, (outputs + PANEL - 1) // PANEL
-    first, top = part % panels * PANEL, part // panels * BLOCK_ROWS
+    first, top = part % panels * PANEL, part // panels * block_rows
     columns, panel = min(outputs - first, PANEL), packed + 4 * first * words
-    sums = np.empty(TILE_ROWS * PANEL, np.float32)
-    for begin in range(top, min(top + BLOCK_ROWS, rows), TILE_ROWS):
+    memory = np.empty(TILE_ROWS * PANEL * 4 + LINE_BYTES, np.uint8)
+    c = line_in(memory)
+    sums = pointer(c, np.float32(0))
+    for begin in range(top, min(top + block_rows, rows), TILE_ROWS):
         count = min(TILE_ROWS, rows - begin)
-        c, at = sums.ctypes.data, x + 4 * begin * words
+        at = x + 4 * begin * words
         product(element, True, c, PANEL, at, words, panel, PANEL, words, count, PANEL)
         if a[2] != 0:
             for r in range(count):
@@ -61,6 +66,7 @@ def _linear(a, part, element):
             at = (begin + r) * outputs + first
             for j in range(columns):
                 target[at + j] = narrow(sums[r * PANEL + j], element)
+    keep(memory)
 
 
 _LINEAR: Final = Kernel(_linear)
@@ -75,9 +81,10 @@ def linear_cpu(x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None = No
     assert inputs == words * p, f"x has {inputs} columns, the weight takes {words * p}"
     assert 0 <= panels * PANEL - outputs < PANEL, f"{panels} panels for {outputs} outputs"
     y = torch.empty((rows, outputs), dtype=x.dtype)
+    block_rows = max(BLOCK_BYTES // (4 * words * TILE_ROWS), 1) * TILE_ROWS
     share(
-        _LINEAR, x.dtype, panels * -(-rows // BLOCK_ROWS),
+        _LINEAR, x.dtype, panels * -(-rows // block_rows),
         x.data_ptr(), packed.data_ptr(), bias.data_ptr() if bias is not None else 0, y.data_ptr(),
-        rows, inputs, outputs, p,
+        rows, inputs, outputs, p, block_rows,
     )  # fmt: skip
     return y
