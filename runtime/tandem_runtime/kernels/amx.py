@@ -69,7 +69,7 @@ def _configure(typing_context, address):
 
 
 @intrinsic
-def _release(typing_context):
+def release(typing_context):
     """Nothing to keep any more: the system need not save the registers."""
 
     def emit(context, builder, signature, arguments):
@@ -125,40 +125,56 @@ def _tiles(typing_context, down, across, fresh, c, c_row, a, a_row, b, b_row, n)
 
 
 @intrinsic
-def fits(typing_context, element, n, columns):
-    """Whether the unit multiplies operands of this dtype and shape: a constant where none does."""
+def serves(typing_context, element):
+    """Whether this processor has the unit, for this dtype: a constant."""
 
     def emit(context, builder, signature, arguments):
-        if not HAS_AMX or element != types.uint16:
-            return ir.Constant(ir.IntType(1), 0)
-        either = builder.or_(arguments[1], arguments[2])
-        rest = builder.and_(either, _LONG(SIDE - 1))
-        return builder.icmp_unsigned("==", rest, _LONG(0))
+        return ir.Constant(ir.IntType(1), HAS_AMX and element == types.uint16)
 
-    return types.boolean(element, types.int64, types.int64), emit
+    return types.boolean(element), emit
+
+
+@compiled
+def fits(element, n, columns):
+    """Whether the unit multiplies operands of this dtype and shape."""
+    return serves(element) and (n | columns) % SIDE == 0
+
+
+@compiled
+def _across(fresh, c, c_row, a, a_row, b, b_row, n, rows, columns):
+    """c += a b for the rows that the unit is configured for."""
+    j = 0
+    while j < columns:
+        cj, bj = c + 4 * j, b + 4 * j
+        if rows > SIDE and columns - j >= 2 * SIDE:
+            _tiles(2, 2, fresh, cj, c_row, a, a_row, bj, b_row, n)
+            j += 2 * SIDE
+        elif rows > SIDE:
+            _tiles(2, 1, fresh, cj, c_row, a, a_row, bj, b_row, n)
+            j += SIDE
+        elif columns - j >= 4 * SIDE:
+            _tiles(1, 4, fresh, cj, c_row, a, a_row, bj, b_row, n)
+            j += 4 * SIDE
+        else:
+            _tiles(1, 1, fresh, cj, c_row, a, a_row, bj, b_row, n)
+            j += SIDE
+
+
+@compiled
+def configure(rows):
+    """For `product_amx` of so many rows, or of any number above ROWS."""
+    _configure(_CONFIGURATIONS.ctypes.data + 64 * min(rows, ROWS))
 
 
 @compiled
 def product_amx(fresh, c, c_row, a, a_row, b, b_row, n, rows, columns):
-    """tile.py's `product` where `fits` says so."""
-    r = 0
-    while r < rows:
+    """tile.py's `product` where `fits` says so, after `configure`."""
+    if rows <= ROWS:
+        _across(fresh, c, c_row, a, a_row, b, b_row, n, rows, columns)
+        return
+    for r in range(0, rows, ROWS):
         count = min(rows - r, ROWS)
-        cr, ar, j = c + 4 * r * c_row, a + 4 * r * a_row, 0
-        _configure(_CONFIGURATIONS.ctypes.data + 64 * count)
-        while j < columns:
-            cj, bj = cr + 4 * j, b + 4 * j
-            if count > SIDE and columns - j >= 2 * SIDE:
-                _tiles(2, 2, fresh, cj, c_row, ar, a_row, bj, b_row, n)
-                j += 2 * SIDE
-            elif count > SIDE:
-                _tiles(2, 1, fresh, cj, c_row, ar, a_row, bj, b_row, n)
-                j += SIDE
-            elif columns - j >= 4 * SIDE:
-                _tiles(1, 4, fresh, cj, c_row, ar, a_row, bj, b_row, n)
-                j += 4 * SIDE
-            else:
-                _tiles(1, 1, fresh, cj, c_row, ar, a_row, bj, b_row, n)
-                j += SIDE
-        r += count
-    _release()
+        configure(count)
+        cr, ar = c + 4 * r * c_row, a + 4 * r * a_row
+        _across(fresh, cr, c_row, ar, a_row, b, b_row, n, count, columns)
+    configure(rows)

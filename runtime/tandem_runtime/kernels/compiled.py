@@ -63,6 +63,7 @@ def _may_use_amx() -> bool:
     return not ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)
 
 
+HAS_PERMUTE: Final = "avx512bw" in _features()
 HAS_PAIRS: Final = "avx512bf16" in _features()
 HAS_AMX: Final = {"amx-tile", "amx-bf16"} <= _features() and HAS_PAIRS and _may_use_amx()
 

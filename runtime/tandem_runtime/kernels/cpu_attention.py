@@ -40,7 +40,7 @@ from tandem_runtime.kernels.compiled import (
 from tandem_runtime.kernels.fp8_kv import to_pool, values_of
 from tandem_runtime.kernels.fp8_quantize import FP8
 from tandem_runtime.kernels.team import PART_ROWS, Kernel, share, share_rows
-from tandem_runtime.kernels.tile import product
+from tandem_runtime.kernels.tile import begin, end, product
 
 PIECE_TOKENS: Final = 16
 """Query tokens that are attended together: their scores stay in the processor's cache."""
@@ -214,6 +214,7 @@ def _attend_piece(
     for r in range(n):
         for d in range(dim):
             row_at[r * dim + d] = q_at[r // group * q_row + r % group * dim + d]
+    begin(element, n)
     for b in range(blocks):
         k = keys + table[b] * block_bytes
         if named != 0:
@@ -237,6 +238,7 @@ def _attend_piece(
         target = r // group * out_row + r % group * dim
         for d in range(dim):
             out_at[target + d] = narrow(sum_at[r * dim + d] / totals[r], element)
+    end(element)
     keep(memory)
 
 

@@ -24,7 +24,7 @@ from tandem_runtime.kernels.compiled import (
     words_of,
 )
 from tandem_runtime.kernels.team import Kernel, share
-from tandem_runtime.kernels.tile import product
+from tandem_runtime.kernels.tile import begin, end, product
 
 PANEL: Final = 64
 BLOCK_BYTES: Final = 768 << 10
@@ -54,18 +54,20 @@ def _linear(a, part, element):
     memory = np.empty(TILE_ROWS * PANEL * 4 + LINE_BYTES, np.uint8)
     c = line_in(memory)
     sums = pointer(c, np.float32(0))
-    for begin in range(top, min(top + block_rows, rows), TILE_ROWS):
-        count = min(TILE_ROWS, rows - begin)
-        at = x + 4 * begin * words
+    for row in range(top, min(top + block_rows, rows), TILE_ROWS):
+        count = min(TILE_ROWS, rows - row)
+        at = x + 4 * row * words
+        begin(element, count)
         product(element, True, c, PANEL, at, words, panel, PANEL, words, count, PANEL)
         if a[2] != 0:
             for r in range(count):
                 for j in range(columns):
                     sums[r * PANEL + j] += widen(added[first + j])
         for r in range(count):
-            at = (begin + r) * outputs + first
+            at = (row + r) * outputs + first
             for j in range(columns):
                 target[at + j] = narrow(sums[r * PANEL + j], element)
+    end(element)
     keep(memory)
 
 

@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tandem_runtime.kernels.amx import fits, product_amx
+from tandem_runtime.kernels.amx import configure, fits, product_amx, release, serves
 from tandem_runtime.kernels.compiled import FLOAT, HAS_PAIRS, WORD, compiled, fma_of
 
 LANES: Final = 16
@@ -120,8 +120,25 @@ def _tile(typing_context, element, rows, vectors, lanes, fresh, c, c_row, a, a_r
 
 
 @compiled
+def begin(element, rows):
+    """Before products of so many rows each."""
+    if serves(element):
+        configure(rows)
+
+
+@compiled
+def end(element):
+    """After the last of them."""
+    if serves(element):
+        release()
+
+
+@compiled
 def product(element, fresh, c, c_row, a, a_row, b, b_row, n, rows, columns):
-    """c += a b of any size, c = a b if `fresh`; addresses, and strides of rows in words."""
+    """c += a b of any size, c = a b if `fresh`; addresses, and strides of rows in words.
+
+    Between `begin` and `end`, of these rows.
+    """
     if fits(element, n, columns):
         product_amx(fresh, c, c_row, a, a_row, b, b_row, n, rows, columns)
         return
