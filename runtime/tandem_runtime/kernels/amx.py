@@ -50,7 +50,9 @@ _CONFIGURATIONS: Final = _configurations()
 
 
 def _run(builder, name, *arguments):
-    """An instruction of the unit; registers are numbers."""
+    """An instruction of the unit, where there is one; registers are numbers."""
+    if not HAS_AMX:  # LLVM would not compile what `serves` keeps from running
+        return
     values = [ir.Constant(_BYTE, a) if isinstance(a, int) else a for a in arguments]
     kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
     found = cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}")

@@ -16,6 +16,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,8 +49,8 @@ def words_of(dtype: torch.dtype) -> int:
     return 4 // dtype.itemsize
 
 
-def _features() -> frozenset[str]:
-    """Of the processor that kernels are compiled for, as LLVM names them."""
+def features() -> frozenset[str]:
+    """Of the processor that kernels are compiled for, as LLVM names its instructions."""
     if numba.config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES
         return frozenset(numba.config.CPU_FEATURES.replace("+", "").split(","))
     return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
@@ -63,9 +64,9 @@ def _may_use_amx() -> bool:
     return not ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)
 
 
-HAS_PERMUTE: Final = "avx512bw" in _features()
-HAS_PAIRS: Final = "avx512bf16" in _features()
-HAS_AMX: Final = {"amx-tile", "amx-bf16"} <= _features() and HAS_PAIRS and _may_use_amx()
+HAS_PERMUTE: Final = "avx512bw" in features()
+HAS_PAIRS: Final = "avx512bf16" in features()
+HAS_AMX: Final = {"amx-tile", "amx-bf16"} <= features() and HAS_PAIRS and _may_use_amx()
 
 
 def _cache_folder() -> str:
@@ -215,6 +216,7 @@ def as_float(typing_context, bits):
     return types.float32(types.int64), emit
 
 
+@cache
 def float_bits(value: float) -> int:
     """A float32 as an integer, to travel among addresses."""
     return int(np.float32(value).view(np.int32))
