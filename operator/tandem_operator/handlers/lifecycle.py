@@ -15,13 +15,14 @@ import kopf
 from tandem_operator.autoscale import Autoscaler
 from tandem_operator.facts import Facts
 from tandem_operator.handlers.watch import IndexCache, configure, register
-from tandem_operator.keys import Key, gateway_key
+from tandem_operator.keys import NODES_KEY, Key, gateway_key
 from tandem_operator.kube.client import Kube
 from tandem_operator.kube.events import EventRecorder
 from tandem_operator.kube.execute import Executor
 from tandem_operator.kube.lease import LeaderLease
 from tandem_operator.metrics import Metrics
 from tandem_operator.observe import CachedReader, LiveReader, Observer
+from tandem_operator.observe_nodes import NodeObserver
 from tandem_operator.plan.latency import merged
 from tandem_operator.probes import Pulse
 from tandem_operator.prometheus import Prometheus
@@ -66,8 +67,18 @@ class Leader:
             prometheus = Prometheus(settings.prometheus_url, settings.prometheus_token_file)
         self._autoscaler = Autoscaler(cached, pods, self._facts, metrics, time.time, prometheus)
         executor = Executor(kube, pods, recorder, os.urandom)
+        nodes = NodeObserver(
+            cached,
+            live,
+            lambda: self._cache.namespaces(PODS),
+            pods,
+            kube,
+            self._facts,
+            time.time,
+            may_write=settings.node_repair,
+        )
         self._reconciler = Reconciler(
-            observer, executor, self._facts, lease, metrics, settings, time.time
+            observer, nodes, executor, self._facts, lease, metrics, settings, time.time
         )
 
     async def run(self) -> None:
@@ -107,6 +118,7 @@ class Leader:
             self._pulse.beat("resync", 3 * self._settings.resync_s)
             self._metrics.resync.set_to_current_time()
             await asyncio.sleep(self._settings.resync_s)
+            self._queue.add(NODES_KEY)
             for namespace in self._cache.namespaces(MODELS):
                 for model in self._cache.objects(MODELS, namespace):
                     self._queue.add(Key("Model", namespace, model["metadata"]["name"]))

@@ -264,8 +264,10 @@ def pod_manifest(
     slot: int,
     template: Manifest,
     names: str,
+    avoid: Sequence[str] = (),
 ) -> Manifest:
-    """One pod of a pool, POOL-REVISION-SLOT; `names` as `served_names_text` writes them."""
+    """One pod of a pool, POOL-REVISION-SLOT; `names` as `served_names_text` writes them, `avoid`
+    the nodes that it must not come to."""
     own: Manifest = {
         "metadata": {
             "name": f"{pool.name}-{revision}-{slot}",
@@ -276,7 +278,21 @@ def pod_manifest(
         },
         "spec": {"terminationGracePeriodSeconds": _grace_s(fleet)},
     }
-    return {"apiVersion": "v1", "kind": "Pod", **merge(template, own)}
+    body = merge(template, own)
+    if avoid:
+        body["spec"] = {**body["spec"], "affinity": _away_from(avoid, body["spec"])}
+    return {"apiVersion": "v1", "kind": "Pod", **body}
+
+
+def _away_from(nodes: Sequence[str], spec: Manifest) -> Manifest:
+    """The pod's affinity, with each of its alternatives confined to other nodes."""
+    away = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    affinity: Manifest = spec.get("affinity") or {}
+    of_nodes: Manifest = affinity.get("nodeAffinity") or {}
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    terms = (of_nodes.get(required) or {}).get("nodeSelectorTerms") or [{}]
+    confined = [term | {"matchFields": [*(term.get("matchFields") or ()), *away]} for term in terms]
+    return affinity | {"nodeAffinity": of_nodes | {required: {"nodeSelectorTerms": confined}}}
 
 
 def check_manifest(fleet: FleetView, pool: str, revision: str, template: Manifest) -> Manifest:

@@ -161,7 +161,8 @@ def _creations(
         slot = next(n for n in range(1 << 16) if f"{pool.name}-{revision}-{n}" not in taken)
         template = dict(record.template)
         text = _names_of(snapshot, fleet, template, names)
-        manifest = pod_manifest(fleet, pool, revision, slot, template, text)
+        avoid = snapshot.repair.avoid
+        manifest = pod_manifest(fleet, pool, revision, slot, template, text, avoid)
         taken.add(manifest["metadata"]["name"])
         actions.append(Create(manifest, reason, pool.uid))
     return actions

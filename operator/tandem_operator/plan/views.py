@@ -29,6 +29,7 @@ from tandem_operator.api.pool import PoolSpec, PoolStatus
 from tandem_operator.api.scaling_policy import ScalingPolicySpec
 from tandem_operator.names import ANNOTATION_DRAINING_SINCE
 from tandem_operator.plan.health import Problem, pod_problem
+from tandem_operator.plan.nodes.repair import Repair
 from tandem_operator.plan.times import to_unix_s
 from tandem_operator.resources import FLEETS, MODELS, PODS, POOLS, REVISIONS, Ref
 
@@ -361,10 +362,15 @@ class FleetSnapshot:
     """Why the last plan could not make an object: a quota, an admission policy."""
     drained_nodes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Nodes that somebody drains, or is about to, with the keys of the taints that say so."""
+    repair: Repair = field(default_factory=Repair)
+    """Nodes that the NodeHealthPolicy has in repair."""
 
     def displaces(self, pod: PodView) -> bool:
         """Whether the pod has to go because its node does. One that tolerates the taint stays: its
-        replacement could come to the same node, and would have to go as well."""
+        replacement could come to the same node, and would have to go as well. From a node in repair
+        all go: their replacements keep away from it."""
+        if pod.node in self.repair.nodes or pod.uid in self.repair.pods:
+            return True
         taints = self.drained_nodes.get(pod.node or "", frozenset())
         return bool(taints - pod.tolerated) and "" not in pod.tolerated
 
