@@ -57,6 +57,11 @@ class Facts:
         """What `learn_refusal` was last told."""
         return self._refusals.get(key)
 
+    @property
+    def of_nodes(self) -> tuple[object, ...]:
+        """What was learned of nodes, to see whether it changed."""
+        return self.xids, self.reports, self.stragglers
+
     def learn_eviction(self, uid: str, refusal: str | None) -> None:
         """The API server's answer to an eviction; None: it was carried out."""
         self.eviction_refusals.pop(uid, None)

@@ -150,7 +150,7 @@ class DeadNodes(ApiModel):
     action: Literal["Wait", "ForceDelete", "OutOfService"] = "Wait"
     """ForceDelete removes Tandem's pods from the API. OutOfService taints the node, whereupon
     Kubernetes removes all pods and detaches their volumes; only if all others are a DaemonSet's."""
-    after_seconds: Annotated[int, Field(ge=60, le=MAX_SECONDS)] = 300
+    after_seconds: Annotated[int, Field(ge=30, le=MAX_SECONDS)] = 300
     """Of silence. The machine has to be off by then: nothing here can switch it off."""
 
 

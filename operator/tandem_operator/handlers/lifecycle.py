@@ -21,6 +21,7 @@ from tandem_operator.kube.events import EventRecorder
 from tandem_operator.kube.execute import Executor
 from tandem_operator.kube.lease import LeaderLease
 from tandem_operator.metrics import Metrics
+from tandem_operator.node_watch import USUAL_WINDOW_S, NodeWatch
 from tandem_operator.observe import CachedReader, LiveReader, Observer
 from tandem_operator.observe_nodes import NodeObserver
 from tandem_operator.plan.latency import merged
@@ -77,6 +78,9 @@ class Leader:
             time.time,
             may_write=settings.node_repair,
         )
+        self._node_watch = NodeWatch(
+            cached, lambda: self._cache.namespaces(PODS), pods, self._facts, time.time
+        )
         self._reconciler = Reconciler(
             observer, nodes, executor, self._facts, lease, metrics, settings, time.time
         )
@@ -100,7 +104,8 @@ class Leader:
     def _loops(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside Kopf."""
         workers = [self._work() for _ in range(self._settings.workers)]
-        return [self._lease.keep(), self._resync(), self._scrape(), self._scale(), *workers]
+        looks = [self._scrape(), self._scale(), self._watch_nodes()]
+        return [self._lease.keep(), self._resync(), *looks, *workers]
 
     async def _work(self) -> None:
         await work(
@@ -148,6 +153,17 @@ class Leader:
                     measured = merged(reports.get(key.name, []))
                     if self._facts.learn_latency(namespace, key.name, measured, time.time()):
                         self._queue.add(key)
+
+    async def _watch_nodes(self) -> None:
+        """Ask pods how they are, and queue the nodes when something about them is new."""
+        wait_s = USUAL_WINDOW_S
+        while True:
+            self._pulse.beat("nodes", 60.0 + 3 * wait_s)
+            before = self._facts.of_nodes
+            wait_s = await self._node_watch.look()
+            if self._facts.of_nodes != before:
+                self._queue.add(NODES_KEY)
+            await asyncio.sleep(wait_s)
 
     async def _scale(self) -> None:
         """Look at the load of autoscaled fleets; queue those whose size or status has to change."""

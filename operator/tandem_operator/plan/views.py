@@ -27,7 +27,7 @@ from tandem_operator.api.fleet import FleetSpec, FleetStatus, Latency
 from tandem_operator.api.model import ModelSpec, ModelStatus
 from tandem_operator.api.pool import PoolSpec, PoolStatus
 from tandem_operator.api.scaling_policy import ScalingPolicySpec
-from tandem_operator.names import ANNOTATION_DRAINING_SINCE
+from tandem_operator.names import ANNOTATION_DRAINING_SINCE, ANNOTATION_SAFE_TO_EVICT
 from tandem_operator.plan.health import Problem, pod_problem
 from tandem_operator.plan.nodes.repair import Repair
 from tandem_operator.plan.times import to_unix_s
@@ -199,6 +199,8 @@ class PodView:
     unready_s: float | None = None
     """Since when it is not Ready, where the kubelet says so."""
     node: str | None = None
+    safe_to_evict: str | None = None
+    """The cluster autoscaler's annotation."""
     tolerated: frozenset[str] = frozenset()
     """Keys of the taints that it tolerates; an empty one: all."""
 
@@ -262,6 +264,7 @@ def pod_view(body: Body) -> PodView:
         draining_since_s=_time(annotations.get(ANNOTATION_DRAINING_SINCE)),
         served_names=annotations.get(ANNOTATION_SERVED_NAMES),
         model=labels.get(LABEL_MODEL, ""),
+        safe_to_evict=annotations.get(ANNOTATION_SAFE_TO_EVICT),
         unready_s=None if ready else _time(ready_condition.get("lastTransitionTime")),
         node=spec.get("nodeName"),
         tolerated=frozenset(str(t.get("key") or "") for t in spec.get("tolerations") or ()),

@@ -12,7 +12,7 @@ Nothing here undoes what somebody else did: see `release`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tandem_operator.api.node_health import NodeStatus
 from tandem_operator.names import ANNOTATION_CORDONED, ANNOTATION_OUT_OF_SERVICE, Reason
@@ -91,16 +91,16 @@ def _evict(look: Look, entry: NodeStatus, left: Sequence[PlacedPod]) -> tuple[Ac
     drain = look.policy.spec.drain
     elapsed_s = look.now_s - to_unix_s(entry.since)
     here = [pod for pod in left if not pod.terminating and not pod.draining]
-    if elapsed_s >= deadline_s(look, left):
-        return _overdue(look, here) if drain.after_deadline == "Delete" else ()
+    late = [pod for pod in here if elapsed_s >= deadline_s(look, pod)]
+    if drain.after_deadline == "Delete" and (deletions := _overdue(look, late)):
+        return deletions
     due = [pod for pod in here if not pod.runtime or elapsed_s >= drain.evict_after_seconds]
-    return tuple(Evict(pod.ref, Reason.NODE_DRAINING) for pod in due)
+    return tuple(Evict(pod.ref, Reason.NODE_DRAINING) for pod in due if pod not in late)
 
 
-def deadline_s(look: Look, pods: Iterable[PlacedPod]) -> float:
-    """Of evictions: no pod gets less than its own grace period."""
-    graces = [pod.grace_s for pod in pods]
-    return float(max([look.policy.spec.drain.deadline_seconds, *graces]))
+def deadline_s(look: Look, pod: PlacedPod) -> float:
+    """Of a pod's evictions: none gets less than its own grace period."""
+    return float(max(look.policy.spec.drain.deadline_seconds, pod.grace_s))
 
 
 def _overdue(look: Look, here: Sequence[PlacedPod]) -> tuple[Action, ...]:
@@ -148,9 +148,8 @@ def looks_again_in_s(look: Look, entry: NodeStatus) -> list[float]:
     left = left_on(look.pods.get(entry.name, ()), entry.pods)
     elapsed_s = look.now_s - to_unix_s(entry.since)
     drain = look.policy.spec.drain
-    waits = (
-        [drain.evict_after_seconds - elapsed_s, deadline_s(look, left) - elapsed_s] if left else []
-    )
+    waits = [deadline_s(look, pod) - elapsed_s for pod in left]
+    waits += [drain.evict_after_seconds - elapsed_s] if left else []
     silent = [present_s(s, look.now_s) for s in entry.signals if s.signal == NOT_READY and s.since]
     waits += [look.policy.spec.dead_nodes.after_seconds - silent_s for silent_s in silent]
     waits = [wait_s for wait_s in waits if wait_s > 0.0]
