@@ -15,14 +15,23 @@ from builders import NAMESPACE
 from fake_kube import Body, Clock, FakeKube
 from tandem_operator.autoscale import Autoscaler, Queries
 from tandem_operator.facts import Facts
-from tandem_operator.keys import Key, gateway_key
+from tandem_operator.keys import NODES_KEY, Key, gateway_key
 from tandem_operator.kube.client import ApiError
 from tandem_operator.kube.execute import Executor
 from tandem_operator.metrics import Metrics
 from tandem_operator.observe import CachedReader, LiveReader, Observer
+from tandem_operator.observe_nodes import NodeObserver
 from tandem_operator.plan.actions import Notify, Plan
 from tandem_operator.reconcile import ReconcileFailed, Reconciler
-from tandem_operator.resources import DEPLOYMENTS, FLEETS, MODELS, PODS, Ref, Resource
+from tandem_operator.resources import (
+    DEPLOYMENTS,
+    FLEETS,
+    MODELS,
+    NODE_HEALTH_POLICIES,
+    PODS,
+    Ref,
+    Resource,
+)
 from tandem_operator.settings import Settings
 from tandem_runtime.contract import (
     COMPONENT_RUNTIME,
@@ -93,9 +102,26 @@ class World:
         self.autoscaler = Autoscaler(
             cached, self, self.facts, self.metrics, self.clock, self.prometheus
         )
+        nodes = NodeObserver(
+            cached,
+            live,
+            lambda: [NAMESPACE],
+            self,
+            self.kube,
+            self.facts,
+            self.clock,
+            may_write=self.settings.node_repair,
+        )
         executor = FaultyExecutor(self, Executor(self.kube, self, self, lambda n: b"k" * n))
         self.reconciler = Reconciler(
-            observer, executor, self.facts, AlwaysLeader(), self.metrics, self.settings, self.clock
+            observer,
+            nodes,
+            executor,
+            self.facts,
+            AlwaysLeader(),
+            self.metrics,
+            self.settings,
+            self.clock,
         )
 
     # -- what the operator talks to ----------------------------------------------------------------
@@ -181,6 +207,7 @@ class World:
                 names.add(labels[LABEL_FLEET])
         models = [b["metadata"]["name"] for b in self.objects(MODELS, NAMESPACE)]
         return [
+            *([NODES_KEY] if self.objects(NODE_HEALTH_POLICIES, "") else []),
             *(Key("Model", NAMESPACE, name) for name in models),
             gateway_key(NAMESPACE),
             *(Key("InferenceFleet", NAMESPACE, name) for name in sorted(names)),

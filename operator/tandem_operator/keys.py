@@ -31,14 +31,18 @@ from tandem_operator.resources import (
 
 @dataclass(frozen=True)
 class Key:
-    """One unit of reconciliation. A gateway has its namespace's name."""
+    """One unit of reconciliation. A gateway has its namespace's name; all nodes are one unit,
+    without a namespace, since the brakes are over all of them."""
 
-    kind: Literal["Model", "InferenceFleet", "Gateway"]
+    kind: Literal["Model", "InferenceFleet", "Gateway", "Nodes"]
     namespace: str
     name: str
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}"
+
+
+NODES_KEY = Key("Nodes", "", "nodes")
 
 
 def gateway_key(namespace: str) -> Key:

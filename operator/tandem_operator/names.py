@@ -27,6 +27,12 @@ ANNOTATION_MODEL_DIGEST: Final = "tandem.dev/model-digest"
 ANNOTATION_MODEL_URI: Final = "tandem.dev/model-uri"
 ANNOTATION_ROLLBACK: Final = "tandem.dev/rollback"
 """On a fleet: {"from": REVISION, "to": REVISION}; docs/design/revisions.md."""
+ANNOTATION_CORDONED: Final = "tandem.dev/cordoned"
+"""On a node: we cordoned it, and why. Only such a node is uncordoned by us."""
+ANNOTATION_OUT_OF_SERVICE: Final = "tandem.dev/out-of-service"
+"""On a node: we gave it the taint of Kubernetes' of that name."""
+ANNOTATION_REPAIR_PAUSED: Final = "tandem.dev/repair-paused"
+"""On a node or on the NodeHealthPolicy, by a person: true."""
 ANNOTATION_SAFE_TO_EVICT: Final = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ANNOTATION_DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
 
@@ -46,6 +52,8 @@ class Condition(StrEnum):
     SCALING_ACTIVE = "ScalingActive"
     ROLLED_BACK = "RolledBack"
     SLO_MET = "SLOMet"
+    NODE_REPAIR = "NodeRepair"
+    HELD = "Held"
 
 
 class Reason(StrEnum):
@@ -103,6 +111,21 @@ class Reason(StrEnum):
     QUERY_REFUSED = "QueryRefused"
     QUERY_UNUSABLE = "QueryUnusable"
     REPLICAS_CONTENDED = "ReplicasContended"
+    # nodes
+    NODE_HELD = "NodeHeld"
+    NODE_DRY_RUN = "NodeDryRun"
+    NODE_DRAINED = "NodeDrained"
+    NODE_DEAD = "NodeDead"
+    NODE_RELEASED = "NodeReleased"
+    NODE_RECOVERED = "NodeRecovered"
+    POLICY_OFF = "Off"
+    WATCHING = "Watching"
+    CONDITION_UNKNOWN = "ConditionUnknown"
+    DEADLINE_TOO_SHORT = "DeadlineTooShort"
+    ENABLED = "Enabled"
+    DISABLED = "Disabled"
+    PAUSED = "Paused"
+    OUTAGE = "Outage"
     # fleet
     SERVING = "Serving"
     NAME_CONFLICT = "NameConflict"

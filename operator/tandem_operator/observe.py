@@ -31,6 +31,8 @@ from tandem_operator.names import LABEL_MANAGED_BY, MANAGED_BY
 from tandem_operator.plan.drain import pods_to_ask
 from tandem_operator.plan.gateway import GatewaySnapshot
 from tandem_operator.plan.model import ModelSnapshot
+from tandem_operator.plan.nodes.repair import Repair, repair_of
+from tandem_operator.plan.nodes.view import policy_view
 from tandem_operator.plan.pools import wanted_sizes
 from tandem_operator.plan.resolver import resolver_view
 from tandem_operator.plan.views import (
@@ -49,6 +51,7 @@ from tandem_operator.resources import (
     DEPLOYMENTS,
     FLEETS,
     MODELS,
+    NODE_HEALTH_POLICIES,
     NODES,
     PODS,
     POOLS,
@@ -77,6 +80,7 @@ WATCHED = (
     SERVICES,
     SERVICE_ACCOUNTS,
     ROLE_BINDINGS,
+    NODE_HEALTH_POLICIES,
     NODES,
 )
 CLUSTER = ""
@@ -87,7 +91,7 @@ _ANY: Labels = {}
 
 def selector(resource: Resource) -> dict[str, str]:
     """What is watched and listed of a kind: all of ours, only what we made of Kubernetes' own."""
-    everyones = resource in (MODELS, FLEETS, SCALING_POLICIES, NODES)
+    everyones = resource in (MODELS, FLEETS, SCALING_POLICIES, NODE_HEALTH_POLICIES, NODES)
     return {} if everyones else {LABEL_MANAGED_BY: MANAGED_BY}
 
 
@@ -196,6 +200,7 @@ class Observer:
         pods = parsed(pod_view, found[PODS])
         pools = parsed(pool_view, found[POOLS])
         now_s = self._now_s()
+        policies = await self._lists(live, CLUSTER, {NODE_HEALTH_POLICIES: _ANY})
         model = fleet.spec.model_ref.name if fleet else ""
         scaled = self._facts.scaled(key.namespace, key.name)
         asked = pods_to_ask(pods, wanted_sizes(fleet, pools, scaled))
@@ -223,6 +228,7 @@ class Observer:
             drained_nodes=drained_nodes(
                 await self._cached.list(NODES, CLUSTER, _ANY), self._drain_taints
             ),
+            repair=_repair(policies[NODE_HEALTH_POLICIES]),
         )
 
     async def _states(self, pods: list[PodView]) -> dict[str, PodState]:
@@ -270,6 +276,11 @@ class Observer:
             secret_ensured_s=self._facts.secret_ensured_s(key.namespace),
             secret_missing=bool(late),
         )
+
+
+def _repair(policies: Iterable[Body]) -> Repair:
+    found = parsed(policy_view, policies)
+    return repair_of(found[0].spec, found[0].status) if found else Repair()
 
 
 def _waits_for_volumes(pod: Body) -> bool:

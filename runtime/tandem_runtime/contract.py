@@ -46,6 +46,10 @@ ANNOTATION_RESTARTED_AT: Final = "tandem.dev/restartedAt"
 ANNOTATION_EXTERNAL_URL: Final = "tandem.dev/external-url"
 """On a gateway's Service: where clients outside the cluster reach it (host:port of its HTTP)."""
 
+ANNOTATION_XID_COUNTS: Final = "tandem.dev/xid-counts"
+"""On a node, by whoever reads the driver's log: {"79": 3}, how often each of NVIDIA's error codes
+came since some moment. What counts is that a number rises."""
+
 CONTAINER: Final = "runtime"
 """The container of a runtime pod that is ours; a template may add others."""
 

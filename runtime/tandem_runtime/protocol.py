@@ -175,6 +175,15 @@ class PodWork(msgspec.Struct, frozen=True):
     """Streams that run at the same time at most."""
 
 
+class DeviceReport(msgspec.Struct, frozen=True):
+    """What a pod knows of the health of its devices."""
+
+    xids: dict[str, int] = {}
+    """How often each of NVIDIA's error codes came since the pod started; not which came last."""
+    failing: str | None = None
+    """A sentence while the device fails, such as for memory errors that cannot be corrected."""
+
+
 class PodState(msgspec.Struct, frozen=True, omit_defaults=False):
     """What a runtime pod says of itself; the operator's only view into a pod."""
 
@@ -198,6 +207,8 @@ class PodState(msgspec.Struct, frozen=True, omit_defaults=False):
     """The longest prompt and answer together that the pod can hold; 0: it does not say."""
     work: PodWork | None = None
     """None: it does not say, or its engine is not built yet."""
+    device: DeviceReport | None = None
+    """None: it does not say."""
 
     @property
     def in_flight(self) -> int:

@@ -30,6 +30,8 @@ UNUSED = {
     ("tandem.dev", "inferencefleets/finalizers", "update"): "likewise",
     ("tandem.dev", "pools/finalizers", "update"): "likewise",
     ("rbac.authorization.k8s.io", "clusterroles", "bind"): "checked when the RoleBinding is made",
+    ("", "pods/eviction", "create"): "from a failing node: test_node_health.py",
+    ("tandem.dev", "nodehealthpolicies/status", "patch"): "where there is a policy: likewise",
     ("coordination.k8s.io", "leases", "create"): "once in a cluster's life",
 }
 
@@ -80,6 +82,17 @@ def test_binding_is_limited_to_the_gateways_role() -> None:
 
 def test_the_gateway_reads_pods_alone() -> None:
     assert granted("tandem-gateway") == {("", "pods", verb) for verb in ("get", "list", "watch")}
+
+
+def test_writing_to_nodes_is_a_role_of_its_own() -> None:
+    assert not {v for _, resource, v in granted("tandem-operator") if resource == "nodes"} - {
+        "list",
+        "watch",
+    }
+    local = rendered(MANIFESTS / "overlays" / "local")
+    (role,) = [body for body in local if body["metadata"]["name"] == "tandem-node-repair"
+               and body["kind"] == "ClusterRole"]  # fmt: skip
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["patch"]}]
 
 
 def test_nobody_elses_kinds_are_needed() -> None:

@@ -23,7 +23,9 @@ from tandem_operator.plan.actions import (
     Create,
     CreateSecret,
     Delete,
+    Evict,
     Notify,
+    PatchNode,
     Plan,
     PostDrain,
     Renumber,
@@ -57,6 +59,8 @@ class Outcome:
     action: Action
     error: str | None = None
     """A sentence; None when it was carried out, or had been already."""
+    refusal: str | None = None
+    """Why an eviction is not allowed now, which is no error."""
     check: TemplateCheck | None = None
     """The API server's answer to a CheckTemplate."""
 
@@ -106,6 +110,8 @@ class Executor:
                 return None
             if isinstance(action, Create) and error.status == 409:
                 return await self._taken(action)
+            if isinstance(action, Evict) and _is_refusal(error):
+                return Outcome(action, refusal=str(error))
             if not _done_already(action, error):
                 return Outcome(action, str(error))
         except (OSError, TimeoutError) as error:
@@ -120,8 +126,14 @@ class Executor:
                 await self._kube.create(manifest, manager=MANAGER)
             case CreateSecret():
                 await self._kube.create(self._filled(action), manager=MANAGER)
-            case Delete(target):
-                await self._kube.delete(target)
+            case Delete(target, grace_s=grace_s):
+                await self._kube.delete(target, grace_s=grace_s)
+            case Evict(target):
+                await self._kube.evict(target)
+            case PatchNode(target, version, change):
+                versioned = {**change["metadata"], "resourceVersion": version}
+                change = {**change, "metadata": versioned}
+                await self._kube.patch(target, change, manager=MANAGER)
             case Annotate(target, annotations):
                 change = {"metadata": {"annotations": dict(annotations)}}
                 await self._kube.patch(target, change, manager=MANAGER)
@@ -186,8 +198,10 @@ def _done_already(action: Action, error: ApiError) -> bool:
     A 409 to a Delete or an Annotate means another uid: the object that was meant is gone.
     """
     match action:
-        case Delete():
+        case Delete() | Evict():
             return error.status in (404, 409)
+        case PatchNode():
+            return error.status == 404
         case Annotate() | WriteStatus():
             return error.status in (404, 409) and _is_gone(error)
         case CreateSecret():
@@ -200,8 +214,17 @@ def _is_gone(error: ApiError) -> bool:
     return error.status == 404 or "uid" in str(error).lower()
 
 
+def _is_refusal(error: ApiError) -> bool:
+    """Whether a budget forbids an eviction for now: it has none left (429), or two of them select
+    the pod, which the API server cannot judge (500)."""
+    two = error.status == 500 and "more than one PodDisruptionBudget" in str(error)
+    return error.status == 429 or two
+
+
 def _target(action: Action) -> Ref | None:
     match action:
+        case Evict(target) | PatchNode(target):
+            return target
         case Delete(target) | Annotate(target) | Renumber(target) | Scale(target):
             return target
         case PostDrain(target) | WriteStatus(target):

@@ -53,6 +53,27 @@ class Delete:
 
     target: Ref
     reason: Reason
+    grace_s: int | None = None
+    """0: from the API alone, whatever still runs. None: the object's own."""
+
+
+@dataclass(frozen=True)
+class Evict:
+    """Eviction of a pod, as far as the budgets that select it allow. A refusal is no failure: it is
+    a fact of the next snapshot."""
+
+    target: Ref
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class PatchNode:
+    """Merge patch of a node, if its resourceVersion is still `version`."""
+
+    target: Ref
+    version: str
+    change: Mapping[str, Any]
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -126,6 +147,8 @@ Action = (
     | Create
     | CreateSecret
     | Delete
+    | Evict
+    | PatchNode
     | Annotate
     | Renumber
     | Scale
@@ -154,7 +177,7 @@ class Plan:
 def is_destructive(action: Action) -> bool:
     """Whether the action ends something that may be serving."""
     match action:
-        case Delete():
+        case Delete() | Evict() | PatchNode():
             return True
         case PostDrain(request=request):
             return request.mode != "cancel"
