@@ -67,7 +67,9 @@ class HashRunner:
         tokens = self.cache[_slots(block_ids, start, end)]
         return memoryview(np.ascontiguousarray(tokens.transpose(1, 0, 2)).tobytes())
 
-    def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
+    def write_kv(
+        self, block_ids: list[int], start: int, payload: Payload, layers: range | None = None
+    ) -> None:
         tokens = np.frombuffer(payload, dtype=np.uint8).reshape(2, -1, HALF_BYTES)
         slots = _slots(block_ids, start, start + tokens.shape[1])
         self.cache[slots] = tokens.transpose(1, 0, 2)

@@ -141,9 +141,16 @@ class Hub(Files):
 
 
 class S3(Files):
-    """GetObject, HeadObject and ListObjectsV2, path style; `root` is BUCKET/keys."""
+    """GetObject, HeadObject, PutObject and ListObjectsV2, path style; `root` is BUCKET/keys."""
+
+    def do_PUT(self) -> None:
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer()
 
     def answer(self, path: str, query: dict[str, list[str]]) -> None:
+        if self.command == "PUT":
+            self._keep(self.site.root / path.strip("/"))
+            return
         if "list-type" not in query:
             self.send_file(self.site.root / path.strip("/"))
             return
@@ -161,3 +168,10 @@ class S3(Files):
         )
         body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>"
         self._send(200, body.encode(), Content_Type="application/xml")
+
+    def _keep(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{id(self)}")
+        part.write_bytes(self.body)
+        part.rename(path)
+        self._send(200, b"", ETag=f'"{hashlib.sha256(self.body).hexdigest()}"')

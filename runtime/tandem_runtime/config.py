@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from tandem_runtime.checkpoint.quantization import WEIGHT_FORMATS
 from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.kv.layout import ITEM_BYTES, KV_FORMATS
+from tandem_runtime.kv.tiers.stores import check_uri
 
 Device = Literal["cpu", "cuda"]
 DEFAULT_CPU_KV_BYTES: Final = 1 << 30
 _BATCH_TOKENS: Final = {"cpu": 128, "cuda": 2048}
 _SWAP_BYTES: Final = {"cpu": 0, "cuda": 4 << 30}
+DEFAULT_REMOTE_TTL_S: Final = 86_400
 _BLOCK_TOKENS: Final = {"cpu": 64, "cuda": BLOCK_TOKENS}
+
+
+@dataclass(frozen=True)
+class RemoteStore:
+    """Where pods share pages of KV."""
+
+    uri: str
+    """`valkey://HOST:PORT/DB`, `rediss://...` (TLS), `s3://BUCKET/PREFIX`."""
+    ttl_s: int = DEFAULT_REMOTE_TTL_S
+    """For which Valkey keeps a page after its last use."""
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """USERNAME, PASSWORD, CA_CERT; AWS_* for S3."""
+
+    def __post_init__(self) -> None:
+        check_uri(self.uri)
+        if self.ttl_s < 1:
+            raise ValueError(f"ttl_s of the remote tier is {self.ttl_s}: give at least 1")
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,8 @@ class EngineConfig:
     disk_tier_bytes: int = 0
     """Of files below `disk_tier_dir`; 0: no such tier."""
     disk_tier_dir: str | None = None
+    remote_tier: RemoteStore | None = None
+    """None: no such tier."""
     prefix_caching: bool = True
 
     def __post_init__(self) -> None:

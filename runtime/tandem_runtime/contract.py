@@ -110,6 +110,8 @@ ENV_MODEL_CACHE: Final = "TANDEM_MODEL_CACHE"
 MODEL_CACHE_DIR: Final = "/var/cache/tandem/models"
 """Where the operator mounts that folder, unless a template sets `ENV_MODEL_CACHE`."""
 
+ENV_REMOTE_TIER: Final = "TANDEM_REMOTE_TIER_"
+"""Begins the names of the remote tier's credentials: the keys of the Secret that a fleet names."""
 DISK_TIER_DIR: Final = "/var/cache/tandem/kv"
 """Where the operator mounts the volume of a fleet's Disk tier."""
 

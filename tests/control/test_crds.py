@@ -212,9 +212,29 @@ REFUSED = {
         "a tier of medium Disk needs size and volume",
     ),
     "remote tier without a uri": (tiers(medium="Remote"), "a tier of medium Remote needs uri"),
-    "remote does not work yet": (
-        tiers(medium="Remote", uri="redis://valkey.cache:6379"),
-        "tiers of medium Remote do not work yet; use Accelerator, Memory and Disk",
+    "remote tier with a size": (
+        tiers(medium="Remote", uri="valkey://valkey.cache:6379", size="1Gi"),
+        "a tier of medium Remote takes uri; remove percent, size, volume",
+    ),
+    "remote tier elsewhere": (
+        tiers(medium="Remote", uri="memcached://cache:11211"),
+        "uri must be valkey://HOST:PORT, redis://HOST:PORT",
+    ),
+    "remote tier with a password in its uri": (
+        tiers(medium="Remote", uri="rediss://:secret@cache:6379"),
+        "put credentials into a Secret and name it in secretRef",
+    ),
+    "bucket with a time to live": (
+        tiers(medium="Remote", uri="s3://kv/chat", ttlSeconds=60),
+        "a bucket forgets by its own lifecycle rules; remove ttlSeconds",
+    ),
+    "memory tier with a secret": (
+        tiers(medium="Memory", size="1Gi", secretRef={"name": "s"}),
+        "secretRef and ttlSeconds are for tiers of medium Remote; remove them",
+    ),
+    "two remote tiers": (
+        fleet(cacheTiers=[{"name": n, "medium": "Remote", "uri": "s3://kv"} for n in "ab"]),
+        "a fleet has one tier of medium Remote; remove the others",
     ),
     "two memory tiers": (
         fleet(cacheTiers=[{"name": name, "medium": "Memory", "size": "1Gi"} for name in "ab"]),
@@ -311,9 +331,17 @@ ACCEPTED = {
             {"name": "gpu", "medium": "Accelerator", "percent": 80},
             {"name": "host", "medium": "Memory", "size": "64Gi"},
             {"name": "nvme", "medium": "Disk", "size": "1Ti", "volume": {"emptyDir": {}}},
+            {
+                "name": "shared",
+                "medium": "Remote",
+                "uri": "rediss://valkey.cache.svc:6379/2",
+                "secretRef": {"name": "valkey"},
+                "ttlSeconds": 3600,
+            },
         ],
         objectives={"timePerOutputToken": {"targetMilliseconds": 40, "percentile": 50}},
     ),
+    "tier in a bucket": tiers(medium="Remote", uri="s3://kv/chat"),
     "longest name": named(FLEET, "a" * 40),
     "smallest model": MODEL,
     "smallest policy": POLICY,

@@ -108,8 +108,11 @@ _FITTING_FIELDS = {
 }
 
 
+_REMOTE_ONLY = ("secretRef", "ttlSeconds")
+
+
 def _tier_rules() -> tuple[Rule, ...]:
-    """For each medium: the fields it has, and that it works already."""
+    """For each medium: the fields it has, and what they may say."""
     fitting = tuple(
         Rule(
             f"self.medium != '{medium}' || !({' || '.join(f'has(self.{f})' for f in unfit)})",
@@ -128,7 +131,7 @@ def _tier_rules() -> tuple[Rule, ...]:
         ),
         Rule(
             "self.medium != 'Remote' || has(self.uri)",
-            "a tier of medium Remote needs uri, for example redis://valkey.cache:6379",
+            "a tier of medium Remote needs uri, for example valkey://valkey.cache:6379",
         ),
         Rule(
             "!has(self.size) || isQuantity(self.size) && quantity(self.size).isGreaterThan("
@@ -137,8 +140,21 @@ def _tier_rules() -> tuple[Rule, ...]:
             "'size ' + self.size + ' is not a quantity above 0; write for example 64Gi'",
         ),
         Rule(
-            "self.medium != 'Remote'",
-            "tiers of medium Remote do not work yet; use Accelerator, Memory and Disk",
+            f"self.medium == 'Remote' || !({' || '.join(f'has(self.{f})' for f in _REMOTE_ONLY)})",
+            f"{' and '.join(_REMOTE_ONLY)} are for tiers of medium Remote; remove them",
+        ),
+        Rule(
+            r"!has(self.uri) || self.uri.matches('^(valkey|valkeys|redis|rediss)://[^/@?#]+(/[0-9]+)?$')"
+            r" || self.uri.matches('^s3://[^/@?#]+(/[^?#]*)?$')",
+            "uri must be valkey://HOST:PORT, redis://HOST:PORT (valkeys:// and rediss:// with TLS) "
+            "or s3://BUCKET/PREFIX, without a name, a password or parameters: put credentials "
+            "into a Secret and name it in secretRef",
+            field_path=".uri",
+        ),
+        Rule(
+            "!has(self.ttlSeconds) || !has(self.uri) || !self.uri.startsWith('s3://')",
+            "a bucket forgets by its own lifecycle rules; remove ttlSeconds",
+            field_path=".ttlSeconds",
         ),
     )
     return fitting + missing
@@ -156,6 +172,14 @@ class CacheTier(ApiModel):
     size: Quantity | None = None
     """Of each pod."""
     uri: Annotated[str, Field(max_length=1024)] | None = None
+    """Of a Remote tier, which all pods share: valkey://HOST:PORT/DATABASE, rediss://HOST:PORT (with
+    TLS) or s3://BUCKET/PREFIX."""
+    secret_ref: NameRef | None = None
+    """Of a Remote tier: a Secret of this namespace with USERNAME, PASSWORD and CA_CERT (PEM), or
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION, ..."""
+    ttl_seconds: Annotated[int, Field(ge=60, le=31_536_000)] | None = None
+    """For which a Remote tier of Valkey or Redis keeps a page after its last use; 86400 without
+    it."""
     volume: PartialTemplate | None = None
     """The volume source of a Disk tier."""
 
@@ -173,7 +197,7 @@ CacheTiers = Annotated[
                         f"self.filter(t, t.medium == '{medium}').size() <= 1",
                         f"a fleet has one tier of medium {medium}; remove the others",
                     )
-                    for medium in ("Accelerator", "Memory", "Disk")
+                    for medium in ("Accelerator", "Memory", "Disk", "Remote")
                 )
             ),
         },

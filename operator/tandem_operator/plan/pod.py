@@ -56,6 +56,7 @@ from tandem_operator.plan.source import (
 )
 from tandem_operator.plan.tiers import (
     tier_arguments,
+    tier_environment,
     tier_mounts,
     tier_requests,
     tier_volumes,
@@ -166,6 +167,7 @@ def _container(
 ) -> Manifest:
     accelerator = pool.accelerator
     environment = weights_environment(model.uri, model.secret_name)
+    sources = [*environment.get("envFrom", ()), *tier_environment(fleet.spec)]
     resources = {"limits": {accelerator.resource: str(accelerator.count)}} if accelerator else {}
     return {
         "name": CONTAINER,
@@ -183,7 +185,7 @@ def _container(
             *tier_arguments(fleet.spec),
             *(("--tensor-parallel", str(ranks(pool))) if ranks(pool) > 1 else ()),
         ],
-        **environment,
+        **({"envFrom": sources} if sources else {}),
         "env": [
             *environment["env"],
             {"name": "GLIBC_TUNABLES", "value": HUGE_PAGES},

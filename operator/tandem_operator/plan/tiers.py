@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tandem_runtime.contract import DISK_TIER_DIR
+from tandem_runtime.contract import DISK_TIER_DIR, ENV_REMOTE_TIER
 
 from tandem_operator.api.fleet import FleetSpec, tier_of
 from tandem_operator.plan.actions import Manifest
@@ -18,7 +18,20 @@ def tier_arguments(spec: FleetSpec) -> list[str]:
         found += ["--memory-tier-size", memory.size]
     if disk and disk.size:
         found += ["--disk-tier-size", disk.size, "--disk-tier-dir", DISK_TIER_DIR]
+    remote = tier_of(spec, "Remote")
+    if remote and remote.uri:
+        found += ["--remote-tier-uri", remote.uri]
+        if remote.ttl_seconds is not None:
+            found += ["--remote-tier-ttl-seconds", str(remote.ttl_seconds)]
     return found
+
+
+def tier_environment(spec: FleetSpec) -> list[Manifest]:
+    """`envFrom` entries: the credentials of the Remote tier, under names of their own."""
+    remote = tier_of(spec, "Remote")
+    if remote is None or remote.secret_ref is None:
+        return []
+    return [{"prefix": ENV_REMOTE_TIER, "secretRef": {"name": remote.secret_ref.name}}]
 
 
 def tier_volumes(spec: FleetSpec) -> list[Manifest]:

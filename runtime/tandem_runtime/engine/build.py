@@ -24,10 +24,13 @@ from tandem_runtime.engine.warmup import measure_rates, run_widest_step
 from tandem_runtime.kv.cache import DTYPES, KvCache, pinned_bytes
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.sizing import block_count
-from tandem_runtime.kv.tiers.cache import JobThread, TierCache
+from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.kv.tiers.contract import Tier
 from tandem_runtime.kv.tiers.disk import DiskTier
 from tandem_runtime.kv.tiers.host import HostTier
+from tandem_runtime.kv.tiers.jobs import Jobs, JobThread
+from tandem_runtime.kv.tiers.remote import RemoteTier
+from tandem_runtime.kv.tiers.stores import open_store
 from tandem_runtime.model.decoder import Decoder
 from tandem_runtime.model.parallel import ALONE, Ranks
 from tandem_runtime.model.sharding import Sharding, check_fits
@@ -158,10 +161,25 @@ def _tiers(
                 "that this process may write to"
             ) from error
         tiers.append(disk)
-    if not tiers:
+    remote = _remote_tier(config, layout_hash, page_bytes)
+    if not tiers and remote is None:
         return None
     compute_s = rates().compute_s - rates().copy_s
-    return TierCache(tiers, JobThread(), page_tokens=KV_PAGE_TOKENS, compute_s=compute_s)
+    jobs = JobThread()
+    return TierCache(tiers, jobs, page_tokens=KV_PAGE_TOKENS, compute_s=compute_s, remote=remote)
+
+
+def _remote_tier(
+    config: EngineConfig, layout_hash: bytes, page_bytes: int
+) -> tuple[Tier, Jobs] | None:
+    if config.remote_tier is None:
+        return None
+    asked = config.remote_tier
+    store = open_store(asked.uri, asked.credentials, ttl_s=asked.ttl_s, value_bytes=page_bytes)
+    tier = RemoteTier(
+        store, layout_hash=layout_hash, page_bytes=page_bytes, page_tokens=KV_PAGE_TOKENS
+    )
+    return tier, JobThread("remote tier")
 
 
 def _check_device(config: EngineConfig) -> None:

@@ -16,6 +16,7 @@ flight*: `step` launches the next one, then collects the tokens of the one befor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import replace
 
@@ -73,7 +74,7 @@ class Engine:
         self.eos_token_ids = eos_token_ids
         self._scheduler = scheduler
         self._runner = runner
-        self._tiered = Tiered(tiers, scheduler, runner)
+        self._tiered = Tiered(tiers, scheduler, runner, layout.layers)
         self._prefix_secret = prefix_secret
         self._flight: Flight | None = None
         self._early: StepOutput | None = None
@@ -122,6 +123,10 @@ class Engine:
             self._flight = self._launch() if self._runner.overlaps else None
             output = self._collect(flight)
         return replace(output or StepOutput(), preempted=self._totals.preemptions - preemptions)
+
+    def observe_loading(self, observe: Callable[[float], None]) -> None:
+        """Tell how long a step waited for what came from cache tiers, in seconds."""
+        self._tiered.observe = observe
 
     @property
     def loads_kv(self) -> bool:

@@ -28,8 +28,11 @@ class Runner(Protocol):
     def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
         """Tokens [start, end) of these blocks in canonical form; a copy."""
 
-    def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
-        """The inverse of `read_kv`, from token `start` on."""
+    def write_kv(
+        self, block_ids: list[int], start: int, payload: Payload, layers: range | None = None
+    ) -> None:
+        """The inverse of `read_kv`, from token `start` on. With `layers` the payload is that of
+        these alone; the others come in further calls."""
 
     def close(self) -> None:
         """End what computes beside this process. Nothing is called after it."""

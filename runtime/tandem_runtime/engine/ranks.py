@@ -204,21 +204,25 @@ class ParallelRunner:
         pages = [self._heads(part, heads) for part in parts]
         return np.concatenate(pages, axis=1).data.cast("B")
 
-    def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
+    def write_kv(
+        self, block_ids: list[int], start: int, payload: Payload, layers: range | None = None
+    ) -> None:
         """Store canonical bytes from token `start` on, each rank its own kv heads."""
-        page = self._heads(payload, self._sharding.config.kv_heads)
+        page = self._heads(payload, self._sharding.config.kv_heads, layers)
         with self._followers.named():
             for rank in range(self._sharding.size):
                 heads = self._sharding.kv_heads_of(rank)
                 part = page[:, heads.start : heads.stop].tobytes()
                 if rank == 0:
-                    self._own.write_kv(block_ids, start, part)
+                    self._own.write_kv(block_ids, start, part, layers)
                 else:
-                    self._followers.tell(rank, "write_kv", block_ids, start, part)
+                    self._followers.tell(rank, "write_kv", block_ids, start, part, layers)
 
-    def _heads(self, payload: Payload, heads: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def _heads(
+        self, payload: Payload, heads: int, layers: range | None = None
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """[planes, kv heads, bytes of a head's tokens] of a canonical page with so many heads."""
-        planes = self._sharding.config.layers * 2
+        planes = 2 * len(layers or range(self._sharding.config.layers))
         return np.frombuffer(payload, np.uint8).reshape(planes, heads, -1)
 
     def close(self) -> None:

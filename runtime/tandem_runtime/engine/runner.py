@@ -144,10 +144,12 @@ class TorchRunner:
             return self._cache.read(block_ids, start, end)
 
     @torch.inference_mode()
-    def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
+    def write_kv(
+        self, block_ids: list[int], start: int, payload: Payload, layers: range | None = None
+    ) -> None:
         """Store canonical bytes from token `start` on."""
         with self._beside_steps():
-            self._cache.write(block_ids, start, payload)
+            self._cache.write(block_ids, start, payload, layers)
 
     @contextmanager
     def _beside_steps(self) -> Iterator[None]:

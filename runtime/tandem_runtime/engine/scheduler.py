@@ -212,7 +212,7 @@ class Scheduler:
 
     def loaded(self, sequence: Sequence) -> None:
         """The first of its loads is in its blocks."""
-        sequence.loads = sequence.loads[1:]
+        sequence.loads, sequence.loaded_layers = sequence.loads[1:], 0
         sequence.computed_tokens += self.page_tokens
         self._prefixes.register(sequence)
 
@@ -308,7 +308,7 @@ class Scheduler:
     def _drop_blocks(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_ids)
         sequence.block_ids = []
-        sequence.loads = []
+        sequence.loads, sequence.loaded_layers = [], 0
         sequence.computed_tokens = 0
         sequence.registered_blocks = 0
 

@@ -171,6 +171,8 @@ class Sequence:
     """What the cache tiers have of its prompt, and want."""
     loads: list[Payload] = field(default_factory=list)
     """Running: pages still to be written to its blocks, which continue the computed tokens."""
+    loaded_layers: int = 0
+    """Of the first of these pages, that are written."""
     refused_grant: bool = False
     """Receiving: it asked when there was no room."""
 

@@ -6,6 +6,7 @@ An engine without tiers has one of these, too, which lets everything pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Final
 
@@ -15,7 +16,10 @@ from tandem_runtime.engine.sequence import Sequence
 from tandem_runtime.kv.tiers.cache import TierCache
 
 LOADING_S: Final = 0.001
-"""Of a step, for writing pages that came from cache tiers; one page at least."""
+"""Of a step, for writing pages that came from cache tiers; one piece at least."""
+CPU_PIECE_BYTES: Final = 1 << 20
+GPU_PIECE_BYTES: Final = 8 << 20
+"""Of a page, in which it is written: less than half a millisecond. At least a layer."""
 PAGES_OFFERED: Final = 2
 """To cache tiers, of one stream and step."""
 
@@ -23,7 +27,13 @@ PAGES_OFFERED: Final = 2
 class Tiered:
     """What an engine does between its steps for pages of cache tiers."""
 
-    def __init__(self, tiers: TierCache | None, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(
+        self, tiers: TierCache | None, scheduler: Scheduler, runner: Runner, layers: int
+    ) -> None:
+        self.observe: Callable[[float], None] = lambda seconds: None
+        """Told how long streams were kept from the next step, in seconds, where they were."""
+        self._layers = layers
+        self._piece_bytes = GPU_PIECE_BYTES if runner.overlaps else CPU_PIECE_BYTES
         self._tiers = tiers
         self._scheduler = scheduler
         self._runner = runner
@@ -46,10 +56,13 @@ class Tiered:
         return self._tiers is not None and self._tiers.ready
 
     def before_step(self) -> None:
-        """Queue the prompts that were looked up, and write a few pages."""
-        if self._tiers is not None:
-            self._take_fetched(self._tiers)
-            self._write_loads()
+        """Queue the prompts that were looked up, and write a little of their pages."""
+        if self._tiers is None or not (self._tiers.ready or self.loads_kv):
+            return
+        begun_s = perf_counter()
+        self._take_fetched(self._tiers)
+        self._write_loads(begun_s + LOADING_S)
+        self.observe(perf_counter() - begun_s)
 
     def _take_fetched(self, tiers: TierCache) -> None:
         for fetched in tiers.poll():
@@ -67,17 +80,26 @@ class Tiered:
         """Whether pages are still to be written."""
         return any(s.loads for s in self._scheduler.running)
 
-    def _write_loads(self) -> None:
-        """Write pages of streams that were admitted with some, a few; the rest comes later."""
-        until_s = perf_counter() + LOADING_S
+    def _write_loads(self, until_s: float) -> None:
+        """Write pages of streams that were admitted with some, in pieces; the rest comes later."""
         for sequence in [s for s in self._scheduler.running if s.loads]:
             while sequence.loads:
-                self._runner.write_kv(
-                    sequence.block_ids, sequence.computed_tokens, sequence.loads[0]
-                )
-                self._scheduler.loaded(sequence)
+                self._write_piece(sequence)
                 if perf_counter() >= until_s:
                     return
+
+    def _write_piece(self, sequence: Sequence) -> None:
+        """A few layers of the stream's next page."""
+        page = memoryview(sequence.loads[0]).cast("B")
+        layer_bytes = page.nbytes // self._layers
+        first = sequence.loaded_layers
+        end = min(first + max(1, self._piece_bytes // layer_bytes), self._layers)
+        piece = page[first * layer_bytes : end * layer_bytes]
+        blocks, start = sequence.block_ids, sequence.computed_tokens
+        self._runner.write_kv(blocks, start, piece, range(first, end))
+        sequence.loaded_layers = end
+        if end == self._layers:
+            self._scheduler.loaded(sequence)
 
     def count(self, sequence: Sequence) -> None:
         """It was admitted for the first time, with the pages that it has to load."""

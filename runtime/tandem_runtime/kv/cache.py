@@ -19,7 +19,7 @@ from typing import Final
 import torch
 
 from tandem_runtime import kernels
-from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.kv.layout import KvLayout, Payload
 
 DTYPES = {
     "float32": torch.float32,
@@ -81,18 +81,22 @@ class KvCache:
         return host.view(torch.uint8).numpy().data.cast("B")
 
     def write(
-        self, block_ids: list[int], start: int, payload: bytes | bytearray | memoryview
+        self, block_ids: list[int], start: int, payload: Payload, layers: range | None = None
     ) -> None:
-        """Store canonical bytes as the tokens from `start` on."""
-        tokens = memoryview(payload).nbytes // self.layout.token_bytes
+        """Store canonical bytes as the tokens from `start` on; of some layers alone, the first ones
+        first, if the payload is these layers'."""
+        layers = layers or range(self.layout.layers)
+        size = self.layout.token_bytes * len(layers) // self.layout.layers
+        tokens = memoryview(payload).nbytes // size
         last, rest = divmod(start + tokens, self.block_tokens)
-        if rest and last * self.block_tokens >= start:
+        if rest and last * self.block_tokens >= start and layers.start == 0:
             self.begin([block_ids[last] * self.block_tokens])
         if memoryview(payload).readonly:
             payload = bytearray(payload)
-        page = torch.frombuffer(payload, dtype=self.data.dtype).view(self._shape(tokens))
+        shape = (len(layers), *self._shape(tokens)[1:])
+        page = torch.frombuffer(payload, dtype=self.data.dtype).view(shape)
         ids, inside = self._span(block_ids, start, start + tokens)
-        for part, pool in self._pieces(page):
+        for part, pool in self._pieces(page, layers.start):
             kernels.scatter_blocks(part.to(self.data.device), pool, ids, inside)
 
     def _shape(self, tokens: int) -> tuple[int, ...]:
@@ -100,10 +104,13 @@ class KvCache:
         layout = self.layout
         return (layout.layers, 2, layout.kv_heads, tokens, layout.head_dim)
 
-    def _pieces(self, page: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _pieces(
+        self, page: torch.Tensor, first_layer: int = 0
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """A few layers of a page at a time, and of the pool, which leaves little room beside it."""
         count = max(1, _PIECE_BYTES * len(page) // page.nbytes)
-        return zip(torch.split(page, count), torch.split(self.data, count), strict=True)
+        pool = self.data[first_layer : first_layer + len(page)]
+        return zip(torch.split(page, count), torch.split(pool, count), strict=True)
 
     def _span(self, block_ids: list[int], start: int, end: int) -> tuple[torch.Tensor, int]:
         """The blocks that hold tokens [start, end), and where in the first of them these begin."""

@@ -20,6 +20,7 @@ from tandem_runtime.serve.worker import EngineWorker
 
 _LABELS = ("model_name", "engine")
 _HANDOFF_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LOADING_BUCKETS_S = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 
 
 class PodMetrics:
@@ -44,6 +45,14 @@ class PodMetrics:
             registry=registry,
         )
         self._handoff_seconds = seconds.labels(**self._labels)
+        loading = Histogram(
+            "tandem_tier_loading_seconds",
+            "How long an engine step waited for pages of cache tiers to be taken in.",
+            _LABELS,
+            buckets=_LOADING_BUCKETS_S,
+            registry=registry,
+        )
+        self.observe_loading = loading.labels(**self._labels).observe
         pause = Histogram(
             "tandem_migration_pause_seconds",
             "How long a stream that moved stood still, on the pod that it left.",
@@ -151,6 +160,9 @@ class EngineCollector(Collector):
         pages = GaugeMetricFamily(
             "tandem_tier_resident_pages", "Pages kept.", labels=[*_LABELS, "tier"]
         )
+        available = GaugeMetricFamily(
+            "tandem_tier_available", "Whether it did what was asked.", labels=[*_LABELS, "tier"]
+        )
         for one in tiers.tiers:
             counters = one.counters
             moved.add_metric([*self._values, one.name, "loaded"], counters.loaded_pages)
@@ -159,7 +171,8 @@ class EngineCollector(Collector):
             for reason, count in counters.failures.copy().items():
                 failures.add_metric([*self._values, one.name, reason], count)
             pages.add_metric([*self._values, one.name], one.policy.resident_pages)
-        yield from (hits, moved, failures, pages)
+            available.add_metric([*self._values, one.name], counters.available)
+        yield from (hits, moved, failures, pages, available)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=_LABELS)

@@ -12,7 +12,7 @@ from typing import Final
 
 from tandem_runtime import contract
 from tandem_runtime.checkpoint.quantization import WEIGHT_FORMATS
-from tandem_runtime.config import EngineConfig
+from tandem_runtime.config import DEFAULT_REMOTE_TTL_S, EngineConfig, RemoteStore
 from tandem_runtime.contract import Role
 from tandem_runtime.frontend.process import BadConfig, read_secret
 from tandem_runtime.kv.layout import ITEM_BYTES, KV_FORMATS
@@ -108,6 +108,18 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--disk-tier-size", type=_size, default=0, help="of disk for KV, likewise")
     engine.add_argument("--disk-tier-dir", help="a folder; processes may share it")
     engine.add_argument(
+        "--remote-tier-uri",
+        help="a store of KV that pods share: valkey://HOST:6379, rediss://HOST:6379 for TLS, "
+        f"s3://BUCKET/PREFIX; credentials are {contract.ENV_REMOTE_TIER}USERNAME, PASSWORD, "
+        "CA_CERT (PEM) and AWS_* in the environment",
+    )
+    engine.add_argument(
+        "--remote-tier-ttl-seconds",
+        type=int,
+        default=DEFAULT_REMOTE_TTL_S,
+        help="for which Valkey or Redis keep a page after its last use",
+    )
+    engine.add_argument(
         "--max-batch-tokens", type=int, help="rows of one step (default: 128 on CPUs, else 2048)"
     )
     engine.add_argument("--max-running", type=int, default=64, help="streams of one step")
@@ -172,8 +184,21 @@ def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineC
             memory_tier_bytes=args.memory_tier_size,
             disk_tier_bytes=args.disk_tier_size,
             disk_tier_dir=args.disk_tier_dir,
+            remote_tier=_remote_tier(args, environment),
             kv_cache_percent=args.kv_cache_percent,
             memory_limit_bytes=int(memory) if memory else None,
         )
     except ValueError as error:
         raise BadConfig(str(error)) from error
+
+
+def _remote_tier(args: argparse.Namespace, environment: Mapping[str, str]) -> RemoteStore | None:
+    if args.remote_tier_uri is None:
+        return None
+    prefix = contract.ENV_REMOTE_TIER
+    credentials = {
+        name.removeprefix(prefix): value
+        for name, value in environment.items()
+        if name.startswith(prefix)
+    }
+    return RemoteStore(args.remote_tier_uri, args.remote_tier_ttl_seconds, credentials)

@@ -46,6 +46,7 @@ class Pod:
         self._started_unix_s = time.time()
         self._deadline: asyncio.TimerHandle | None = None
         metrics = PodMetrics(self.registry, options.model_name)
+        engine.observe_loading(metrics.observe_loading)
         identity = _identity(options, engine)
         grammars = Grammars(bundle.tokenizer_json, engine.vocab_size, bundle.eos_token_ids)
         if options.role is Role.PREFILL:

@@ -16,10 +16,11 @@ from tandem_runtime.engine import tiered
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request, SampledToken
 from tandem_runtime.kv.layout import KvLayout
-from tandem_runtime.kv.tiers.cache import Job, Jobs, JobThread, TierCache
+from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.kv.tiers.contract import Tier
 from tandem_runtime.kv.tiers.disk import DiskTier
 from tandem_runtime.kv.tiers.host import HostTier
+from tandem_runtime.kv.tiers.jobs import Job, Jobs, JobThread
 from tandem_runtime.protocol import Sampling
 
 MakeEngine = Callable[..., Engine]
@@ -33,6 +34,9 @@ class Inline:
     def put(self, job: Job, *, urgent: bool = False) -> None:
         job()
 
+    def later(self, delay_s: float, job: Job) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -45,6 +49,9 @@ class Later:
 
     def put(self, job: Job, *, urgent: bool = False) -> None:
         self.jobs.append(job)
+
+    def later(self, delay_s: float, job: Job) -> None:
+        pass
 
     def run(self) -> None:
         while self.jobs:
@@ -300,6 +307,36 @@ def test_pages_are_written_a_few_in_each_step(
     assert engine.loads_kv
     assert run(engine)["warm"] == cold
     assert not engine.loads_kv
+
+
+def test_a_page_is_written_in_pieces_between_steps(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(blocks=14, tiers=cache(memory_pages=20), page_tokens=PAGE)
+    cold = run(engine, ask("cold", DOCUMENTS[0]))["cold"]
+    run(engine, ask("other", DOCUMENTS[1] + DOCUMENTS[2][:40]))
+    layers = engine.layout.layers
+    assert layers > 1
+    monkeypatch.setattr(tiered, "LOADING_S", 0.0)
+    monkeypatch.setattr(engine._tiered, "_piece_bytes", 1)  # a layer
+    waited: list[float] = []
+    engine.observe_loading(waited.append)
+    engine.add(ask("warm", DOCUMENTS[0]))
+    engine.add(
+        ask(
+            "beside",
+            [4, 5],
+        )
+    )
+    tokens = []
+    for _ in range(4):
+        tokens += [o.token for o in engine.step().streams if o.request_id == "beside"]
+    # Each step wrote a layer and gave the other stream its token.
+    assert len(tokens) == 4
+    assert engine.computed_tokens("warm") == PAGE * (3 // layers)
+    assert run(engine)["warm"] == cold
+    # One wait for the look-up, and one for each layer of each page.
+    assert len(waited) == 1 + 4 * layers
 
 
 def test_a_tier_that_fails_costs_time_and_nothing_else(

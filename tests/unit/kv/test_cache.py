@@ -46,6 +46,19 @@ def test_pages_are_canonical_and_come_back_bit_for_bit(dtype: str, start: int, e
     assert not target.data[:, :, [1, 2, 4]].any(), "a page wrote outside of its blocks"
 
 
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize(("start", "end"), [(0, 12), (3, 5), (7, 11)])
+def test_layers_written_one_after_the_other_are_the_page(dtype: str, start: int, end: int) -> None:
+    source, whole, pieces = (filled(dtype) for _ in range(3))
+    page = source.read([4, 1, 2], start, end)
+    whole.write([5, 3, 0], start, page)
+    size = page.nbytes // 3
+    for layers in (range(2), range(2, 3)):
+        part = page[layers.start * size : layers.stop * size]
+        pieces.write([5, 3, 0], start, part, layers)
+    assert torch.equal(pieces.data.view(torch.uint8), whole.data.view(torch.uint8))
+
+
 @pytest.mark.parametrize(("piece_bytes", "pieces"), [(1, [1, 1, 1]), (2 * 9 * 48, [2, 1])])
 def test_a_long_page_goes_a_few_layers_at_a_time(
     monkeypatch: pytest.MonkeyPatch, piece_bytes: int, pieces: list[int]

@@ -45,6 +45,13 @@ CASES = {
                 "size": "500Gi",
                 "volume": {"persistentVolumeClaim": {"claimName": "kv"}},
             },
+            {
+                "name": "shared",
+                "medium": "Remote",
+                "uri": "rediss://valkey.cache:6379",
+                "secretRef": {"name": "valkey"},
+                "ttlSeconds": 3600,
+            },
         ],
     ),
 }

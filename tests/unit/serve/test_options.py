@@ -129,3 +129,24 @@ def test_a_size_that_is_none(size: str, secret: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         parse([*arguments, f"--memory-tier-size={size}"], {})
     assert "is no size; write for example 64Gi" in capsys.readouterr().err
+
+
+def test_a_remote_tier_and_its_credentials(secret: Path) -> None:
+    arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
+    assert parse(arguments, {}).engine.remote_tier is None
+    arguments += ["--remote-tier-uri", "rediss://valkey.cache:6379", "--remote-tier-ttl-seconds"]
+    environment = {f"{contract.ENV_REMOTE_TIER}PASSWORD": "sesame", "PASSWORD": "another"}
+    tier = parse([*arguments, "60"], environment).engine.remote_tier
+    assert tier is not None
+    assert (tier.uri, tier.ttl_s) == ("rediss://valkey.cache:6379", 60)
+    assert tier.credentials == {"PASSWORD": "sesame"}
+    assert "sesame" not in repr(tier)
+    with pytest.raises(BadConfig, match="ttl_s of the remote tier is 0"):
+        parse([*arguments, "0"], {})
+
+
+@pytest.mark.parametrize("uri", ["memcached://cache", "redis://:secret@cache", "cache:6379"])
+def test_a_remote_tier_that_is_none(uri: str, secret: Path) -> None:
+    arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
+    with pytest.raises(BadConfig, match=r"names no store|into a Secret"):
+        parse([*arguments, "--remote-tier-uri", uri], {})

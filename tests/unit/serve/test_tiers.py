@@ -12,9 +12,10 @@ from tandem_runtime.contract import KV_PAGE_TOKENS
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request, StreamOutput
 from tandem_runtime.kv.layout import KvLayout
-from tandem_runtime.kv.tiers.cache import JobThread, TierCache
+from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.kv.tiers.disk import DiskTier
 from tandem_runtime.kv.tiers.host import HostTier
+from tandem_runtime.kv.tiers.jobs import JobThread
 from tandem_runtime.protocol import Sampling
 from tandem_runtime.serve.metrics import EngineCollector
 from tandem_runtime.serve.worker import EngineWorker

@@ -1,24 +1,28 @@
 """All tiers of a pod: what a prompt can have of them, and what becomes of its pages.
 
-Tiers work on a thread of their own; the engine's thread only puts jobs into a queue and takes
+Tiers work on threads of their own; the engine's thread only puts jobs into a queue and takes
 results. `fetch` looks a prompt up and loads while it queues and while others compute; a page whose
 load takes longer than computing it is not loaded. Nothing is awaited: whoever ends a stream early
 says so by `leave`.
+
+Two threads: one for the pod's own tiers, one for the remote one, which others share and which may
+not answer. A prompt asks the remote tier for what the pod's own do not have, and for no longer than
+computing that would take: then it goes on with what has come.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from functools import partial
+from typing import Final
 
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.contract import Page, Tier
+from tandem_runtime.kv.tiers.jobs import Jobs
 from tandem_runtime.prefix import KEY_BYTES, block_keys, token_bytes
 
 log = logging.getLogger(__name__)
@@ -29,42 +33,11 @@ _NEW_WEIGHT: Final = 0.2
 """Of the newest measurement of a tier's load time."""
 _MOST_TENANTS: Final = 64
 _BACKLOG_PAGES: Final = 16
-"""Pages that may wait to be stored; further ones are not kept."""
-
-Job = Callable[[], None]
-
-
-class Jobs(Protocol):
-    """Runs jobs one at a time, in order, but urgent ones first."""
-
-    def put(self, job: Job, *, urgent: bool = False) -> None: ...
-
-    def close(self) -> None:
-        """After the jobs that were put."""
-
-
-class JobThread:
-    """Implements `Jobs` on a thread."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.PriorityQueue[tuple[int, int, Job | None]] = queue.PriorityQueue()
-        self._numbers = itertools.count()
-        self._thread = threading.Thread(target=self._run, name="tiers", daemon=True)
-        self._thread.start()
-
-    def put(self, job: Job, *, urgent: bool = False) -> None:
-        self._jobs.put((0 if urgent else 1, next(self._numbers), job))
-
-    def close(self) -> None:
-        self._jobs.put((2, next(self._numbers), None))
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()[2]) is not None:
-            try:
-                job()
-            except Exception:
-                log.exception("a job of the cache tiers failed")
+"""Computed pages that may wait to be stored; further ones are not kept."""
+_LOADED_PAGES: Final = 64
+"""The same of loaded ones, which come all at once."""
+_PAGES_AT_ONCE: Final = 4
+"""That a tier is asked for. Then its speed is judged anew, and what has come can be taken."""
 
 
 @dataclass
@@ -83,37 +56,119 @@ class Fetched:
     """Of the prompt's full pages."""
     wanted: set[int] = field(default_factory=set)
     """Pages that a tier is to be given when they are computed."""
+    wanted_remotely: set[int] = field(default_factory=set)
+    """Those of them that the remote tier is to be given, too."""
 
     def payloads_from(self, page: int) -> list[Payload]:
         """Of successive pages from this one on; none if it is not among them."""
         return self.payloads[page - self.first_page :] if page >= self.first_page else []
 
 
+@dataclass
+class _Lookup:
+    """A prompt on its way through the tiers. One thread after the other has it, but `remote`, which
+    the remote tier's fills, and `settled`, which it reads."""
+
+    fetched: Fetched
+    tokens: bytes
+    page_tokens: int
+    local: list[Payload] = field(default_factory=list)
+    remote: list[Payload] = field(default_factory=list)
+    """Of the pages that follow."""
+    wanted_remotely: list[int] = field(default_factory=list)
+    settled: bool = False
+    """The prompt has gone on; what comes later comes too late."""
+
+    @property
+    def most_pages(self) -> int:
+        """The last known token is always computed: its logits give the next one."""
+        return (len(self.tokens) // 4 - 1) // self.page_tokens
+
+    def next_page(self) -> int:
+        """The first that is still to be loaded."""
+        return self.fetched.first_page + len(self.local) + len(self.remote)
+
+    def tokens_of(self, page: int) -> bytes:
+        size = 4 * self.page_tokens
+        return self.tokens[page * size : (page + 1) * size]
+
+    def span(self, first: int, end: int) -> tuple[list[bytes], list[bytes]]:
+        """Keys and tokens of some pages."""
+        return self.fetched.keys[first:end], [self.tokens_of(page) for page in range(first, end)]
+
+    def loaded(self, page: int) -> Page | None:
+        """A page that was loaded before the prompt went on."""
+        place, keys = page - self.fetched.first_page, self.fetched.keys
+        if not 0 <= place < len(self.local):
+            return None
+        parent = keys[page - 1] if page else bytes(KEY_BYTES)
+        return Page(keys[page], parent, self.tokens_of(page), self.local[place])
+
+
+class _Backlog:
+    """Pages that wait to be stored: one thread puts them, and one takes them."""
+
+    def __init__(self, jobs: Jobs, most_pages: int) -> None:
+        self._jobs = jobs
+        self._most_pages = most_pages
+        self._put = self._taken = 0
+
+    def store(self, tiers: Sequence[Tier], page: Page) -> None:
+        """Give a page to these tiers, or tell them that it will not come."""
+        if self._put - self._taken >= self._most_pages:
+            self.forget(tiers, [page.key])
+            return
+        self._put += 1
+        self._jobs.put(partial(self._store, tiers, page))
+
+    def forget(self, tiers: Sequence[Tier], keys: Sequence[bytes]) -> None:
+        for tier in tiers if keys else ():
+            self._jobs.put(partial(tier.forget, keys))
+
+    def _store(self, tiers: Sequence[Tier], page: Page) -> None:
+        self._taken += 1
+        for tier in tiers:
+            tier.store(page)
+
+
 class TierCache:
     """Args:
-    tiers: fastest first; only the jobs use them from here on.
+    tiers: the pod's own, fastest first; only their jobs use them from here on.
     jobs: where they run.
     page_tokens: of a page.
     compute_s: what a token costs to compute, in seconds; a tier has to be faster.
+    remote: the tier that is shared, and where its jobs run.
     """
 
     def __init__(
-        self, tiers: Sequence[Tier], jobs: Jobs, *, page_tokens: int, compute_s: float
+        self,
+        tiers: Sequence[Tier],
+        jobs: Jobs,
+        *,
+        page_tokens: int,
+        compute_s: float,
+        remote: tuple[Tier, Jobs] | None = None,
     ) -> None:
-        self.tiers = tuple(tiers)
+        self.tiers = (*tiers, *(remote[:1] if remote else ()))
         self.page_tokens = page_tokens
         self.wake: Callable[[], None] = lambda: None
         """Called from the jobs' thread when `poll` has something."""
         self.hit_tokens: dict[tuple[str, str], int] = {}
         """By tier and tenant: of prompts that were admitted. The engine's thread counts."""
+        self._local = tuple(tiers)
         self._jobs = jobs
+        self._remote = remote
         self._page_compute_s = compute_s * page_tokens
         self._done: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
         self._load_s: dict[str, float] = {}
         """A page, by tier, as measured."""
         self._prompts = 0
-        self._offered = self._taken = 0
-        """Pages to be stored, and those of which the jobs have; each has one writer."""
+        # From the engine's thread and from the jobs' own: each has one writer.
+        remote_jobs = remote[1] if remote else jobs
+        self._computed = _Backlog(jobs, _BACKLOG_PAGES)
+        self._computed_remotely = _Backlog(remote_jobs, _BACKLOG_PAGES)
+        self._promoted = _Backlog(jobs, _LOADED_PAGES)
+        self._passed_on = _Backlog(remote_jobs, _LOADED_PAGES)
 
     # -- from the engine's thread -----------------------------------------------------------------
     def fetch(
@@ -128,9 +183,8 @@ class TierCache:
             token_ids: the prompt; nobody changes the sequence meanwhile.
             held_tokens: leading tokens that need not be loaded.
         """
-        self._jobs.put(
-            lambda: self._fetch(arrival, tenant, root, token_ids, held_tokens), urgent=True
-        )
+        fetched = Fetched(arrival, held_tokens // self.page_tokens, tenant=tenant)
+        self._jobs.put(partial(self._fetch, fetched, root, token_ids), urgent=True)
 
     @property
     def ready(self) -> bool:
@@ -161,80 +215,143 @@ class TierCache:
         tokens = token_bytes(token_ids[start : start + self.page_tokens])
         parent = fetched.keys[page - 1] if page else bytes(KEY_BYTES)
         kept = Page(fetched.keys[page], parent, tokens, payload)
-        if self._offered - self._taken >= _BACKLOG_PAGES:
-            self._jobs.put(lambda: self._forget([kept.key]))
-            return
-        self._offered += 1
-        self._jobs.put(lambda: self._store(kept))
+        self._computed.store(self._local, kept)
+        if page in fetched.wanted_remotely and self._remote:
+            self._computed_remotely.store(self._remote[:1], kept)
 
     def leave(self, fetched: Fetched) -> None:
         """The stream has ended; wanted pages that are not computed will not be."""
         keys = [fetched.keys[page] for page in fetched.wanted]
         fetched.wanted.clear()
-        if keys:
-            self._jobs.put(lambda: self._forget(keys))
+        self._computed.forget(self._local, keys)
+        if self._remote:
+            self._computed_remotely.forget(self._remote[:1], keys)
 
     def close(self) -> None:
         """After what was offered is stored."""
         self._jobs.close()
+        if self._remote:
+            self._remote[1].close()
         for tier in self.tiers:
             tier.close()
 
-    # -- jobs -------------------------------------------------------------------------------------
-    def _fetch(
-        self, arrival: int, tenant: str, root: bytes, token_ids: Sequence[int], held_tokens: int
-    ) -> None:
-        fetched = Fetched(arrival, held_tokens // self.page_tokens, tenant=tenant)
+    # -- the pod's own tiers' jobs ----------------------------------------------------------------
+    def _fetch(self, fetched: Fetched, root: bytes, token_ids: Sequence[int]) -> None:
+        lookup = _Lookup(fetched, token_bytes(token_ids), self.page_tokens)
+        asks = False
         try:
             fetched.keys = block_keys(root, token_ids, self.page_tokens)
-            self._load(fetched, token_ids)
+            self._prompts += 1
+            while self._load_run(lookup):
+                pass
+            asks = self._ask_remote(lookup)
         except Exception:
-            log.exception("the cache tiers failed; prompt %d is computed", arrival)
+            log.exception("the cache tiers failed; prompt %d is computed", fetched.arrival)
+        if not asks:
+            self._settle(lookup)
+
+    def _load_run(self, lookup: _Lookup) -> bool:
+        """Load successive pages from the fastest of the pod's tiers that has the next one."""
+        first = lookup.next_page()
+        for number, tier in enumerate(self._local):
+            count = tier.lookup(lookup.fetched.keys[first : self._end(tier, lookup)])
+            for faster in self._local[:number]:
+                ahead = lookup.fetched.keys[first + 1 : first + count]
+                places = (n for n, key in enumerate(ahead, 1) if faster.lookup([key]))
+                count = min(count, next(places, count))
+            found = self._load(tier, lookup, first, first + count)
+            if found:
+                lookup.local += found
+                lookup.fetched.tiers += [tier.name] * len(found)
+                return True
+        return False
+
+    def _end(self, tier: Tier, lookup: _Lookup) -> int:
+        """Up to which page to ask a tier now: for one page while its speed is not known."""
+        count = _PAGES_AT_ONCE if tier.name in self._load_s else 1
+        return min(lookup.next_page() + count, lookup.most_pages)
+
+    def _load(self, tier: Tier, lookup: _Lookup, first: int, end: int) -> list[Payload]:
+        """Leading pages of [first, end), unless that takes longer than computing them."""
+        known_s = self._load_s.get(tier.name, 0.0)
+        if first >= end or (known_s > self._page_compute_s and self._prompts % _PROBE_PROMPTS):
+            return []
+        begun_s = time.perf_counter()
+        found = tier.load(*lookup.span(first, end))
+        if found:
+            took_s = (time.perf_counter() - begun_s) / len(found)
+            self._load_s[tier.name] = known_s + _NEW_WEIGHT * (took_s - known_s)
+        return found
+
+    def _ask_remote(self, lookup: _Lookup) -> bool:
+        """Whether the remote tier is asked for the pages that the pod's own do not have."""
+        missing = lookup.most_pages - lookup.next_page()
+        if self._remote is None or missing < 1:
+            return False
+        tier, jobs = self._remote
+        if not tier.lookup(lookup.fetched.keys[-1:]):
+            return False
+        jobs.put(partial(self._load_remote, lookup), urgent=True)
+        self._jobs.later(missing * self._page_compute_s, partial(self._settle, lookup))
+        return True
+
+    def _settle(self, lookup: _Lookup) -> None:
+        """All that will be loaded is; the prompt goes on, then pages go where they are wanted."""
+        fetched = lookup.fetched
+        if lookup.settled:
+            keys = [fetched.keys[page] for page in lookup.wanted_remotely]
+            if self._remote:
+                self._passed_on.forget(self._remote[:1], keys)
+            return
+        lookup.settled = True
+        if lookup.remote and self._remote:
+            came, lookup.remote = lookup.remote[:], []
+            lookup.local += came
+            fetched.tiers += [self._remote[0].name] * len(came)
+        fetched.payloads = lookup.local
+        stores = []
+        try:
+            stores = self._wants(lookup)
+        except Exception:
+            log.exception("the cache tiers failed; prompt %d is not kept", fetched.arrival)
         self._done.put(fetched)
         self.wake()
+        for backlog, tier, page in stores:
+            backlog.store((tier,), page)
 
-    def _load(self, fetched: Fetched, token_ids: Sequence[int]) -> None:
-        self._prompts += 1
-        # The last known token is always computed: its logits give the next one.
-        most = (len(token_ids) - 1) // self.page_tokens
-        for page in range(fetched.first_page, most):
-            start = page * self.page_tokens
-            tokens = token_bytes(token_ids[start : start + self.page_tokens])
-            for tier in self.tiers:
-                payload = self._load_page(tier, fetched.keys[page], tokens)
-                if payload is not None:
-                    fetched.payloads.append(payload)
-                    fetched.tiers.append(tier.name)
-                    break
-            else:
-                break
-        for tier in self.tiers:
+    def _wants(self, lookup: _Lookup) -> list[tuple[_Backlog, Tier, Page]]:
+        """What tiers want of the pages that were loaded; what else they want, `fetched` says."""
+        fetched, stores = lookup.fetched, []
+        for tier in self._local:
             for page in tier.use(fetched.tenant, fetched.keys):
-                here = page - fetched.first_page
-                if 0 <= here < len(fetched.payloads):
-                    start = page * self.page_tokens
-                    tokens = token_bytes(token_ids[start : start + self.page_tokens])
-                    parent = fetched.keys[page - 1] if page else bytes(KEY_BYTES)
-                    tier.store(Page(fetched.keys[page], parent, tokens, fetched.payloads[here]))
+                if loaded := lookup.loaded(page):
+                    stores.append((self._promoted, tier, loaded))
                 else:
                     fetched.wanted.add(page)
+        if self._remote is None:
+            return stores
+        wanted, lookup.wanted_remotely = lookup.wanted_remotely, []
+        for page in wanted:
+            if loaded := lookup.loaded(page):
+                stores.append((self._passed_on, self._remote[0], loaded))
+            else:
+                fetched.wanted.add(page)
+                fetched.wanted_remotely.add(page)
+        return stores
 
-    def _load_page(self, tier: Tier, key: bytes, tokens: bytes) -> Payload | None:
-        known_s = self._load_s.get(tier.name, 0.0)
-        if known_s > self._page_compute_s and self._prompts % _PROBE_PROMPTS:
-            return None
-        begun_s = time.perf_counter()
-        payload = tier.load(key, tokens)
-        if payload is not None:
-            took_s = time.perf_counter() - begun_s
-            self._load_s[tier.name] = known_s + _NEW_WEIGHT * (took_s - known_s)
-        return payload
-
-    def _store(self, page: Page) -> None:
-        self._taken += 1
-        for tier in self.tiers:
-            tier.store(page)
-
-    def _forget(self, keys: Sequence[bytes]) -> None:
-        for tier in self.tiers:
-            tier.forget(keys)
+    # -- the remote tier's jobs -------------------------------------------------------------------
+    def _load_remote(self, lookup: _Lookup) -> None:
+        assert self._remote is not None
+        tier, fetched = self._remote[0], lookup.fetched
+        try:
+            found = True
+            while found and not lookup.settled and lookup.next_page() < lookup.most_pages:
+                first, end = lookup.next_page(), self._end(tier, lookup)
+                came = self._load(tier, lookup, first, end)
+                lookup.remote += came
+                found = len(came) == end - first
+            if not lookup.settled:
+                lookup.wanted_remotely = tier.use(fetched.tenant, fetched.keys)
+        except Exception:
+            log.exception("the remote tier failed; prompt %d does without", fetched.arrival)
+        self._jobs.put(partial(self._settle, lookup), urgent=True)

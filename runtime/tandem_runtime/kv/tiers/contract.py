@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol
 
 from tandem_runtime.kv.layout import Payload
@@ -30,6 +31,8 @@ class Counters:
     loaded_pages: int = 0
     stored_pages: int = 0
     evicted_pages: int = 0
+    available: bool = True
+    """Whether the medium did what it was asked to do last."""
     failures: dict[str, int] = field(default_factory=dict)
     """Pages that could not be stored or loaded, by reason; they are recomputed."""
 
@@ -60,8 +63,14 @@ class Tier(Protocol):
             never come.
         """
 
-    def load(self, key: bytes, tokens: bytes) -> Payload | None:
-        """The page's payload, checked; None if it is not here, or not what it was."""
+    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
+        """Payloads of the leading pages, checked, up to the first that is not here or not what it
+        was.
+
+        Args:
+            keys: of successive pages.
+            tokens: each page's (`Page.tokens`).
+        """
 
     def store(self, page: Page) -> bool:
         """Keep a page that `use` asked for. Where it says False, the page is not here."""
@@ -71,3 +80,8 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Nothing is called afterwards."""
+
+
+def leading(payloads: Iterable[Payload | None]) -> list[Payload]:
+    """Those before the first that is None; later ones are not asked for."""
+    return [p for p in takewhile(lambda p: p is not None, payloads) if p is not None]

@@ -25,7 +25,8 @@ from typing import Final
 
 import xxhash
 
-from tandem_runtime.kv.tiers.contract import Counters, Page
+from tandem_runtime.kv.layout import Payload
+from tandem_runtime.kv.tiers.contract import Counters, Page, leading
 from tandem_runtime.kv.tiers.policy import NOWHERE, Share, TierPolicy
 from tandem_runtime.kv.tiers.record import Header, NotARecord, decode, encode, header_bytes
 
@@ -116,7 +117,10 @@ class DiskTier:
         self.counters.evicted_pages += len(decision.evict)
         return list(decision.store)
 
-    def load(self, key: bytes, tokens: bytes) -> bytearray | None:
+    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
+        return leading(map(self._load, keys, tokens))
+
+    def _load(self, key: bytes, tokens: bytes) -> bytearray | None:
         place = self.policy.place(key)
         if place == NOWHERE:
             return None
@@ -262,7 +266,7 @@ class DiskTier:
         for header, offset in self._records(path):
             if self.policy.place(header.key) != (number << _OFFSET_BITS) + offset:
                 continue
-            payload = self.load(header.key, header.tokens)
+            payload = self._load(header.key, header.tokens)
             if payload is not None:
                 self.counters.loaded_pages -= 1
                 self._append(header, payload)

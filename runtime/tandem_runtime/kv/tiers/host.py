@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tandem_runtime.kv.layout import Payload
-from tandem_runtime.kv.tiers.contract import Counters, Page
+from tandem_runtime.kv.tiers.contract import Counters, Page, leading
 from tandem_runtime.kv.tiers.policy import NOWHERE, Share, TierPolicy
 
 
@@ -43,7 +43,10 @@ class HostTier:
         self.counters.evicted_pages += len(decision.evict)
         return list(decision.store)
 
-    def load(self, key: bytes, tokens: bytes) -> Payload | None:
+    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
+        return leading(map(self._load, keys, tokens))
+
+    def _load(self, key: bytes, tokens: bytes) -> Payload | None:
         place = self.policy.place(key)
         held = self._pages[place] if place != NOWHERE else None
         if held is None:

@@ -70,7 +70,7 @@ def load(tier: DiskTier, pages: list[Page]) -> list[bool]:
     """Which pages come back; those that do are what was stored."""
     found = []
     for page in pages:
-        payload = tier.load(page.key, page.tokens)
+        payload = next(iter(tier.load([page.key], [page.tokens])), None)
         assert payload is None or payload == page.payload
         found.append(payload is not None)
     return found
@@ -264,7 +264,7 @@ def test_another_version_is_ignored(open_tier: OpenTier, monkeypatch: pytest.Mon
 def test_other_tokens_under_the_same_key_are_not_taken(open_tier: OpenTier) -> None:
     tier = open_tier()
     keep(tier, prompt(1))
-    assert tier.load(prompt(1)[0].key, prompt(2)[0].tokens) is None
+    assert tier.load([prompt(1)[0].key], [prompt(2)[0].tokens]) == []
     assert tier.counters.failures == {"collision": 1}
 
 
