@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from tandem_runtime.kv.layout import Payload
-from tandem_runtime.kv.tiers.contract import Page, Tier
+from tandem_runtime.kv.tiers.contract import Keeper, Page, Tier
+from tandem_runtime.kv.tiers.policy import NOWHERE
 from tandem_runtime.prefix import KEY_BYTES, block_keys, token_bytes
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,29 @@ class Fetched:
         return self.payloads[page - self.first_page :] if page >= self.first_page else []
 
 
+@dataclass(frozen=True)
+class Keep:
+    """That a prompt's full pages are to stay in a tier until `TierCache.drop`."""
+
+    name: str
+    """Whose they are; the same name again replaces what it kept before."""
+    tier: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a tier keeps under a name."""
+
+    pages: int
+    stored: int
+    """Of them; the others are still to come, or were lost."""
+    held_pages: int
+    """That the tier is bound to keep, whoever's they are."""
+    capacity_pages: int
+    refused: bool = False
+    """There was no room; nothing is kept."""
+
+
 class TierCache:
     """Args:
     tiers: fastest first; only the jobs use them from here on.
@@ -112,12 +136,25 @@ class TierCache:
         self._load_s: dict[str, float] = {}
         """A page, by tier, as measured."""
         self._prompts = 0
+        self._kept: dict[str, tuple[Tier, list[bytes]]] = {}
+        """Pages that are pinned, by name; and the names that were refused, without any."""
         self._offered = self._taken = 0
         """Pages to be stored, and those of which the jobs have; each has one writer."""
 
     # -- from the engine's thread -----------------------------------------------------------------
+    @property
+    def page_compute_s(self) -> float:
+        """What a page costs to compute."""
+        return self._page_compute_s
+
     def fetch(
-        self, arrival: int, tenant: str, root: bytes, token_ids: Sequence[int], held_tokens: int
+        self,
+        arrival: int,
+        tenant: str,
+        root: bytes,
+        token_ids: Sequence[int],
+        held_tokens: int,
+        keep: Keep | None = None,
     ) -> None:
         """Look a prompt up and load what the accelerator does not hold of it; `poll` has it later.
 
@@ -127,10 +164,24 @@ class TierCache:
             root: of the prompt's prefix keys.
             token_ids: the prompt; nobody changes the sequence meanwhile.
             held_tokens: leading tokens that need not be loaded.
+            keep: pin the prompt's pages there; `kept` tells what came of it.
         """
         self._jobs.put(
-            lambda: self._fetch(arrival, tenant, root, token_ids, held_tokens), urgent=True
+            lambda: self._fetch(arrival, tenant, root, token_ids, held_tokens, keep), urgent=True
         )
+
+    def kept(self, name: str, told: Callable[[Kept | None], None]) -> None:
+        """Tell, from the jobs' thread and after all jobs so far, what is kept under a name."""
+        self._jobs.put(lambda: told(self._look(name)))
+
+    def drop(self, name: str) -> None:
+        """Keep nothing under this name any more; pages stay as long as they are worth it."""
+        self._jobs.put(lambda: self._unpin(name))
+
+    @property
+    def room_pages(self) -> int:
+        """How many more `offer` takes now."""
+        return _BACKLOG_PAGES - (self._offered - self._taken)
 
     @property
     def ready(self) -> bool:
@@ -161,7 +212,7 @@ class TierCache:
         tokens = token_bytes(token_ids[start : start + self.page_tokens])
         parent = fetched.keys[page - 1] if page else bytes(KEY_BYTES)
         kept = Page(fetched.keys[page], parent, tokens, payload)
-        if self._offered - self._taken >= _BACKLOG_PAGES:
+        if self.room_pages <= 0:
             self._jobs.put(lambda: self._forget([kept.key]))
             return
         self._offered += 1
@@ -182,18 +233,24 @@ class TierCache:
 
     # -- jobs -------------------------------------------------------------------------------------
     def _fetch(
-        self, arrival: int, tenant: str, root: bytes, token_ids: Sequence[int], held_tokens: int
+        self,
+        arrival: int,
+        tenant: str,
+        root: bytes,
+        token_ids: Sequence[int],
+        held_tokens: int,
+        keep: Keep | None,
     ) -> None:
         fetched = Fetched(arrival, held_tokens // self.page_tokens, tenant=tenant)
         try:
             fetched.keys = block_keys(root, token_ids, self.page_tokens)
-            self._load(fetched, token_ids)
+            self._load(fetched, token_ids, keep)
         except Exception:
             log.exception("the cache tiers failed; prompt %d is computed", arrival)
         self._done.put(fetched)
         self.wake()
 
-    def _load(self, fetched: Fetched, token_ids: Sequence[int]) -> None:
+    def _load(self, fetched: Fetched, token_ids: Sequence[int], keep: Keep | None) -> None:
         self._prompts += 1
         # The last known token is always computed: its logits give the next one.
         most = (len(token_ids) - 1) // self.page_tokens
@@ -209,7 +266,7 @@ class TierCache:
             else:
                 break
         for tier in self.tiers:
-            for page in tier.use(fetched.tenant, fetched.keys):
+            for page in self._wanted(tier, fetched, keep):
                 here = page - fetched.first_page
                 if 0 <= here < len(fetched.payloads):
                     start = page * self.page_tokens
@@ -230,10 +287,34 @@ class TierCache:
             self._load_s[tier.name] = known_s + _NEW_WEIGHT * (took_s - known_s)
         return payload
 
+    def _wanted(self, tier: Tier, fetched: Fetched, keep: Keep | None) -> list[int]:
+        if keep is None or keep.tier != tier.name or not isinstance(tier, Keeper):
+            return tier.use(fetched.tenant, fetched.keys)
+        self._unpin(keep.name)
+        wanted = tier.keep(fetched.tenant, fetched.keys)
+        self._kept[keep.name] = (tier, [] if wanted is None else fetched.keys)
+        return tier.use(fetched.tenant, fetched.keys) if wanted is None else wanted
+
+    def _unpin(self, name: str) -> None:
+        if name in self._kept:
+            tier, keys = self._kept.pop(name)
+            tier.policy.unpin(keys)
+
+    def _look(self, name: str) -> Kept | None:
+        if name not in self._kept:
+            return None
+        tier, keys = self._kept[name]
+        policy = tier.policy
+        stored = sum(policy.place(key) != NOWHERE for key in keys)
+        counts = policy.pinned_pages, policy.capacity_pages
+        return Kept(len(keys), stored, *counts, refused=not keys)
+
     def _store(self, page: Page) -> None:
         self._taken += 1
         for tier in self.tiers:
             tier.store(page)
+        if self.room_pages == _BACKLOG_PAGES // 2:
+            self.wake()  # somebody may wait for room
 
     def _forget(self, keys: Sequence[bytes]) -> None:
         for tier in self.tiers:
