@@ -41,7 +41,9 @@ MODELS: Final = Resource(_OWN, "Model", "models")
 FLEETS: Final = Resource(_OWN, "InferenceFleet", "inferencefleets")
 POOLS: Final = Resource(_OWN, "Pool", "pools")
 SCALING_POLICIES: Final = Resource(_OWN, "ScalingPolicy", "scalingpolicies")
+CACHED_CONTEXTS: Final = Resource(_OWN, "CachedContext", "cachedcontexts")
 PODS: Final = Resource("v1", "Pod", "pods")
+CONFIG_MAPS: Final = Resource("v1", "ConfigMap", "configmaps")
 SECRETS: Final = Resource("v1", "Secret", "secrets")
 SERVICES: Final = Resource("v1", "Service", "services")
 SERVICE_ACCOUNTS: Final = Resource("v1", "ServiceAccount", "serviceaccounts")
@@ -59,6 +61,7 @@ ALL: Final = (
     FLEETS,
     POOLS,
     SCALING_POLICIES,
+    CACHED_CONTEXTS,
     PODS,
     SECRETS,
     SERVICES,
