@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import msgspec
 from builders import NAMESPACE
 from fake_kube import Body, Clock, FakeKube
 from tandem_operator.autoscale import Autoscaler, Queries
@@ -24,6 +25,7 @@ from tandem_operator.observe_nodes import NodeObserver
 from tandem_operator.plan.actions import Notify, Plan
 from tandem_operator.reconcile import ReconcileFailed, Reconciler
 from tandem_operator.resources import (
+    CACHED_CONTEXTS,
     DEPLOYMENTS,
     FLEETS,
     MODELS,
@@ -41,6 +43,8 @@ from tandem_runtime.contract import (
     LABEL_REVISION,
 )
 from tandem_runtime.protocol import (
+    Context,
+    ContextState,
     DrainRequest,
     FleetLatency,
     GatewayState,
@@ -84,6 +88,11 @@ class World:
         """Requests that wait at the gateway, by fleet."""
         self.told: dict[str, tuple[str, ...]] | None = None
         """What the gateway was last told to hold requests for."""
+        self.contexts: dict[str, dict[str, ContextState]] = {}
+        """What each gateway knows of contexts, by its name and theirs."""
+        self.told_contexts: list[tuple[str, Context]] = []
+        self.silent: set[str] = set()
+        """Gateways that give no answer."""
         self.ended: list[str] = []
         """Pods that were told to end their streams."""
         self.stale: dict[tuple[Resource, str], list[Body]] | None = None
@@ -144,6 +153,20 @@ class World:
 
     def thaw(self) -> None:
         self.stale = None
+
+    async def context(self, host: str, uid: str, name: str) -> ContextState | None:
+        if self._at(host) in self.silent:
+            raise OSError(f"{host} gives no answer")
+        return self.contexts.get(self._at(host), {}).get(name)
+
+    async def put_context(self, host: str, uid: str, context: Context) -> ContextState:
+        pod = self._at(host)
+        if self.kube.objects[PODS, NAMESPACE, pod]["metadata"]["uid"] != uid:
+            raise OSError(f"{host} answered 403")
+        self.told_contexts.append((pod, context))
+        state = ContextState(msgspec.structs.replace(context, prompt="", messages=[]))
+        self.contexts.setdefault(pod, {})[context.id] = state
+        return state
 
     async def state(self, host: str) -> PodState:
         return self._state(self._at(host))
@@ -211,6 +234,10 @@ class World:
             *(Key("Model", NAMESPACE, name) for name in models),
             gateway_key(NAMESPACE),
             *(Key("InferenceFleet", NAMESPACE, name) for name in sorted(names)),
+            *(
+                Key("CachedContext", NAMESPACE, body["metadata"]["name"])
+                for body in self.objects(CACHED_CONTEXTS, NAMESPACE)
+            ),
         ]
 
     async def look(self, seconds: float = 5.0) -> None:

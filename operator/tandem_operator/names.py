@@ -137,4 +137,13 @@ class Reason(StrEnum):
     OBJECTIVES_MISSED = "ObjectivesMissed"
     NO_MEASUREMENT = "NoMeasurement"
     CONFIGURED = "Configured"
+    # contexts
+    CONTEXT_WANTED = "Wanted"
+    CONTEXT_DELETED = "Deleted"
+    CONTEXT_KEPT = "Kept"
+    CONTEXT_BUILDING = "Prefilling"
+    CONTEXT_NOT_KEPT = "NotKept"
+    CONTENT_NOT_FOUND = "ContentNotFound"
+    FLEET_NOT_FOUND = "FleetNotFound"
+    EXPIRED = "Expired"
     WRITE_REFUSED = "WriteRefused"

@@ -29,6 +29,7 @@ from tandem_operator.plan.actions import (
     Plan,
     WriteStatus,
 )
+from tandem_operator.plan.context import plan_context
 from tandem_operator.plan.fleet import plan_fleet
 from tandem_operator.plan.gateway import plan_gateway
 from tandem_operator.plan.model import plan_model
@@ -114,6 +115,8 @@ class Reconciler:
             return plan_model(await self._observer.model(key, live=live), self._settings)
         if key.kind == "Nodes":
             return plan_nodes(await self._nodes.nodes(live=live))
+        if key.kind == "CachedContext":
+            return plan_context(await self._observer.context(key, live=live))
         if key.kind == "Gateway":
             return plan_gateway(await self._observer.gateway(key, live=live), self._settings)
         return plan_fleet(await self._observer.fleet(key, live=live), self._settings)

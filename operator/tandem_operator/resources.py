@@ -48,7 +48,9 @@ SCALING_POLICIES: Final = Resource(_OWN, "ScalingPolicy", "scalingpolicies")
 NODE_HEALTH_POLICIES: Final = Resource(
     _OWN, "NodeHealthPolicy", "nodehealthpolicies", namespaced=False
 )
+CACHED_CONTEXTS: Final = Resource(_OWN, "CachedContext", "cachedcontexts")
 PODS: Final = Resource("v1", "Pod", "pods")
+CONFIG_MAPS: Final = Resource("v1", "ConfigMap", "configmaps")
 SECRETS: Final = Resource("v1", "Secret", "secrets")
 SERVICES: Final = Resource("v1", "Service", "services")
 SERVICE_ACCOUNTS: Final = Resource("v1", "ServiceAccount", "serviceaccounts")
@@ -67,6 +69,7 @@ ALL: Final = (
     SCALING_POLICIES,
     NODE_HEALTH_POLICIES,
     NODES,
+    CACHED_CONTEXTS,
     PODS,
     SECRETS,
     SERVICES,

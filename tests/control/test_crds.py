@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from tandem.cluster.running import KubectlError, Running
+from tandem_operator.api.crd import KINDS
 
 Body = dict[str, Any]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -45,6 +46,17 @@ def health(**spec: Any) -> Body:
     }
 
 
+def context(**spec: Any) -> Body:
+    """A CachedContext; None takes a field out."""
+    full = {"fleetRef": {"name": "chat"}, "text": "a book", **spec}
+    return {
+        "apiVersion": "tandem.dev/v1alpha1",
+        "kind": "CachedContext",
+        "metadata": {"name": "handbook"},
+        "spec": {name: value for name, value in full.items() if value is not None},
+    }
+
+
 def policy(**spec: Any) -> Body:
     return POLICY | {"spec": spec}
 
@@ -70,6 +82,20 @@ def tiers(**tier: Any) -> Body:
 
 
 REFUSED = {
+    "context of nothing": (context(text=None), "give text or configMap: one of them"),
+    "context of two texts": (
+        context(configMap={"name": "docs", "key": "book"}),
+        "give text or configMap: one of them",
+    ),
+    "context of nobody": (context(fleetRef=None), "give fleetRef or modelRef: one of them"),
+    "context of two": (context(modelRef={"name": "m"}), "give fleetRef or modelRef: one of them"),
+    "context on tape": (context(tier="Tape"), 'supported values: "Accelerator", "Memory", "Disk"'),
+    "context for no time": (context(ttlSeconds=0), "should be greater than or equal to 1"),
+    "context nowhere": (context(copies=0), "should be greater than or equal to 1"),
+    "context of a long name": (
+        named(context(), "a" * 64),
+        "metadata.name must have at most 63 characters: requests name the context by it",
+    ),
     "replicas with scaling": (
         fleet(decode={"replicas": 1, "scaling": {"maxReplicas": 2}}),
         "replicas and scaling exclude each other: keep replicas for a fixed size",
@@ -374,6 +400,18 @@ ACCEPTED = {
     "autoscaled by a policy": fleet(
         decode={"scaling": {"maxReplicas": 2, "policyRef": {"name": "p"}}}
     ),
+    "context": context(),
+    "context of a ConfigMap": context(
+        fleetRef=None,
+        modelRef={"name": "m"},
+        text=None,
+        configMap={"name": "docs", "key": "book"},
+        role="prompt",
+        tier="Disk",
+        copies=2,
+        ttlSeconds=3600,
+        tenant="a",
+    ),
     "claim": model(source={"uri": "pvc://weights/llama/model.safetensors"}),
     "hub": model(source={"uri": "hf://meta-llama/Llama-3.1-8B@main", "secretRef": {"name": "hub"}}),
     "a file of the hub": model(source={"uri": "hf://org/name/model-q4.gguf"}),
@@ -410,7 +448,7 @@ def test_defaults_are_the_servers(kubectl: Callable[..., str]) -> None:
 
 @pytest.mark.usefixtures("crds")
 def test_the_schemas_are_structural(cluster: Running) -> None:
-    for plural in ("models", "inferencefleets", "pools", "scalingpolicies", "nodehealthpolicies"):
+    for plural in (kind.plural for kind in KINDS):
         answer = cluster.kubectl("get", f"crd/{plural}.tandem.dev", "-o", "yaml")
         conditions = {
             c["type"]: c["status"] for c in yaml.safe_load(answer)["status"]["conditions"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fleets import Fleets, eventually, fleet, model, pool
+from fleets import Fleets, context, documents, eventually, fleet, model, pool
 from tandem.cluster.binaries import candidates
 from tandem.cluster.running import Running
 
@@ -106,8 +106,9 @@ def test_everything_is_allowed_and_everything_allowed_is_used(
 ) -> None:
     """A fleet's whole life; then the audit log of the operator and of the gateway."""
     fleets = Fleets(cluster, namespace)
-    fleets.apply(model(), fleet())
+    fleets.apply(model(), documents(), fleet(), context())
     fleets.wait_ready()
+    fleets.wait_condition("Ready", "True", what="cachedcontext/handbook")
     fleets.roll("2")
     fleets.wait_ready()
     fleets.roll("1")

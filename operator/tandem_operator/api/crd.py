@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from tandem_runtime.contract import GROUP, VERSION
 
+from tandem_operator.api.cached_context import CachedContextSpec, CachedContextStatus
 from tandem_operator.api.fleet import FleetSpec, FleetStatus
 from tandem_operator.api.meta import ApiModel, Rule
 from tandem_operator.api.model import ModelSpec, ModelStatus
@@ -167,7 +168,31 @@ NODE_HEALTH_POLICY = Kind(
     ),
     scope="Cluster",
 )
-KINDS = (MODEL, INFERENCE_FLEET, POOL, SCALING_POLICY, NODE_HEALTH_POLICY)
+CACHED_CONTEXT = Kind(
+    kind="CachedContext",
+    plural="cachedcontexts",
+    spec=CachedContextSpec,
+    status=CachedContextStatus,
+    columns=(
+        Column("FLEET", ".status.fleet"),
+        READY,
+        REASON,
+        Column("COPIES", ".status.copies"),
+        Column("TIER", ".status.tier"),
+        Column("TOKENS", ".status.tokens", "integer"),
+        Column("HITS", ".status.hits", "integer"),
+        Column("SAVED-S", ".status.savedSeconds", "integer", wide=True),
+        Column("EXPIRES", ".status.expirationTime", wide=True),
+        AGE,
+    ),
+    rules=(
+        Rule(
+            "self.metadata.name.size() <= 63",
+            "metadata.name must have at most 63 characters: requests name the context by it",
+        ),
+    ),
+)
+KINDS = (MODEL, INFERENCE_FLEET, POOL, SCALING_POLICY, NODE_HEALTH_POLICY, CACHED_CONTEXT)
 
 
 def definition(kind: Kind) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from tandem_operator.probes import Pulse
 from tandem_operator.prometheus import Prometheus
 from tandem_operator.queue import KeyedQueue
 from tandem_operator.reconcile import Reconciler, work
-from tandem_operator.resources import FLEETS, MODELS, PODS
+from tandem_operator.resources import CACHED_CONTEXTS, FLEETS, MODELS, PODS
 from tandem_operator.runtime_pods import RuntimePods
 from tandem_operator.scrape import gateway_hosts, scrape_all
 from tandem_operator.settings import Settings
@@ -127,6 +127,9 @@ class Leader:
             for namespace in self._cache.namespaces(MODELS):
                 for model in self._cache.objects(MODELS, namespace):
                     self._queue.add(Key("Model", namespace, model["metadata"]["name"]))
+            for namespace in self._cache.namespaces(CACHED_CONTEXTS):
+                for context in self._cache.objects(CACHED_CONTEXTS, namespace):
+                    self._queue.add(Key("CachedContext", namespace, context["metadata"]["name"]))
             for namespace in self._cache.namespaces(FLEETS):
                 self._queue.add(gateway_key(namespace))
                 for key in self._fleets(namespace):

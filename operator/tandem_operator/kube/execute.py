@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from tandem_runtime.protocol import DrainRequest, PodState
+from tandem_runtime.protocol import Context, ContextState, DrainRequest, PodState
 
 from tandem_operator.kube.client import ApiError, Kube
 from tandem_operator.names import MANAGER, MANAGER_SCALER, MANAGER_STATUS, Reason
@@ -28,6 +28,7 @@ from tandem_operator.plan.actions import (
     PatchNode,
     Plan,
     PostDrain,
+    PutContext,
     Renumber,
     Scale,
     WriteStatus,
@@ -43,6 +44,9 @@ class Drainer(Protocol):
 
     async def drain(self, host: str, uid: str, request: DrainRequest) -> PodState:
         """POST to the drain hook of the pod of this uid. Raises OSError when it does not answer."""
+
+    async def put_context(self, host: str, uid: str, context: Context) -> ContextState:
+        """Tell the gateway of this uid of a context. Raises OSError when it does not answer."""
 
 
 class Recorder(Protocol):
@@ -143,6 +147,8 @@ class Executor:
                 await self._kube.scale(target, replicas, manager=MANAGER_SCALER)
             case PostDrain(target, host, request):
                 await self._drainer.drain(host, target.uid or "", request)
+            case PutContext(target, host, context):
+                await self._drainer.put_context(host, target.uid or "", context)
             case WriteStatus(target, status):
                 await self._kube.apply_status(target, status, manager=MANAGER_STATUS)
             case Notify():

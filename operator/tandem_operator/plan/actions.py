@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tandem_runtime.protocol import DrainRequest
+from tandem_runtime.protocol import Context, DrainRequest
 
 from tandem_operator.names import Reason
 from tandem_operator.resources import Ref
@@ -116,6 +116,16 @@ class PostDrain:
 
 
 @dataclass(frozen=True)
+class PutContext:
+    """Tells a gateway of a named context, or that one is deleted."""
+
+    target: Ref
+    host: str
+    context: Context
+    reason: Reason
+
+
+@dataclass(frozen=True)
 class CheckTemplate:
     """Dry-run create of a rendered pod; the answer is a fact of the next snapshot."""
 
@@ -153,6 +163,7 @@ Action = (
     | Renumber
     | Scale
     | PostDrain
+    | PutContext
     | CheckTemplate
     | WriteStatus
     | Notify
@@ -181,6 +192,8 @@ def is_destructive(action: Action) -> bool:
             return True
         case PostDrain(request=request):
             return request.mode != "cancel"
+        case PutContext(context=context):
+            return context.deleted
         case Annotate(destructive=destructive):
             return destructive
         case _:

@@ -24,6 +24,7 @@ from tandem_runtime.frontend.errors import (
 )
 from tandem_runtime.gateway.affinity import PrefixMemory
 from tandem_runtime.gateway.attempt import Attempt
+from tandem_runtime.gateway.contexts import GatewayContexts
 from tandem_runtime.gateway.discovery import Discovery
 from tandem_runtime.gateway.fleets import RETRY_AFTER_S, Fleets
 from tandem_runtime.gateway.health import PodHealth
@@ -57,9 +58,11 @@ class GatewayBackend:
         loads: Loads,
         metrics: GatewayMetrics,
         handoff_secret: bytes,
+        contexts: GatewayContexts,
         *,
         resume: bool = True,
     ) -> None:
+        self.contexts = contexts
         self._discovery = discovery
         self._fleets = fleets
         self._client = client
@@ -139,10 +142,13 @@ class GatewayBackend:
 
     def _demand(self, journal: Journal, keys: list[bytes], avoid: Set[str]) -> Demand:
         request = journal.request
+        held_tokens = self._memory.held_tokens(keys)
+        if request.context:
+            held_tokens |= self.contexts.held_tokens(request.context)
         return Demand(
             stream_id=request.stream_id,
             prompt_tokens=len(request.prompt_ids) + len(journal.output_ids),
-            held_tokens=self._memory.held_tokens(keys),
+            held_tokens=held_tokens,
             avoid=avoid,
         )
 

@@ -17,6 +17,8 @@ from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.frontend.server import HttpServer
 from tandem_runtime.gateway.api import create_gateway_app
 from tandem_runtime.gateway.backend import GatewayBackend
+from tandem_runtime.gateway.context_meter import ContextMeter
+from tandem_runtime.gateway.contexts import GatewayContexts
 from tandem_runtime.gateway.discovery import Discovery, PodWatch, api_client
 from tandem_runtime.gateway.fleets import Fleets
 from tandem_runtime.gateway.health import PodHealth
@@ -49,6 +51,7 @@ class Gateway:
         loads = Loads()
         self._health = PodHealth(discovery, self._client, loads)
         self._fleets = Fleets(discovery, self._client, self._health)
+        contexts = GatewayContexts(discovery, self._client, self._health, ContextMeter(registry))
         self.backend = GatewayBackend(
             discovery,
             self._fleets,
@@ -57,12 +60,14 @@ class Gateway:
             loads,
             metrics,
             options.secret,
+            contexts,
             resume=options.resume,
         )
         metrics.watch(lambda: self.backend.streams, lambda: discovery.age_s)
 
         def observe(record: StreamRecord) -> None:
             metrics.observe(record)
+            contexts.observe(record)
             statistics.observe(record)
 
         inference = InferenceService(self.backend, statistics, observe)
@@ -77,6 +82,7 @@ class Gateway:
         self.loops += [
             asyncio.create_task(self._health.run(), name="the health checks"),
             asyncio.create_task(self._fleets.run(), name="the fetching of tokenizers"),
+            asyncio.create_task(self.backend.contexts.run(), name="the rounds over contexts"),
         ]
         if self._options.migrate:
             moves = self.backend.moves.run()

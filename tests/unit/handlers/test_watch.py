@@ -10,6 +10,7 @@ from tandem_operator.handlers.watch import IndexCache, configure, register, trim
 from tandem_operator.keys import NODES_KEY, Key
 from tandem_operator.observe import WATCHED, selector
 from tandem_operator.resources import (
+    CACHED_CONTEXTS,
     FLEETS,
     MODELS,
     NODE_HEALTH_POLICIES,
@@ -151,6 +152,16 @@ def test_bodies_are_kept_without_managed_fields_and_with_their_kind() -> None:
     }
 
 
+EVERYONES = (
+    CACHED_CONTEXTS,
+    FLEETS,
+    MODELS,
+    NODE_HEALTH_POLICIES,
+    NODES,
+    SCALING_POLICIES,
+)
+
+
 def test_kopf_writes_nothing_and_filters_on_the_server() -> None:
     settings = kopf.OperatorSettings()
     configure(settings)
@@ -158,7 +169,7 @@ def test_kopf_writes_nothing_and_filters_on_the_server() -> None:
     assert settings.peering.standalone is True
     ours = {"app.kubernetes.io/managed-by": "tandem"}
     for resource in WATCHED:
-        everyones = resource in (MODELS, FLEETS, SCALING_POLICIES, NODE_HEALTH_POLICIES, NODES)
+        everyones = resource in EVERYONES
         assert selector(resource) == ({} if everyones else ours)
     filtered = [r for r in WATCHED if selector(r)]
     assert len(settings.watching.label_selectors) == len(filtered)
