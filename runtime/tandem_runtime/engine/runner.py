@@ -79,8 +79,7 @@ class TorchRunner:
     def launch(self, batch: Batch) -> Launched:
         """See `flight.Runner`."""
         self._cache.begin(batch.slots)
-        with self._team.step():
-            choice = self._choose(batch)
+        choice = self._choose(batch)
         if batch.samples and self.overlaps:
             if choice is not None:
                 self._chosen[: len(batch.samples)] = choice.ids
@@ -121,7 +120,9 @@ class TorchRunner:
         )
         if self.overlaps:
             token_ids = known_ids(token_ids, self._chosen)
-        return self._model.forward(token_ids, positions, slots, self._cache.data, work, logit_rows)
+        pool = self._cache.data
+        with self._team.step():
+            return self._model.forward(token_ids, positions, slots, pool, work, logit_rows)
 
     def collect(self, launched: Launched) -> list[SampledToken | None]:
         """See `flight.Runner`."""

@@ -222,6 +222,12 @@ def float_bits(value: float) -> int:
     return int(np.float32(value).view(np.int32))
 
 
+EXP2: Final = (
+    1.5403530e-4, 1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 2.4022651e-1, 6.9314718e-1, 1.0,
+)  # fmt: skip
+"""Of 2^r's Taylor series, from r^6 to r^0."""
+
+
 @compiled
 def exp2(x):
     """2^x of a float32, in which loops over it become vectors: 0 below 2^-126, at most 2^126.
@@ -232,12 +238,8 @@ def exp2(x):
     inside = np.float32(126) if inside > np.float32(126) else inside
     k = np.int32(inside + np.float32(1024.5)) - np.int32(1024)
     r = inside - np.float32(k)
-    power = np.float32(1.5403530e-4)
-    power = fma(power, r, np.float32(1.3333558e-3))
-    power = fma(power, r, np.float32(9.6181291e-3))
-    power = fma(power, r, np.float32(5.5504109e-2))
-    power = fma(power, r, np.float32(2.4022651e-1))
-    power = fma(power, r, np.float32(6.9314718e-1))
-    power = fma(power, r, np.float32(1))
+    power = np.float32(EXP2[0])
+    for term in EXP2[1:]:
+        power = fma(power, r, np.float32(term))
     scaled = power * _from_bits(np.int32((k + np.int32(127)) << np.int32(23)))
     return np.float32(0) if x < np.float32(-126) else scaled

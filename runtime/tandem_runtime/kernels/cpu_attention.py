@@ -28,7 +28,6 @@ from tandem_runtime.kernels.compiled import (
     LINE_BYTES,
     as_float,
     compiled,
-    exp2,
     float_bits,
     keep,
     line_in,
@@ -39,11 +38,14 @@ from tandem_runtime.kernels.compiled import (
 )
 from tandem_runtime.kernels.fp8_kv import to_pool, values_of
 from tandem_runtime.kernels.fp8_quantize import FP8
+from tandem_runtime.kernels.softmax import softmax
 from tandem_runtime.kernels.team import PART_ROWS, Kernel, share, share_rows
 from tandem_runtime.kernels.tile import begin, end, product
 
 PIECE_TOKENS: Final = 16
 """Query tokens that are attended together: their scores stay in the processor's cache."""
+TILE_ROWS: Final = 32
+"""Of them, times the group, that are multiplied at once."""
 LOG2_E: Final = 1.4426950408889634
 
 
@@ -146,35 +148,6 @@ def store_kv_cpu(kv: Tensor, cache: Tensor, slots: Tensor) -> None:
 
 # -- attention -------------------------------------------------------------------------------------
 @compiled
-def _softmax(scores, weights, visible, width, size, lanes, to_log2, element):
-    """Weights of one row, not divided by their sum, which is returned.
-
-    `lanes`: [2, size] float32; a block's tokens go to the same places of it as any other's.
-    """
-    for t in range(visible, width):
-        scores[t] = -np.inf
-    for j in range(size):
-        lanes[0, j] = -np.inf
-        lanes[1, j] = np.float32(0)
-    for b in range(0, width, size):
-        for j in range(size):
-            s = scores[b + j]
-            lanes[0, j] = s if s > lanes[0, j] else lanes[0, j]
-    top = lanes[0, 0]
-    for j in range(1, size):
-        top = lanes[0, j] if lanes[0, j] > top else top
-    for b in range(0, width, size):
-        for j in range(size):
-            weight = exp2((scores[b + j] - top) * to_log2)
-            lanes[1, j] += weight
-            weights[b + j] = narrow(weight, element)
-    total = np.float32(0)
-    for j in range(size):
-        total += lanes[1, j]
-    return total
-
-
-@compiled
 def _looked_up(element, codes, named, block, outer, inner, p):
     """Address of a block [outer / p, inner, p] of the dtype, from bytes [outer, inner] of fp8."""
     code, value = pointer(codes, np.uint8(0)), pointer(named, element)
@@ -198,7 +171,7 @@ def _attend_piece(
 ):  # fmt: skip
     """Some tokens of one sequence, of which the first sees `seen` earlier ones, and one kv head."""
     blocks, n = (seen + tokens + size - 1) // size, tokens * group
-    width = blocks * size
+    width = _lines(blocks * size)
     scores_words, rows_words, sums_words = _lines(n * width), _lines(n * dim // p), _lines(n * dim)
     memory = np.empty(
         4 * (2 * scores_words + rows_words + sums_words + size * dim) + LINE_BYTES, np.uint8
@@ -208,32 +181,38 @@ def _attend_piece(
     rows = weights + 4 * scores_words
     sums = rows + 4 * rows_words
     block = sums + 4 * sums_words
-    lanes, totals = np.empty((2, size), np.float32), np.empty(n, np.float32)
+    totals = np.empty(n, np.float32)
     q_at, out_at = pointer(q, element), pointer(out, element)
     row_at, sum_at = pointer(rows, element), pointer(sums, np.float32(0))
     for r in range(n):
         for d in range(dim):
             row_at[r * dim + d] = q_at[r // group * q_row + r % group * dim + d]
-    begin(element, n)
-    for b in range(blocks):
-        k = keys + table[b] * block_bytes
-        if named != 0:
-            k = _looked_up(element, k, named, block, dim, size, p)
-        s = scores + 4 * b * size
-        if named == 0:
-            prefetch(values + table[b] * block_bytes, 4 * size * dim // p)
-        product(element, True, s, width, rows, dim // p, k, size, dim // p, n, size)
+    for r in range(0, n, TILE_ROWS):
+        count = min(n - r, TILE_ROWS)
+        begin(element, count)
+        for b in range(blocks):
+            k = keys + table[b] * block_bytes
+            if named != 0:
+                k = _looked_up(element, k, named, block, dim, size, p)
+            elif r == 0:
+                prefetch(values + table[b] * block_bytes, 4 * size * dim // p)
+            s, a = scores + 4 * (r * width + b * size), rows + 4 * r * (dim // p)
+            product(element, True, s, width, a, dim // p, k, size, dim // p, count, size)
     for r in range(n):
-        s = pointer(scores + 4 * r * width, np.float32(0))
-        w = pointer(weights + 4 * r * (width // p), element)
-        visible = seen + r // group + 1
-        totals[r] = _softmax(s, w, visible, width, size, lanes, to_log2, element)
-    for b in range(blocks):
-        v = values + table[b] * block_bytes
-        if named != 0:
-            v = _looked_up(element, v, named, block, size, dim, p)
-        w = weights + 4 * b * (size // p)
-        product(element, b == 0, sums, dim, w, width // p, v, dim, size // p, n, dim)
+        s, w = scores + 4 * r * width, weights + 4 * r * (width // p)
+        score = pointer(s, np.float32(0))
+        for t in range(seen + r // group + 1, width):
+            score[t] = -np.inf
+        totals[r] = softmax(element, s, w, width, to_log2)
+    for r in range(0, n, TILE_ROWS):
+        count = min(n - r, TILE_ROWS)
+        begin(element, count)
+        for b in range(blocks):
+            v = values + table[b] * block_bytes
+            if named != 0:
+                v = _looked_up(element, v, named, block, size, dim, p)
+            c, a = sums + 4 * r * dim, weights + 4 * (r * width + b * size) // p
+            product(element, b == 0, c, dim, a, width // p, v, dim, size // p, count, dim)
     for r in range(n):
         target = r // group * out_row + r % group * dim
         for d in range(dim):

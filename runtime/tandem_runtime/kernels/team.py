@@ -199,11 +199,11 @@ class Team:
     """`threads` that compute together; one of them is whoever enters `step`."""
 
     def __init__(self, threads: int) -> None:
+        self.threads = threads
         self._memory = np.zeros(_BYTES + 64, np.uint8)
         address = self._memory.ctypes.data
         self._board = address + -address % 64
-        self._helpers = threads - 1
-        self._pool = ThreadPoolExecutor(max(1, self._helpers), "step")
+        self._pool = ThreadPoolExecutor(max(1, threads - 1), "step")
         self._serving: list[Future[None]] = []
         self._end()
         _serve(self._board)  # compiled now
@@ -211,12 +211,12 @@ class Team:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Inside, this thread's operators are everybody's."""
-        if not self._helpers:
+        if self.threads == 1:
             yield
             return
         wait(self._serving)
         self._words()[_OVER // 8] = 0
-        self._serving = [self._pool.submit(_serve, self._board) for _ in range(self._helpers)]
+        self._serving = [self._pool.submit(_serve, self._board) for _ in range(self.threads - 1)]
         _mine.board = self._board
         try:
             yield
