@@ -19,6 +19,7 @@ from tandem_runtime.kv.handoff.handshake import Identity
 from tandem_runtime.kv.handoff.importer import Importer
 from tandem_runtime.protocol import DrainRequest, PodState, PodWork, TokenizerBundle
 from tandem_runtime.serve.backend import LocalBackend
+from tandem_runtime.serve.device import DeviceWatch
 from tandem_runtime.serve.lifecycle import Lifecycle
 from tandem_runtime.serve.metrics import EngineCollector, PodMetrics
 from tandem_runtime.serve.options import ServeOptions
@@ -38,6 +39,7 @@ class Pod:
         self.worker = worker
         self.bundle = bundle
         self.lifecycle = Lifecycle()
+        self.devices = DeviceWatch()
         self.registry = CollectorRegistry()
         self.exporter: Exporter | None = None
         self.importer: Importer | None = None
@@ -84,12 +86,15 @@ class Pod:
         self.backend = LocalBackend(options.pod, options.role, models, self.streams, self.lifecycle)
 
     async def open(self) -> None:
-        """Listens for pods that want KV of this one."""
+        """Listens for pods that want KV of this one, and watches the devices."""
+        if self.options.engine.device == "cuda":
+            self.devices.start()
         if self.exporter is not None:
             await self.exporter.listen(self.options.host, self.options.handoff_port)
 
     async def close(self) -> None:
         """Ends what still runs."""
+        await asyncio.to_thread(self.devices.stop)
         for end in (self.exporter, self.importer):
             if end is not None:
                 await end.close()
@@ -123,6 +128,7 @@ class Pod:
             started_unix_s=self._started_unix_s,
             context_tokens=self.bundle.context_tokens,
             work=self._work(),
+            device=self.devices.report(),
         )
 
     def _work(self) -> PodWork | None:
