@@ -22,14 +22,14 @@ from tandem_operator.kube.execute import Executor
 from tandem_operator.kube.lease import LeaderLease
 from tandem_operator.metrics import Metrics
 from tandem_operator.node_watch import USUAL_WINDOW_S, NodeWatch
-from tandem_operator.observe import CachedReader, LiveReader, Observer
+from tandem_operator.observe import CLUSTER, CachedReader, LiveReader, Observer
 from tandem_operator.observe_nodes import NodeObserver
 from tandem_operator.plan.latency import merged
 from tandem_operator.probes import Pulse
 from tandem_operator.prometheus import Prometheus
 from tandem_operator.queue import KeyedQueue
 from tandem_operator.reconcile import Reconciler, work
-from tandem_operator.resources import CACHED_CONTEXTS, FLEETS, MODELS, PODS
+from tandem_operator.resources import CACHED_CONTEXTS, FLEETS, MODELS, NODE_HEALTH_POLICIES, PODS
 from tandem_operator.runtime_pods import RuntimePods
 from tandem_operator.scrape import gateway_hosts, scrape_all
 from tandem_operator.settings import Settings
@@ -146,6 +146,10 @@ class Leader:
             self._metrics.queue_depth.set(len(self._queue))
             self._metrics.queue_failing.set(self._queue.failing)
             self._metrics.leader.set(self._lease.held)
+            for policy in self._cache.objects(NODE_HEALTH_POLICIES, CLUSTER):
+                status = policy.get("status") or {}
+                phases = [str(node.get("phase")) for node in status.get("nodes") or ()]
+                self._metrics.node_health(phases, int(status.get("allowed") or 0))
             await asyncio.sleep(self._settings.scrape_interval_s)
             hosts = {
                 namespace: gateway_hosts(self._cache.objects(PODS, namespace))

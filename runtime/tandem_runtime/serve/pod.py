@@ -23,6 +23,7 @@ from tandem_runtime.serve.backend import LocalBackend
 from tandem_runtime.serve.context_files import ContextFiles
 from tandem_runtime.serve.context_metrics import ContextCollector
 from tandem_runtime.serve.contexts import PodContexts
+from tandem_runtime.serve.device import DeviceWatch
 from tandem_runtime.serve.keeper import KvKeeper
 from tandem_runtime.serve.lifecycle import Lifecycle
 from tandem_runtime.serve.metrics import EngineCollector, PodMetrics
@@ -43,6 +44,7 @@ class Pod:
         self.worker = worker
         self.bundle = bundle
         self.lifecycle = Lifecycle()
+        self.devices = DeviceWatch()
         self.registry = CollectorRegistry()
         self.exporter: Exporter | None = None
         self.importer: Importer | None = None
@@ -97,8 +99,10 @@ class Pod:
         )
 
     async def open(self) -> None:
-        """Keeps contexts, and listens for pods that want KV of this one."""
+        """Keeps contexts, listens for pods that want KV of this one, and watches the devices."""
         self.keep_contexts()
+        if self.options.engine.device == "cuda":
+            self.devices.start()
         if self.exporter is not None:
             await self.exporter.listen(self.options.host, self.options.handoff_port)
 
@@ -111,6 +115,7 @@ class Pod:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
+        await asyncio.to_thread(self.devices.stop)
         for end in (self.exporter, self.importer):
             if end is not None:
                 await end.close()
@@ -144,6 +149,7 @@ class Pod:
             started_unix_s=self._started_unix_s,
             context_tokens=self.bundle.context_tokens,
             work=self._work(),
+            device=self.devices.report(),
         )
 
     def _work(self) -> PodWork | None:

@@ -189,6 +189,20 @@ def test_a_straggler_leaves_alone_and_its_node_is_avoided() -> None:
     assert cluster.status.nodes == ()
 
 
+def test_a_straggler_that_was_held_and_is_none_any_more_is_forgotten() -> None:
+    """Above all, its node is not drained as a whole."""
+    cluster = Cluster(6, spec={"signals": {"stragglers": {}}})
+    cluster.facts = {"stragglers": (Straggler("uid-p1", "slow"),)}
+    cluster.annotations = {"tandem.dev/repair-paused": "true"}
+    cluster.look()
+    assert cluster.phase("n1") == "Held"
+    cluster.facts, cluster.annotations = {}, {}
+    cluster.look(1)
+    assert cluster.phase("n1") == "Suspect"
+    cluster.look(121)
+    assert cluster.status.nodes == ()
+
+
 def test_stragglers_of_one_pool_go_one_after_another() -> None:
     cluster = Cluster(20, spec={"signals": {"stragglers": {}}})
     found = tuple(Straggler(f"uid-p{i}", f"p{i} is slow") for i in range(3))

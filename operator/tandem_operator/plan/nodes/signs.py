@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tandem_operator.api.node_health import DEFAULT_FOR_SECONDS, NodeStatus, Signals
+from tandem_operator.plan.nodes.repair import IN_REPAIR
 from tandem_operator.plan.nodes.view import NodesSnapshot, NodeView, PlacedPod
 from tandem_operator.plan.times import to_unix_s
 
@@ -121,18 +122,18 @@ def _stragglers(
     snapshot: NodesSnapshot,
     before: NodeStatus | None,
 ) -> Iterable[Sign]:
-    """Found once, it stands: a pod that was pulled out is not measured any more, and what is slow
-    stays so."""
+    """One that was pulled out stands: it is not measured any more, and what is slow stays so."""
     if signals.stragglers is None:
         return
     here = {pod.uid for pod in pods}
     found = [s for s in snapshot.stragglers if s.pod_uid in here]
+    pulled = before is not None and before.phase in IN_REPAIR and bool(before.pods)
     known = next((s for s in before.signals if s.signal == STRAGGLER), None) if before else None
-    if known is not None and before is not None:
+    if pulled and before is not None and known is not None:
         age_s = snapshot.now_s - to_unix_s(known.first_seen)
         if age_s < signals.stragglers.avoid_seconds:
-            pods_known = tuple(sorted({*before.pods, *(s.pod_uid for s in found)}))
-            yield Sign(STRAGGLER, known.evidence, 0.0, everywhere=False, pods=pods_known)
+            uids = tuple(sorted({*before.pods, *(s.pod_uid for s in found)}))
+            yield Sign(STRAGGLER, known.evidence, 0.0, everywhere=False, pods=uids)
             return
     if found:
         evidence = "; ".join(s.evidence for s in found)
