@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +30,13 @@ def note(line: str) -> None:
     print(f"# {line}", file=sys.stderr, flush=True)
 
 
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
 @dataclass(frozen=True)
 class BenchFleet:
     """A fleet that serves."""
@@ -44,11 +52,14 @@ class BenchFleet:
         items = _get(self.running, "pods", f"--selector={selector}")["items"]
         return sorted((p["metadata"]["name"], p["status"]["podIP"]) for p in items)
 
+    def handoff_secret(self) -> bytes:
+        """What its pods and gateways trust each other by."""
+        secret = _get(self.running, "secret", contract.HANDOFF_SECRET_NAME)
+        return base64.b64decode(secret["data"][contract.HANDOFF_SECRET_KEY]).strip()
+
     def pod_token(self) -> str:
         """The bearer token of its pods' own protocol."""
-        secret = _get(self.running, "secret", contract.HANDOFF_SECRET_NAME)
-        key = base64.b64decode(secret["data"][contract.HANDOFF_SECRET_KEY])
-        return contract.pod_token(key.strip())
+        return contract.pod_token(self.handoff_secret())
 
 
 @contextmanager

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tandem_operator.api.cached_context import CachedContextSpec
 from tandem_operator.api.fleet import FleetSpec
 from tandem_operator.api.meta import Judgement, set_conditions
 from tandem_operator.api.model import ModelSpec
 from tandem_operator.plan.model import inputs
-from tandem_operator.resources import FLEETS, MODELS
+from tandem_operator.resources import CACHED_CONTEXTS, FLEETS, MODELS
 
 Body = dict[str, Any]
 NAMESPACE = "team"
@@ -55,6 +56,19 @@ def model_body(name: str = "smollm2", *, resolved: bool = True, **spec: Any) -> 
             "resolution": {"inputs": inputs(ModelSpec.model_validate(full)), "failures": 0},
         }
     return body
+
+
+def context_body(name: str = "handbook", **spec: Any) -> Body:
+    """A CachedContext of the fleet `chat`."""
+    full = {"fleetRef": {"name": "chat"}, "text": "a long text", **spec}
+    full = {key: value for key, value in full.items() if value is not None}
+    parsed = CachedContextSpec.model_validate(full)
+    return {
+        "apiVersion": CACHED_CONTEXTS.api_version,
+        "kind": CACHED_CONTEXTS.kind,
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": parsed.model_dump(by_alias=True, exclude_none=True),
+    }
 
 
 def fleet_body(name: str = "chat", **spec: Any) -> Body:

@@ -17,6 +17,7 @@ from tandem_operator.plan.times import to_text
 from tandem_operator.resources import (
     FLEETS,
     MODELS,
+    NODE_HEALTH_POLICIES,
     PODS,
     POOLS,
     Ref,
@@ -54,6 +55,9 @@ class FakeKube:
         self._applied: dict[tuple[str, str], Body] = {}
         self.refuse: Mapping[str, ApiError] = {}
         """Errors for creates, by the beginning of the object's name."""
+        self.evictions: dict[str, str] = {}
+        """Why an eviction is refused, by pod name."""
+        self.strangers: dict[str, int] = {}
 
     # -- Kube ------------------------------------------------------------------------------------
 
@@ -98,6 +102,9 @@ class FakeKube:
 
     async def patch(self, target: Ref, change: Body, *, manager: str) -> Body:
         live = await self._expect(target)
+        version = change["metadata"].get("resourceVersion") if "metadata" in change else None
+        if version not in (None, live["metadata"].get("resourceVersion")):
+            raise ApiError(409, "Conflict", "the object has been modified")
         return self._store(target, _merge_patch(live, change), f"patch {target.name}")
 
     async def scale(self, target: Ref, replicas: int, *, manager: str) -> None:
@@ -105,13 +112,24 @@ class FakeKube:
         live["spec"]["replicas"] = replicas
         self._store(target, live, f"scale {target.name}")
 
-    async def delete(self, target: Ref) -> None:
+    async def delete(self, target: Ref, *, grace_s: int | None = None) -> None:
         live = await self._expect(target)
-        if target.resource == PODS and "deletionTimestamp" not in live["metadata"]:
+        if grace_s == 0:
+            self.vanish(target)
+        elif target.resource == PODS and "deletionTimestamp" not in live["metadata"]:
             live["metadata"]["deletionTimestamp"] = to_text(self.clock())
             self._store(target, live, f"delete {target.name}")
         elif target.resource != PODS:
             self.vanish(target)
+
+    async def evict(self, target: Ref) -> None:
+        await self._expect(target)
+        if (sentence := self.evictions.get(target.name)) is not None:
+            raise ApiError(429, "TooManyRequests", sentence)
+        await self.delete(target)
+
+    async def count_pods(self, node: str, ignoring: Mapping[str, str]) -> int:
+        return self.strangers.get(node, 0)
 
     async def replace(self, manifest: Body) -> Body:
         raise NotImplementedError
@@ -165,7 +183,7 @@ class FakeKube:
                 meta[field] = live["metadata"][field]
             if body.get("spec") != live.get("spec"):
                 meta["generation"] += 1
-            if not status and target.resource in (FLEETS, MODELS, POOLS):
+            if not status and target.resource in (FLEETS, MODELS, POOLS, NODE_HEALTH_POLICIES):
                 body["status"] = live.get("status", {})
         if target.resource == POOLS:
             body["spec"].setdefault("replicas", 1)

@@ -65,6 +65,27 @@ def pool(replicas: int | None, version: str = "1", **environment: str) -> Body:
     return {"accelerator": GPU, "template": template(version, **environment), **size}
 
 
+def context(name: str = "handbook", **spec: Any) -> Body:
+    """A CachedContext of the fleet `chat`, its text in the ConfigMap `docs`."""
+    given = {"fleetRef": {"name": "chat"}, "configMap": {"name": "docs", "key": "book"}, **spec}
+    return {
+        "apiVersion": "tandem.dev/v1alpha1",
+        "kind": "CachedContext",
+        "metadata": {"name": name},
+        "spec": given,
+    }
+
+
+def documents(text: str = "the whole book") -> Body:
+    """The ConfigMap `docs`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "docs"},
+        "data": {"book": text},
+    }
+
+
 def fleet(
     name: str = "chat",
     *,
@@ -189,6 +210,17 @@ class Fleets:
         url = f"http://{self.address(pod)}:8000/standin/running?n={streams}"
         with urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=5):
             return
+
+    def contexts(self, pod: str) -> list[Body]:
+        """What a stand-in was last told of each context."""
+        url = f"http://{self.address(pod)}:8000/tandem/v1/contexts"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            ids = [copy["id"] for copy in json.load(answer)["copies"]]
+        found = []
+        for id_ in ids:
+            with urllib.request.urlopen(f"{url}/{id_}", timeout=5) as answer:
+                found.append(json.load(answer))
+        return found
 
     def state(self, pod: str) -> Body:
         """What a stand-in says of itself."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +20,12 @@ from tandem_runtime.config import EngineConfig
 from tandem_runtime.contract import Role
 from tandem_runtime.frontend.server import HttpServer
 from tandem_runtime.gateway.pods import PodView
+from tandem_runtime.kv.layout import KvLayout
+from tandem_runtime.kv.tiers.cache import TierCache
+from tandem_runtime.kv.tiers.contract import Tier
+from tandem_runtime.kv.tiers.disk import DiskTier
+from tandem_runtime.kv.tiers.host import HostTier
+from tandem_runtime.kv.tiers.jobs import JobThread
 from tandem_runtime.protocol import (
     GenerateEvent,
     GenerateRequest,
@@ -108,6 +115,31 @@ class Served:
         await self.pod.worker.call(lambda engine: engine.check_integrity())
 
 
+def tier_cache(
+    memory_pages: int = 0, disk: Path | None = None
+) -> Callable[[KvLayout, bytes], TierCache]:
+    """Tiers of pages of 256 tokens, on a thread as a pod has them."""
+
+    def make(layout: KvLayout, layout_hash: bytes) -> TierCache:
+        size = layout.token_bytes * contract.KV_PAGE_TOKENS
+        tiers: list[Tier] = []
+        if memory_pages:
+            tiers.append(HostTier(memory_pages * size, page_bytes=size))
+        if disk is not None:
+            tiers.append(
+                DiskTier(
+                    disk,
+                    1 << 28,
+                    layout_hash=layout_hash,
+                    page_bytes=size,
+                    page_tokens=contract.KV_PAGE_TOKENS,
+                )
+            )
+        return TierCache(tiers, JobThread(), page_tokens=contract.KV_PAGE_TOKENS, compute_s=1)
+
+    return make
+
+
 MakePod = Callable[..., Awaitable[Served]]
 
 
@@ -126,15 +158,21 @@ async def serving_pods() -> AsyncIterator[MakePod]:
         step_s: float = 0.0,
         blocks: int = 64,
         bundle: Mapping[str, object] = MappingProxyType({}),
+        tiers: Callable[[KvLayout, bytes], TierCache] | None = None,
+        disk: Path | None = None,
         **options: Any,
     ) -> Served:
         runner = HashRunner(blocks + 1, step_s)
         worker = EngineWorker()
-        engine = await worker.start(partial(hash_engine, blocks=blocks, runner=runner))
-        pod = Pod(replace(OPTIONS, **options), worker, engine, byte_bundle(**bundle))
+        engine = await worker.start(partial(hash_engine, blocks=blocks, runner=runner, tiers=tiers))
+        config = OPTIONS.engine
+        if disk is not None:
+            config = replace(config, disk_tier_bytes=1, disk_tier_dir=str(disk))
+        pod = Pod(replace(OPTIONS, engine=config, **options), worker, engine, byte_bundle(**bundle))
         handoff_port = 0
         if pod.exporter is not None:
             handoff_port = await pod.exporter.listen("127.0.0.1", 0)
+        pod.keep_contexts()
         server = HttpServer("127.0.0.1", 0)
         server.app = create_pod_app(pod, inference_service(pod))
         port = await server.start()

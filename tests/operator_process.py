@@ -48,7 +48,9 @@ def kubeconfig(cluster: Running, folder: Path) -> Path:
 class OperatorProcess:
     """One operator process after another, all with one identity."""
 
-    def __init__(self, config: Path, log: Path, identity: str) -> None:
+    def __init__(
+        self, config: Path, log: Path, identity: str, *, node_repair: bool = False
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -60,6 +62,7 @@ class OperatorProcess:
             "TANDEM_POD_IP": "127.0.0.1",
             "TANDEM_HTTP_PORT": str(port),
             "TANDEM_GATEWAY_REPLICAS": "1",
+            "TANDEM_NODE_REPAIR": str(node_repair).lower(),
             "TANDEM_GATEWAY_SERVICE_TYPE": "LoadBalancer",
         }
         self._process: subprocess.Popen[bytes] | None = None

@@ -11,18 +11,29 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import msgspec
 from builders import NAMESPACE
 from fake_kube import Body, Clock, FakeKube
 from tandem_operator.autoscale import Autoscaler, Queries
 from tandem_operator.facts import Facts
-from tandem_operator.keys import Key, gateway_key
+from tandem_operator.keys import NODES_KEY, Key, gateway_key
 from tandem_operator.kube.client import ApiError
 from tandem_operator.kube.execute import Executor
 from tandem_operator.metrics import Metrics
 from tandem_operator.observe import CachedReader, LiveReader, Observer
+from tandem_operator.observe_nodes import NodeObserver
 from tandem_operator.plan.actions import Notify, Plan
 from tandem_operator.reconcile import ReconcileFailed, Reconciler
-from tandem_operator.resources import DEPLOYMENTS, FLEETS, MODELS, PODS, Ref, Resource
+from tandem_operator.resources import (
+    CACHED_CONTEXTS,
+    DEPLOYMENTS,
+    FLEETS,
+    MODELS,
+    NODE_HEALTH_POLICIES,
+    PODS,
+    Ref,
+    Resource,
+)
 from tandem_operator.settings import Settings
 from tandem_runtime.contract import (
     COMPONENT_RUNTIME,
@@ -32,6 +43,8 @@ from tandem_runtime.contract import (
     LABEL_REVISION,
 )
 from tandem_runtime.protocol import (
+    Context,
+    ContextState,
     DrainRequest,
     FleetLatency,
     GatewayState,
@@ -75,6 +88,11 @@ class World:
         """Requests that wait at the gateway, by fleet."""
         self.told: dict[str, tuple[str, ...]] | None = None
         """What the gateway was last told to hold requests for."""
+        self.contexts: dict[str, dict[str, ContextState]] = {}
+        """What each gateway knows of contexts, by its name and theirs."""
+        self.told_contexts: list[tuple[str, Context]] = []
+        self.silent: set[str] = set()
+        """Gateways that give no answer."""
         self.ended: list[str] = []
         """Pods that were told to end their streams."""
         self.stale: dict[tuple[Resource, str], list[Body]] | None = None
@@ -93,9 +111,26 @@ class World:
         self.autoscaler = Autoscaler(
             cached, self, self.facts, self.metrics, self.clock, self.prometheus
         )
+        nodes = NodeObserver(
+            cached,
+            live,
+            lambda: [NAMESPACE],
+            self,
+            self.kube,
+            self.facts,
+            self.clock,
+            may_write=self.settings.node_repair,
+        )
         executor = FaultyExecutor(self, Executor(self.kube, self, self, lambda n: b"k" * n))
         self.reconciler = Reconciler(
-            observer, executor, self.facts, AlwaysLeader(), self.metrics, self.settings, self.clock
+            observer,
+            nodes,
+            executor,
+            self.facts,
+            AlwaysLeader(),
+            self.metrics,
+            self.settings,
+            self.clock,
         )
 
     # -- what the operator talks to ----------------------------------------------------------------
@@ -118,6 +153,20 @@ class World:
 
     def thaw(self) -> None:
         self.stale = None
+
+    async def context(self, host: str, uid: str, name: str) -> ContextState | None:
+        if self._at(host) in self.silent:
+            raise OSError(f"{host} gives no answer")
+        return self.contexts.get(self._at(host), {}).get(name)
+
+    async def put_context(self, host: str, uid: str, context: Context) -> ContextState:
+        pod = self._at(host)
+        if self.kube.objects[PODS, NAMESPACE, pod]["metadata"]["uid"] != uid:
+            raise OSError(f"{host} answered 403")
+        self.told_contexts.append((pod, context))
+        state = ContextState(msgspec.structs.replace(context, prompt="", messages=[]))
+        self.contexts.setdefault(pod, {})[context.id] = state
+        return state
 
     async def state(self, host: str) -> PodState:
         return self._state(self._at(host))
@@ -181,9 +230,14 @@ class World:
                 names.add(labels[LABEL_FLEET])
         models = [b["metadata"]["name"] for b in self.objects(MODELS, NAMESPACE)]
         return [
+            *([NODES_KEY] if self.objects(NODE_HEALTH_POLICIES, "") else []),
             *(Key("Model", NAMESPACE, name) for name in models),
             gateway_key(NAMESPACE),
             *(Key("InferenceFleet", NAMESPACE, name) for name in sorted(names)),
+            *(
+                Key("CachedContext", NAMESPACE, body["metadata"]["name"])
+                for body in self.objects(CACHED_CONTEXTS, NAMESPACE)
+            ),
         ]
 
     async def look(self, seconds: float = 5.0) -> None:

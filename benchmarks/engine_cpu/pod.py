@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from tandem_runtime import contract
 
 from benchmarks.engine_cpu.players import PEERS, THREADS, Shape
 from benchmarks.engine_cpu.prompts import prompts
-from benchmarks.fleet import MODEL_URI
+from benchmarks.fleet import MODEL_URI, free_port
 
 NAME = "smollm2"
 READY_S = 240.0
@@ -27,7 +26,9 @@ READY_S = 240.0
 class PodProcess:
     """A pod that is ready."""
 
+    name: str
     url: str
+    handoff_port: int
     process: subprocess.Popen[bytes]
 
     def kill(self) -> None:
@@ -37,36 +38,30 @@ class PodProcess:
 
 
 @contextmanager
-def pod(*flags: str) -> Iterator[PodProcess]:
+def pod(*flags: str, name: str = "local") -> Iterator[PodProcess]:
     """A pod with these flags; it ends with the context."""
     PEERS.mkdir(parents=True, exist_ok=True)
-    ports = [_free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(3)]
     process = subprocess.Popen(
         [
             sys.executable, "-m", "tandem_runtime.serve", "--role=both", f"--model-uri={MODEL_URI}",
             f"--model-name={NAME}", "--dtype=bfloat16", f"--threads={THREADS}", "--host=127.0.0.1",
             f"--port={ports[0]}", f"--grpc-port={ports[1]}", f"--handoff-port={ports[2]}", *flags,
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=(PEERS / "pod.log").open("w"),
+        env={**os.environ, "OMP_NUM_THREADS": "1", contract.ENV_POD_NAME: name},
+        stdout=(PEERS / f"pod-{name}.log").open("w"),
         stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
         url = f"http://127.0.0.1:{ports[0]}"
-        asyncio.run(_wait_ready(url, process))
-        yield PodProcess(url, process)
+        asyncio.run(_wait_ready(url, process, name))
+        yield PodProcess(name, url, ports[2], process)
     finally:
         process.terminate()
         process.wait()
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
-
-async def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+async def _wait_ready(url: str, process: subprocess.Popen[bytes], name: str) -> None:
     deadline_s = time.monotonic() + READY_S
     async with aiohttp.ClientSession() as session:
         while time.monotonic() < deadline_s and process.poll() is None:
@@ -77,7 +72,7 @@ async def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
             except aiohttp.ClientError:
                 pass
             await asyncio.sleep(0.3)
-    raise RuntimeError(f"the pod is not ready; {PEERS / 'pod.log'} may say why")
+    raise RuntimeError(f"the pod is not ready; {PEERS / f'pod-{name}.log'} may say why")
 
 
 def play(url: str, shape: Shape, seed: int) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from tandem_operator.api.fleet import Latency
 from tandem_operator.keys import Key
 from tandem_operator.plan.latency import Published, publish
+from tandem_operator.plan.nodes.view import Straggler
 from tandem_operator.plan.scaled import Scaled
 from tandem_operator.plan.views import TemplateCheck
 
@@ -23,6 +24,14 @@ class Facts:
         self._secrets: dict[str, float] = {}
         self._latencies: dict[tuple[str, str], Published] = {}
         self._refusals: dict[Key, str] = {}
+        self.eviction_refusals: dict[str, str] = {}
+        """Why the last eviction of a pod was refused, by uid."""
+        self.xids: dict[str, dict[int, tuple[float, ...]]] = {}
+        """When counts of NVIDIA's error codes rose lately, by node and code."""
+        self.reports: dict[str, str] = {}
+        """What pods say is wrong with their devices, by uid."""
+        self.stragglers: tuple[Straggler, ...] = ()
+        """Pods that are slower than their peers."""
         self._scaled: dict[tuple[str, str], dict[str, Scaled]] = {}
 
     def learn_check(self, namespace: str, key: str, check: TemplateCheck, now_s: float) -> None:
@@ -47,6 +56,22 @@ class Facts:
     def refusal(self, key: Key) -> str | None:
         """What `learn_refusal` was last told."""
         return self._refusals.get(key)
+
+    @property
+    def of_nodes(self) -> tuple[object, ...]:
+        """What was learned of nodes, to see whether it changed."""
+        return self.xids, self.reports, self.stragglers
+
+    def learn_eviction(self, uid: str, refusal: str | None) -> None:
+        """The API server's answer to an eviction; None: it was carried out."""
+        self.eviction_refusals.pop(uid, None)
+        if refusal:
+            self.eviction_refusals[uid] = refusal
+
+    def keep_refusals(self, pods: set[str]) -> None:
+        """Forget refused evictions of pods that are gone."""
+        kept = {uid: text for uid, text in self.eviction_refusals.items() if uid in pods}
+        self.eviction_refusals = kept
 
     def learn_secret(self, namespace: str, now_s: float) -> None:
         """The namespace's handoff secret was created, or was there."""

@@ -17,6 +17,7 @@ from tandem_runtime.contract import (
 
 from tandem_operator.resources import (
     BUDGETS,
+    CACHED_CONTEXTS,
     DEPLOYMENTS,
     FLEETS,
     MODELS,
@@ -31,14 +32,18 @@ from tandem_operator.resources import (
 
 @dataclass(frozen=True)
 class Key:
-    """One unit of reconciliation. A gateway has its namespace's name."""
+    """One unit of reconciliation. A gateway has its namespace's name; all nodes are one unit,
+    without a namespace, since the brakes are over all of them."""
 
-    kind: Literal["Model", "InferenceFleet", "Gateway"]
+    kind: Literal["Model", "InferenceFleet", "Gateway", "Nodes", "CachedContext"]
     namespace: str
     name: str
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}"
+
+
+NODES_KEY = Key("Nodes", "", "nodes")
 
 
 def gateway_key(namespace: str) -> Key:
@@ -62,6 +67,8 @@ def keys_of(
         # Another fleet's spec decides who serves a name; its status does not.
         moved = gone or observed != meta.get("generation") or "deletionTimestamp" in meta
         return own | (every_fleet if moved else set())
+    if resource == CACHED_CONTEXTS:
+        return {Key("CachedContext", namespace, name)}
     if resource == SCALING_POLICIES:
         return every_fleet
     if resource == MODELS:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
+from collections.abc import Iterable
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tandem_operator import __version__
+from tandem_operator.api.node_health import Phase
 
 
 class Metrics:
@@ -46,6 +51,17 @@ class Metrics:
             "When all keys were last queued",
             registry=self.registry,
         )
+        self.nodes = Gauge(
+            "tandem_nodes",
+            "Nodes with signals of failing, by what is done about them",
+            ["phase"],
+            registry=self.registry,
+        )
+        self.nodes_allowed = Gauge(
+            "tandem_nodes_in_repair_allowed",
+            "Nodes that may be in repair at a time",
+            registry=self.registry,
+        )
         self._scaling = Gauge(
             "tandem_scaling_decision",
             "The size last decided for an autoscaled pool, by why",
@@ -63,6 +79,13 @@ class Metrics:
             self._scaling.remove(namespace, pool, former)
         self._scaling_reasons[namespace, pool] = reason
         self._scaling.labels(namespace, pool, reason).set(replicas)
+
+    def node_health(self, phases: Iterable[str], allowed: int) -> None:
+        """What the NodeHealthPolicy's status says."""
+        counts = Counts(phases)
+        for phase in get_args(Phase):
+            self.nodes.labels(phase).set(counts[phase])
+        self.nodes_allowed.set(allowed)
 
     def forget_scaling(self, namespace: str, pool: str) -> None:
         """A pool that is not autoscaled any more has no decision."""

@@ -22,15 +22,22 @@ from tandem_runtime.contract import (
     LABEL_FLEET,
     LABEL_MODEL,
 )
-from tandem_runtime.protocol import PodState
+from tandem_runtime.protocol import ContextState, PodState
 
 from tandem_operator.facts import Facts
 from tandem_operator.keys import Key
 from tandem_operator.kube.client import Kube
 from tandem_operator.names import LABEL_MANAGED_BY, MANAGED_BY
+from tandem_operator.plan.context import (
+    CachedContextView,
+    ContextSnapshot,
+    cached_context_view,
+)
 from tandem_operator.plan.drain import pods_to_ask
-from tandem_operator.plan.gateway import GatewaySnapshot
+from tandem_operator.plan.gateway import GatewayPod, GatewaySnapshot, gateway_pods
 from tandem_operator.plan.model import ModelSnapshot
+from tandem_operator.plan.nodes.repair import Repair, repair_of
+from tandem_operator.plan.nodes.view import policy_view
 from tandem_operator.plan.pools import wanted_sizes
 from tandem_operator.plan.resolver import resolver_view
 from tandem_operator.plan.views import (
@@ -46,9 +53,12 @@ from tandem_operator.plan.views import (
 )
 from tandem_operator.resources import (
     BUDGETS,
+    CACHED_CONTEXTS,
+    CONFIG_MAPS,
     DEPLOYMENTS,
     FLEETS,
     MODELS,
+    NODE_HEALTH_POLICIES,
     NODES,
     PODS,
     POOLS,
@@ -57,6 +67,7 @@ from tandem_operator.resources import (
     SCALING_POLICIES,
     SERVICE_ACCOUNTS,
     SERVICES,
+    Ref,
     Resource,
 )
 
@@ -70,6 +81,7 @@ WATCHED = (
     FLEETS,
     POOLS,
     SCALING_POLICIES,
+    CACHED_CONTEXTS,
     PODS,
     REVISIONS,
     BUDGETS,
@@ -77,6 +89,7 @@ WATCHED = (
     SERVICES,
     SERVICE_ACCOUNTS,
     ROLE_BINDINGS,
+    NODE_HEALTH_POLICIES,
     NODES,
 )
 CLUSTER = ""
@@ -87,7 +100,14 @@ _ANY: Labels = {}
 
 def selector(resource: Resource) -> dict[str, str]:
     """What is watched and listed of a kind: all of ours, only what we made of Kubernetes' own."""
-    everyones = resource in (MODELS, FLEETS, SCALING_POLICIES, NODES)
+    everyones = resource in (
+        MODELS,
+        FLEETS,
+        SCALING_POLICIES,
+        NODE_HEALTH_POLICIES,
+        CACHED_CONTEXTS,
+        NODES,
+    )
     return {} if everyones else {LABEL_MANAGED_BY: MANAGED_BY}
 
 
@@ -98,11 +118,21 @@ class Reader(Protocol):
         """Every object of a watched kind in a namespace that has the labels, in no order."""
 
 
+class LiveSource(Reader, Protocol):
+    """The API server itself."""
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Body | None:
+        """One object, of any kind that may be read; None if there is none."""
+
+
 class StateSource(Protocol):
     """Asks runtime pods about themselves."""
 
     async def state(self, host: str) -> PodState:
         """Raises OSError when the pod does not answer."""
+
+    async def context(self, host: str, uid: str, name: str) -> ContextState | None:
+        """What a gateway knows of a context; None: nothing. Raises OSError when it is silent."""
 
 
 class Cache(Protocol):
@@ -153,6 +183,9 @@ class LiveReader:
         self._cached.bury(resource, namespace, cached - found, found)
         return bodies
 
+    async def get(self, resource: Resource, namespace: str, name: str) -> Body | None:
+        return await self._kube.get(Ref(resource, namespace, name))
+
 
 class Observer:
     """Makes snapshots."""
@@ -160,7 +193,7 @@ class Observer:
     def __init__(
         self,
         cached: Reader,
-        live: Reader,
+        live: LiveSource,
         pods: StateSource,
         facts: Facts,
         now_s: Callable[[], float],
@@ -196,6 +229,7 @@ class Observer:
         pods = parsed(pod_view, found[PODS])
         pools = parsed(pool_view, found[POOLS])
         now_s = self._now_s()
+        policies = await self._lists(live, CLUSTER, {NODE_HEALTH_POLICIES: _ANY})
         model = fleet.spec.model_ref.name if fleet else ""
         scaled = self._facts.scaled(key.namespace, key.name)
         asked = pods_to_ask(pods, wanted_sizes(fleet, pools, scaled))
@@ -223,6 +257,7 @@ class Observer:
             drained_nodes=drained_nodes(
                 await self._cached.list(NODES, CLUSTER, _ANY), self._drain_taints
             ),
+            repair=_repair(policies[NODE_HEALTH_POLICIES]),
         )
 
     async def _states(self, pods: list[PodView]) -> dict[str, PodState]:
@@ -250,6 +285,51 @@ class Observer:
             refused=self._facts.refusal(key),
         )
 
+    async def context(self, key: Key, *, live: bool) -> ContextSnapshot:
+        """Everything about one CachedContext."""
+        wanted = dict.fromkeys((CACHED_CONTEXTS, FLEETS, MODELS), _ANY)
+        wanted |= {PODS: {LABEL_COMPONENT: COMPONENT_GATEWAY}}
+        found = await self._lists(live, key.namespace, wanted)
+        contexts = parsed(cached_context_view, found[CACHED_CONTEXTS])
+        context = next((c for c in contexts if c.name == key.name), None)
+        content, trouble = (None, "") if context is None else await self._content(context)
+        return ContextSnapshot(
+            now_s=self._now_s(),
+            name=key.name,
+            context=context,
+            fleets=parsed(fleet_view, found[FLEETS]),
+            models=parsed(model_view, found[MODELS]),
+            content=content,
+            trouble=trouble,
+            states=await self._context_states(key.name, gateway_pods(found[PODS])),
+        )
+
+    async def _content(self, context: CachedContextView) -> tuple[str | None, str]:
+        """The text; else why there is none. Only a ConfigMap that an object names is ever read."""
+        wanted = context.spec.config_map
+        if wanted is None:
+            return context.spec.text, "it has no text"
+        body = await self._live.get(CONFIG_MAPS, context.namespace, wanted.name)
+        if body is None:
+            return None, f"there is no ConfigMap '{wanted.name}' in this namespace"
+        text = (body.get("data") or {}).get(wanted.key)
+        return text, f"the ConfigMap '{wanted.name}' has no text under the key '{wanted.key}'"
+
+    async def _context_states(
+        self, name: str, gateways: Iterable[GatewayPod]
+    ) -> dict[GatewayPod, ContextState | None]:
+        """What gateways know of a context; a silent one is left out."""
+
+        async def ask(pod: GatewayPod) -> tuple[GatewayPod, ContextState | None] | None:
+            try:
+                return pod, await self._pods.context(pod.host, pod.uid, name)
+            except OSError as error:
+                log.info("gateway %s does not answer: %s", pod.name, error)
+                return None
+
+        answers = await asyncio.gather(*(ask(pod) for pod in gateways))
+        return dict(answer for answer in answers if answer is not None)
+
     async def gateway(self, key: Key, *, live: bool) -> GatewaySnapshot:
         """Everything about one namespace's gateway."""
         kinds = (SERVICE_ACCOUNTS, ROLE_BINDINGS, DEPLOYMENTS, SERVICES, BUDGETS)
@@ -270,6 +350,11 @@ class Observer:
             secret_ensured_s=self._facts.secret_ensured_s(key.namespace),
             secret_missing=bool(late),
         )
+
+
+def _repair(policies: Iterable[Body]) -> Repair:
+    found = parsed(policy_view, policies)
+    return repair_of(found[0].spec, found[0].status) if found else Repair()
 
 
 def _waits_for_volumes(pod: Body) -> bool:

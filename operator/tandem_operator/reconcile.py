@@ -18,18 +18,22 @@ from tandem_operator.kube.lease import LeaseLost
 from tandem_operator.metrics import Metrics
 from tandem_operator.names import Reason
 from tandem_operator.observe import Observer
+from tandem_operator.observe_nodes import NodeObserver
 from tandem_operator.plan.actions import (
     Action,
     CheckTemplate,
     Create,
     CreateSecret,
+    Evict,
     Notify,
     Plan,
     WriteStatus,
 )
+from tandem_operator.plan.context import plan_context
 from tandem_operator.plan.fleet import plan_fleet
 from tandem_operator.plan.gateway import plan_gateway
 from tandem_operator.plan.model import plan_model
+from tandem_operator.plan.nodes.plan import plan_nodes
 from tandem_operator.resources import FLEETS, MODELS, Ref
 from tandem_operator.settings import Settings
 
@@ -54,6 +58,7 @@ class Reconciler:
     def __init__(
         self,
         observer: Observer,
+        nodes: NodeObserver,
         executor: Executor,
         facts: Facts,
         leadership: Leadership,
@@ -62,6 +67,7 @@ class Reconciler:
         now_s: Callable[[], float],
     ) -> None:
         self._observer = observer
+        self._nodes = nodes
         self._executor = executor
         self._facts = facts
         self._leadership = leadership
@@ -107,6 +113,10 @@ class Reconciler:
     async def _plan(self, key: Key, *, live: bool) -> Plan:
         if key.kind == "Model":
             return plan_model(await self._observer.model(key, live=live), self._settings)
+        if key.kind == "Nodes":
+            return plan_nodes(await self._nodes.nodes(live=live))
+        if key.kind == "CachedContext":
+            return plan_context(await self._observer.context(key, live=live))
         if key.kind == "Gateway":
             return plan_gateway(await self._observer.gateway(key, live=live), self._settings)
         return plan_fleet(await self._observer.fleet(key, live=live), self._settings)
@@ -121,16 +131,19 @@ class Reconciler:
                 self._facts.learn_check(key.namespace, check_key, outcome.check, now_s)
             if isinstance(outcome.action, CreateSecret) and outcome.error is None:
                 self._facts.learn_secret(key.namespace, now_s)
+            if isinstance(outcome.action, Evict):
+                self._facts.learn_eviction(outcome.action.target.uid or "", outcome.refusal)
 
     def _account(self, key: Key, plan: Plan, outcomes: Sequence[Outcome]) -> None:
         """The decision log and the action metrics."""
         entries = []
         for outcome in outcomes:
             name, reason = type(outcome.action).__name__, _reason(outcome.action)
-            result = "failed" if outcome.error else "ok"
+            result = "failed" if outcome.error else "refused" if outcome.refusal else "ok"
             self._metrics.actions.labels(name, reason, result).inc()
             entry = {"action": name, "object": _object(outcome.action), "reason": reason}
-            entries.append(entry | ({"error": outcome.error} if outcome.error else {}))
+            said = outcome.error or outcome.refusal
+            entries.append(entry | ({"error": said} if said else {}))
         line: dict[str, Any] = {"key": str(key), "notes": dict(plan.notes), "actions": entries}
         decisions.info("%s", json.dumps(line))
 

@@ -10,11 +10,12 @@ from tandem_runtime.contract import GROUP, VERSION
 
 @dataclass(frozen=True)
 class Resource:
-    """One kind; all but Node are namespaced."""
+    """One kind."""
 
     api_version: str
     kind: str
     plural: str
+    namespaced: bool = True
 
     @property
     def path(self) -> str:
@@ -28,7 +29,10 @@ class Resource:
 
 @dataclass(frozen=True)
 class Ref:
-    """One object. With `uid`, that very object and not a later one of the same name."""
+    """One object. With `uid`, that very object and not a later one of the same name.
+
+    What is the cluster's has the namespace "".
+    """
 
     resource: Resource
     namespace: str
@@ -41,7 +45,12 @@ MODELS: Final = Resource(_OWN, "Model", "models")
 FLEETS: Final = Resource(_OWN, "InferenceFleet", "inferencefleets")
 POOLS: Final = Resource(_OWN, "Pool", "pools")
 SCALING_POLICIES: Final = Resource(_OWN, "ScalingPolicy", "scalingpolicies")
+NODE_HEALTH_POLICIES: Final = Resource(
+    _OWN, "NodeHealthPolicy", "nodehealthpolicies", namespaced=False
+)
+CACHED_CONTEXTS: Final = Resource(_OWN, "CachedContext", "cachedcontexts")
 PODS: Final = Resource("v1", "Pod", "pods")
+CONFIG_MAPS: Final = Resource("v1", "ConfigMap", "configmaps")
 SECRETS: Final = Resource("v1", "Secret", "secrets")
 SERVICES: Final = Resource("v1", "Service", "services")
 SERVICE_ACCOUNTS: Final = Resource("v1", "ServiceAccount", "serviceaccounts")
@@ -51,14 +60,16 @@ BUDGETS: Final = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudg
 ROLE_BINDINGS: Final = Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 LEASES: Final = Resource("coordination.k8s.io/v1", "Lease", "leases")
 EVENTS: Final = Resource("events.k8s.io/v1", "Event", "events")
-NODES: Final = Resource("v1", "Node", "nodes")
-"""Of the cluster, not of a namespace: watched, and neither read otherwise nor written."""
+NODES: Final = Resource("v1", "Node", "nodes", namespaced=False)
 
 ALL: Final = (
     MODELS,
     FLEETS,
     POOLS,
     SCALING_POLICIES,
+    NODE_HEALTH_POLICIES,
+    NODES,
+    CACHED_CONTEXTS,
     PODS,
     SECRETS,
     SERVICES,
@@ -81,4 +92,4 @@ def resource_of(manifest: dict[str, Any]) -> Resource:
 def ref_of(body: dict[str, Any]) -> Ref:
     """The Ref of a live object or a manifest."""
     meta = body["metadata"]
-    return Ref(resource_of(body), meta["namespace"], meta["name"], meta.get("uid"))
+    return Ref(resource_of(body), meta.get("namespace", ""), meta["name"], meta.get("uid"))

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
-from tandem_runtime.contract import HTTP_PORT, PATH_DRAIN, PATH_STATE, PATH_WAKEABLE
-from tandem_runtime.protocol import DrainRequest, GatewayState, PodState, Wakeable
+from tandem_runtime.contract import HTTP_PORT, PATH_CONTEXTS, PATH_DRAIN, PATH_STATE, PATH_WAKEABLE
+from tandem_runtime.protocol import (
+    Context,
+    ContextState,
+    DrainRequest,
+    GatewayState,
+    PodState,
+    Wakeable,
+)
 
 TIMEOUT_S = 3.0
 MAX_BYTES = 1 << 20
@@ -60,6 +68,20 @@ class RuntimePods:
         body = msgspec.json.encode(told)
         return await self._call(
             "POST", host, PATH_WAKEABLE, GatewayState, data=body, headers=headers
+        )
+
+    async def context(self, host: str, uid: str, name: str) -> ContextState | None:
+        """What the gateway that has this uid knows of a context. Raises OSError."""
+        headers = {"Authorization": f"Bearer {uid}"}
+        path = f"{PATH_CONTEXTS}/{quote(name, safe='')}"
+        return await self._call("GET", host, path, ContextState | None, headers=headers)  # type: ignore[arg-type]
+
+    async def put_context(self, host: str, uid: str, context: Context) -> ContextState:
+        """Tell the gateway that has this uid of a context. Raises OSError."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {uid}"}
+        body = msgspec.json.encode(context)
+        return await self._call(
+            "PUT", host, PATH_CONTEXTS, ContextState, data=body, headers=headers
         )
 
     async def _call(self, method: str, host: str, path: str, answer: type[T], **request: Any) -> T:

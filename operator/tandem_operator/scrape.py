@@ -7,8 +7,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from tandem_runtime.contract import COMPONENT_GATEWAY, LABEL_COMPONENT
 from tandem_runtime.protocol import FleetLatency, GatewayState
+
+from tandem_operator.plan.gateway import gateway_pods
 
 log = logging.getLogger(__name__)
 Body = Mapping[str, Any]
@@ -28,13 +29,7 @@ def gateway_hosts(pods: Sequence[Body]) -> list[str]:
 
 def gateways(pods: Sequence[Body]) -> dict[str, str]:
     """Uids of those pods by their addresses."""
-    return {
-        pod["status"]["podIP"]: pod["metadata"].get("uid", "")
-        for pod in pods
-        if (pod["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == COMPONENT_GATEWAY
-        and (pod.get("status") or {}).get("podIP")
-        and (pod.get("status") or {}).get("phase") == "Running"
-    }
+    return {pod.host: pod.uid for pod in gateway_pods(pods)}
 
 
 async def scrape_all(

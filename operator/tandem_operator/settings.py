@@ -38,6 +38,8 @@ class Settings:
     """Comma-separated; empty: all namespaces."""
     drain_taints: tuple[str, ...] = DRAIN_TAINTS
     """Comma-separated keys of the taints that say that a node is to be drained."""
+    node_repair: bool = False
+    """Whether the operator may write to nodes: it has the role tandem-node-repair."""
     workers: int = 8
     """Reconciles at a time, of different keys."""
     resync_s: float = 300.0
@@ -86,7 +88,11 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         text = environment.get(variable, "").strip()
         if not text:
             continue
-        kind = type(field.default)
+        default: object = field.default
+        kind = type(default)
+        if kind is bool:
+            values[name] = _boolean(variable, text)
+            continue
         if kind is tuple:
             values[name] = tuple(part.strip() for part in text.split(",") if part.strip())
             continue
@@ -95,6 +101,12 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         except ValueError:
             raise ValueError(f"{variable} is {text!r}; write a number") from None
     return Settings(**values)  # type: ignore[arg-type]
+
+
+def _boolean(variable: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"{variable} is {text!r}; write true or false")
+    return text.lower() == "true"
 
 
 def _number(whole: bool, text: str) -> float:

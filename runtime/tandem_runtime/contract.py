@@ -46,6 +46,10 @@ ANNOTATION_RESTARTED_AT: Final = "tandem.dev/restartedAt"
 ANNOTATION_EXTERNAL_URL: Final = "tandem.dev/external-url"
 """On a gateway's Service: where clients outside the cluster reach it (host:port of its HTTP)."""
 
+ANNOTATION_XID_COUNTS: Final = "tandem.dev/xid-counts"
+"""On a node, by whoever reads the driver's log: {"79": 3}, how often each of NVIDIA's error codes
+came since some moment. What counts is that a number rises."""
+
 CONTAINER: Final = "runtime"
 """The container of a runtime pod that is ours; a template may add others."""
 
@@ -72,6 +76,11 @@ PATH_GENERATE: Final = "/tandem/v1/generate"
 PATH_WAKEABLE: Final = "/tandem/v1/wakeable"
 """POST `protocol.Wakeable` to a gateway; answers `protocol.GatewayState`. The bearer token is the
 gateway pod's uid, as for `PATH_DRAIN`."""
+PATH_CONTEXTS: Final = "/tandem/v1/contexts"
+"""PUT `protocol.Context` to a pod (answers `protocol.ContextCopy`) or, with its uid as the bearer
+token, to a gateway (answers `protocol.ContextState`): keep it, or that version of it. GET: all of
+them, `protocol.ContextCopies` and `protocol.ContextStates`; below it `/ID`: a pod's
+`protocol.Context`, a gateway's `protocol.ContextState` or null."""
 PATH_TOKENIZER: Final = "/tandem/v1/tokenizer"
 """GET: `protocol.TokenizerBundle`, so that a gateway needs no access to weights."""
 

@@ -9,7 +9,7 @@ it sends with the epoch of the attempt, and whoever receives something of an old
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -83,6 +83,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """None: compute the prompt here (aggregated pools, and a decode pod without a partner)."""
     tenant: str = "default"
     cache_salt: str = ""
+    context: str = ""
+    """The named context that the prompt begins with; its metering is the gateway's."""
     take_from: PrefillTarget | None = None
     """The pod that decodes the stream now: take it over while it runs. That pod's attempt goes on
     until the first event of this one."""
@@ -175,6 +177,15 @@ class PodWork(msgspec.Struct, frozen=True):
     """Streams that run at the same time at most."""
 
 
+class DeviceReport(msgspec.Struct, frozen=True):
+    """What a pod knows of the health of its devices."""
+
+    xids: dict[str, int] = {}
+    """How often each of NVIDIA's error codes came since the pod started; not which came last."""
+    failing: str | None = None
+    """A sentence while the device fails, such as for memory errors that cannot be corrected."""
+
+
 class PodState(msgspec.Struct, frozen=True, omit_defaults=False):
     """What a runtime pod says of itself; the operator's only view into a pod."""
 
@@ -198,6 +209,8 @@ class PodState(msgspec.Struct, frozen=True, omit_defaults=False):
     """The longest prompt and answer together that the pod can hold; 0: it does not say."""
     work: PodWork | None = None
     """None: it does not say, or its engine is not built yet."""
+    device: DeviceReport | None = None
+    """None: it does not say."""
 
     @property
     def in_flight(self) -> int:
@@ -266,3 +279,81 @@ class TokenizerBundle(msgspec.Struct, frozen=True, omit_defaults=True):
     block_tokens: int = 16
     cache_root: str = ""
     """Hex; the layout hash from which this model's prefix keys are chained (prefix.py)."""
+
+
+class Context(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A named context as gateways and pods keep it. Its content never changes; the newer `version`
+    of one that was created at the same time replaces the older one, wherever they meet."""
+
+    id: str
+    model: str
+    """The served name that it was made for."""
+    fleet: str
+    tenant: str
+    created_unix_s: float
+    expires_unix_s: float
+    cache_salt: str = ""
+    """It is of use to requests of this tenant and salt alone."""
+    prompt: str = ""
+    messages: list[dict[str, Any]] = []
+    """Instead of `prompt`: as a chat template takes them."""
+    tokens: int = 0
+    """As of its creation."""
+    display_name: str = ""
+    tier: str = ""
+    """`accelerator` or a cache tier's name; empty: each pod's first below the accelerator."""
+    copies: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """Pods that keep it, of each revision."""
+    version: int = 0
+    updated_unix_s: float = 0.0
+    deleted: bool = False
+    """It has no content then, and is remembered until it would have expired."""
+    origin: str = ""
+    """Who declares it; empty: a client made it."""
+
+
+class ContextCopy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one pod has of a context; without the content."""
+
+    id: str
+    created_unix_s: float
+    version: int
+    state: Literal["building", "ready", "failed"] = "building"
+    reason: str = ""
+    """Why it failed, a sentence."""
+    tokens: int = 0
+    bytes: int = 0
+    """Of KV that is kept."""
+    tier: str = ""
+    token_compute_s: float = 0.0
+    """What a token of it costs to compute; 0: not known."""
+    byte_seconds: float = 0.0
+    """What keeping it has cost so far."""
+
+
+class ContextCopies(msgspec.Struct, frozen=True):
+    """All contexts of a pod."""
+
+    copies: tuple[ContextCopy, ...]
+
+
+class ContextState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A context as a gateway knows it."""
+
+    context: Context
+    """Without the content."""
+    pods: dict[str, ContextCopy] = {}
+    """By name."""
+    requests: int = 0
+    """That this gateway served with it; the same for the following."""
+    cached_tokens: int = 0
+    saved_s: float = 0.0
+    """Of prefill."""
+    reason: str = ""
+    """Why a pod refused it, a sentence."""
+
+
+class ContextStates(msgspec.Struct, frozen=True):
+    """All contexts that a gateway knows."""
+
+    contexts: tuple[ContextState, ...]

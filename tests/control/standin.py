@@ -3,7 +3,7 @@
 Run as the `runtime` container of a fleet's template. It reads from its environment:
 STANDIN_FAIL (a sentence: leave it as the termination message and exit 64), STANDIN_READY_AFTER_S.
 With STANDIN_WORK it reports steps of 8 ms and 0.25 ms for each stream.
-`POST /standin/running?n=N` pretends that N streams run.
+It keeps whatever contexts it is given. `POST /standin/running?n=N` pretends that N streams run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 from tandem_runtime import contract
-from tandem_runtime.protocol import DrainRequest, PodState, PodWork, StepSums
+from tandem_runtime.protocol import (
+    Context,
+    ContextCopies,
+    ContextCopy,
+    DrainRequest,
+    PodState,
+    PodWork,
+    StepSums,
+)
 
 
 class Standin:
@@ -30,6 +38,8 @@ class Standin:
         self.worked_s = time.time()
         self.sums = StepSums()
         self.draining = False
+        self.contexts: dict[str, Context] = {}
+        """Kept, it says, as soon as it is asked."""
         self.idle = asyncio.Event()
         self.idle.set()
         self.ended = asyncio.Event()
@@ -74,6 +84,21 @@ class Standin:
         self.worked_s, self.sums = now_s, past
         return PodWork(int(past.streams / 100), 0, int(past.streams), past, 0, 0, 8192, 256)
 
+    async def keep(self, request: web.Request) -> web.Response:
+        context = msgspec.json.decode(await request.read(), type=Context)
+        self.contexts[context.id] = context
+        return self.json(kept(context))
+
+    async def list_contexts(self, _: web.Request) -> web.Response:
+        return self.json(ContextCopies(tuple(kept(c) for c in self.contexts.values())))
+
+    async def context(self, request: web.Request) -> web.Response:
+        return self.json(self.contexts[request.match_info["id"]])
+
+    @staticmethod
+    def json(content: object) -> web.Response:
+        return web.Response(body=msgspec.json.encode(content), content_type="application/json")
+
     async def drain(self, request: web.Request) -> web.Response:
         if request.headers.get("authorization") != f"Bearer {os.environ[contract.ENV_POD_UID]}":
             raise web.HTTPForbidden
@@ -95,6 +120,14 @@ class Standin:
     async def until_empty(self) -> None:
         await self.idle.wait()
         self.ended.set()
+
+
+def kept(context: Context) -> ContextCopy:
+    """A token is a character, and takes 10 bytes."""
+    chars = len(context.prompt) + sum(len(m["content"]) for m in context.messages)
+    tier = context.tier or "memory"
+    version = (context.created_unix_s, context.version)
+    return ContextCopy(context.id, *version, "ready", "", chars, 10 * chars, tier)
 
 
 async def main() -> None:
@@ -120,6 +153,9 @@ async def main() -> None:
             web.get(contract.PATH_READY, ready),
             web.get(contract.PATH_STATE, state),
             web.post(contract.PATH_DRAIN, standin.drain),
+            web.put(contract.PATH_CONTEXTS, standin.keep),
+            web.get(contract.PATH_CONTEXTS, standin.list_contexts),
+            web.get(contract.PATH_CONTEXTS + "/{id}", standin.context),
             web.post("/standin/running", running),
         ]
     )

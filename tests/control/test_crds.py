@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from tandem.cluster.running import KubectlError, Running
+from tandem_operator.api.crd import KINDS
 
 Body = dict[str, Any]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -34,6 +35,26 @@ POLICY: Body = {
     "metadata": {"name": "p"},
     "spec": {},
 }
+
+
+def health(**spec: Any) -> Body:
+    return {
+        "apiVersion": "tandem.dev/v1alpha1",
+        "kind": "NodeHealthPolicy",
+        "metadata": {"name": "default"},
+        "spec": spec,
+    }
+
+
+def context(**spec: Any) -> Body:
+    """A CachedContext; None takes a field out."""
+    full = {"fleetRef": {"name": "chat"}, "text": "a book", **spec}
+    return {
+        "apiVersion": "tandem.dev/v1alpha1",
+        "kind": "CachedContext",
+        "metadata": {"name": "handbook"},
+        "spec": {name: value for name, value in full.items() if value is not None},
+    }
 
 
 def policy(**spec: Any) -> Body:
@@ -61,6 +82,20 @@ def tiers(**tier: Any) -> Body:
 
 
 REFUSED = {
+    "context of nothing": (context(text=None), "give text or configMap: one of them"),
+    "context of two texts": (
+        context(configMap={"name": "docs", "key": "book"}),
+        "give text or configMap: one of them",
+    ),
+    "context of nobody": (context(fleetRef=None), "give fleetRef or modelRef: one of them"),
+    "context of two": (context(modelRef={"name": "m"}), "give fleetRef or modelRef: one of them"),
+    "context on tape": (context(tier="Tape"), 'supported values: "Accelerator", "Memory", "Disk"'),
+    "context for no time": (context(ttlSeconds=0), "should be greater than or equal to 1"),
+    "context nowhere": (context(copies=0), "should be greater than or equal to 1"),
+    "context of a long name": (
+        named(context(), "a" * 64),
+        "metadata.name must have at most 63 characters: requests name the context by it",
+    ),
     "replicas with scaling": (
         fleet(decode={"replicas": 1, "scaling": {"maxReplicas": 2}}),
         "replicas and scaling exclude each other: keep replicas for a fixed size",
@@ -108,6 +143,54 @@ REFUSED = {
     "step of nothing": (
         policy(steps={"scaleOut": {"replicas": 0}}),
         "should be greater than or equal to 1",
+    ),
+    "two policies for nodes": (
+        named(health(), "mine"),
+        "a cluster has one NodeHealthPolicy, called default",
+    ),
+    "Ready as a condition": (
+        health(signals={"conditions": [{"type": "Ready", "status": "False"}]}),
+        "Ready has a signal of its own: set signals.notReady.forSeconds and remove this entry",
+    ),
+    "no such condition status": (
+        health(signals={"conditions": [{"type": "KernelDeadlock", "status": "Bad"}]}),
+        'supported values: "True", "False", "Unknown"',
+    ),
+    "a condition that cannot be": (
+        health(signals={"conditions": [{"type": "Kernel Deadlock", "status": "True"}]}),
+        "should match",
+    ),
+    "a condition without polarity": (
+        health(signals={"conditions": [{"type": "KernelDeadlock"}]}),
+        "signals.conditions[0].status: Required value",
+    ),
+    "a cordon as a signal": (
+        health(signals={"taints": [{"key": "node.kubernetes.io/unschedulable"}]}),
+        "a cordon says that somebody drains the node, and its pods move without a policy",
+    ),
+    "repairs beyond an outage": (
+        health(brakes={"maxPercent": 60}),
+        "maxPercent must be under outagePercent: from that share on it is taken for an outage",
+    ),
+    "no repair at all": (
+        health(brakes={"maxNodes": 0}),
+        "should be greater than or equal to 1",
+    ),
+    "eviction after the deadline": (
+        health(drain={"evictAfterSeconds": 100, "deadlineSeconds": 100}),
+        "evictAfterSeconds must be under deadlineSeconds: evictions are tried in between",
+    ),
+    "a deadline under any grace period": (
+        health(drain={"evictAfterSeconds": 0, "deadlineSeconds": 30}),
+        "should be greater than or equal to 31",
+    ),
+    "given up before it is drained": (
+        health(deadNodes={"afterSeconds": 60}, signals={"notReady": {"forSeconds": 120}}),
+        "deadNodes.afterSeconds must not be under signals.notReady.forSeconds",
+    ),
+    "an unknown end": (
+        health(drain={"afterDeadline": "Evict"}),
+        'supported values: "Wait", "Delete"',
     ),
     "a schedule": (policy(schedules=[]), 'unknown field "spec.schedules"'),
     "no accelerators": (
@@ -296,9 +379,38 @@ ACCEPTED = {
         windows={"holdSeconds": 0},
         forecast={"percent": 0},
     ),
+    "smallest policy for nodes": health(),
+    "policy for nodes": health(
+        mode="Active",
+        signals={
+            "notReady": {"forSeconds": 90},
+            "conditions": [
+                {"type": "KernelDeadlock", "status": "True"},
+                {"type": "AcceleratedHardwareReady", "status": "False", "forSeconds": 600},
+            ],
+            "taints": [{"key": "example.com/broken"}],
+            "accelerators": {},
+            "xids": {"codes": [79]},
+            "reports": {},
+            "stragglers": {},
+        },
+        deadNodes={"action": "OutOfService"},
+    ),
     "autoscaled from zero": fleet(decode={"scaling": {"minReplicas": 0, "maxReplicas": 2}}),
     "autoscaled by a policy": fleet(
         decode={"scaling": {"maxReplicas": 2, "policyRef": {"name": "p"}}}
+    ),
+    "context": context(),
+    "context of a ConfigMap": context(
+        fleetRef=None,
+        modelRef={"name": "m"},
+        text=None,
+        configMap={"name": "docs", "key": "book"},
+        role="prompt",
+        tier="Disk",
+        copies=2,
+        ttlSeconds=3600,
+        tenant="a",
     ),
     "claim": model(source={"uri": "pvc://weights/llama/model.safetensors"}),
     "hub": model(source={"uri": "hf://meta-llama/Llama-3.1-8B@main", "secretRef": {"name": "hub"}}),
@@ -336,7 +448,7 @@ def test_defaults_are_the_servers(kubectl: Callable[..., str]) -> None:
 
 @pytest.mark.usefixtures("crds")
 def test_the_schemas_are_structural(cluster: Running) -> None:
-    for plural in ("models", "inferencefleets", "pools", "scalingpolicies"):
+    for plural in (kind.plural for kind in KINDS):
         answer = cluster.kubectl("get", f"crd/{plural}.tandem.dev", "-o", "yaml")
         conditions = {
             c["type"]: c["status"] for c in yaml.safe_load(answer)["status"]["conditions"]

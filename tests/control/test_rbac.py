@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fleets import Fleets, eventually, fleet, model, pool
+from fleets import Fleets, context, documents, eventually, fleet, model, pool
 from tandem.cluster.binaries import candidates
 from tandem.cluster.running import Running
 
@@ -30,6 +30,8 @@ UNUSED = {
     ("tandem.dev", "inferencefleets/finalizers", "update"): "likewise",
     ("tandem.dev", "pools/finalizers", "update"): "likewise",
     ("rbac.authorization.k8s.io", "clusterroles", "bind"): "checked when the RoleBinding is made",
+    ("", "pods/eviction", "create"): "from a failing node: test_node_health.py",
+    ("tandem.dev", "nodehealthpolicies/status", "patch"): "where there is a policy: likewise",
     ("coordination.k8s.io", "leases", "create"): "once in a cluster's life",
 }
 
@@ -82,6 +84,17 @@ def test_the_gateway_reads_pods_alone() -> None:
     assert granted("tandem-gateway") == {("", "pods", verb) for verb in ("get", "list", "watch")}
 
 
+def test_writing_to_nodes_is_a_role_of_its_own() -> None:
+    assert not {v for _, resource, v in granted("tandem-operator") if resource == "nodes"} - {
+        "list",
+        "watch",
+    }
+    local = rendered(MANIFESTS / "overlays" / "local")
+    (role,) = [body for body in local if body["metadata"]["name"] == "tandem-node-repair"
+               and body["kind"] == "ClusterRole"]  # fmt: skip
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["patch"]}]
+
+
 def test_nobody_elses_kinds_are_needed() -> None:
     groups = {body["apiVersion"].partition("/")[0] for body in rendered(MANIFESTS)}
     assert groups == {"v1", "apps", "rbac.authorization.k8s.io", "apiextensions.k8s.io"}
@@ -93,8 +106,9 @@ def test_everything_is_allowed_and_everything_allowed_is_used(
 ) -> None:
     """A fleet's whole life; then the audit log of the operator and of the gateway."""
     fleets = Fleets(cluster, namespace)
-    fleets.apply(model(), fleet())
+    fleets.apply(model(), documents(), fleet(), context())
     fleets.wait_ready()
+    fleets.wait_condition("Ready", "True", what="cachedcontext/handbook")
     fleets.roll("2")
     fleets.wait_ready()
     fleets.roll("1")

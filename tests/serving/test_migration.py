@@ -19,7 +19,10 @@ from tandem_runtime.contract import Role
 NAME = "smollm2-135m"
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. "
 MAX_TOKENS = 96
+LONG_TOKENS = 384
+"""Streams that a fast machine, too, still decodes when the last of them has moved."""
 Tokens = list[tuple[str, float]]
+Undisturbed = Callable[..., list[Tokens]]
 
 
 class Client:
@@ -72,7 +75,7 @@ class Client:
         self._thread.join(240)
         assert self.done
         assert not self.failure
-        assert len(self.tokens) == MAX_TOKENS
+        assert len(self.tokens) == self._body["max_tokens"]
         return self.tokens
 
 
@@ -83,8 +86,8 @@ def until(condition: Callable[[], object], within_s: float = 120) -> None:
         time.sleep(0.005)
 
 
-def clients(url: str, sentences: int, salt: str, count: int = 4) -> list[Client]:
-    return [Client(url, number, sentences, salt) for number in range(count)]
+def clients(url: str, sentences: int, salt: str, tokens: int) -> list[Client]:
+    return [Client(url, number, sentences, salt, max_tokens=tokens) for number in range(4)]
 
 
 def metric(url: str, pattern: str) -> float:
@@ -108,32 +111,35 @@ def sent(pod: Any) -> float:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(gateway: Any, decode_pair: Any) -> Callable[[int], list[Tokens]]:
+def undisturbed(gateway: Any, decode_pair: Any) -> Undisturbed:
     """The same requests with nobody draining; under a salt of their own, so nothing is cached."""
 
     @cache
-    def ask(sentences: int) -> list[Tokens]:
+    def ask(sentences: int, tokens: int = MAX_TOKENS) -> list[Tokens]:
         gateway.show(decode_pair[1].view())
-        return [client.wait() for client in clients(gateway.url, sentences, "undisturbed")]
+        asking = clients(gateway.url, sentences, "undisturbed", tokens)
+        return [client.wait() for client in asking]
 
     return ask
 
 
-def begin(gateway: Any, a: Any, sentences: int, salt: str) -> list[Client]:
+def begin(
+    gateway: Any, a: Any, sentences: int, salt: str, tokens: int = MAX_TOKENS
+) -> list[Client]:
     gateway.show(a.view())
-    asking = clients(gateway.url, sentences, salt)
+    asking = clients(gateway.url, sentences, salt, tokens)
     for client in asking:
         client.has(3)
     return asking
 
 
 def test_a_decode_pod_drains_under_four_clients(
-    gateway: Any, decode_pair: Any, undisturbed: Callable[[int], list[Tokens]]
+    gateway: Any, decode_pair: Any, undisturbed: Undisturbed
 ) -> None:
     a, b = decode_pair
-    whole = undisturbed(30)
+    whole = undisturbed(30, LONG_TOKENS)
     failed, moved = failures(gateway), moves(gateway, "moved")
-    asking = begin(gateway, a, 30, "drains")
+    asking = begin(gateway, a, 30, "drains", LONG_TOKENS)
     gateway.show(a.view(leaving=True), b.view())
     a.wait_empty()
     assert not any(client.done for client in asking), "it is empty before they end"
@@ -148,7 +154,7 @@ def test_a_decode_pod_drains_under_four_clients(
 
 
 def test_the_drain_is_cancelled_in_mid_move(
-    gateway: Any, decode_pair: Any, undisturbed: Callable[[int], list[Tokens]]
+    gateway: Any, decode_pair: Any, undisturbed: Undisturbed
 ) -> None:
     a, b = decode_pair
     whole = undisturbed(30)
@@ -164,7 +170,7 @@ def test_the_drain_is_cancelled_in_mid_move(
 
 
 def test_the_other_pod_is_killed_in_mid_move(
-    gateway: Any, decode_pair: Any, start_pod: Any, undisturbed: Callable[[int], list[Tokens]]
+    gateway: Any, decode_pair: Any, start_pod: Any, undisturbed: Undisturbed
 ) -> None:
     """Streams that had moved are computed again, the others have not been disturbed."""
     a, _ = decode_pair
@@ -181,7 +187,7 @@ def test_the_other_pod_is_killed_in_mid_move(
 
 
 def test_the_draining_pod_is_killed_in_mid_move(
-    gateway: Any, decode_pair: Any, start_pod: Any, undisturbed: Callable[[int], list[Tokens]]
+    gateway: Any, decode_pair: Any, start_pod: Any, undisturbed: Undisturbed
 ) -> None:
     _, b = decode_pair
     dies = start_pod("decode-c", Role.DECODE)
@@ -218,17 +224,17 @@ def test_pods_that_do_not_belong_together(
 
 
 def test_sigterm_moves_the_streams_out(
-    gateway: Any, decode_pair: Any, start_pod: Any, undisturbed: Callable[[int], list[Tokens]]
+    gateway: Any, decode_pair: Any, start_pod: Any, undisturbed: Undisturbed
 ) -> None:
     """`kubectl delete pod`: the process ends as soon as others have its streams."""
     _, b = decode_pair
     ends = start_pod("decode-c", Role.DECODE)
-    whole = undisturbed(10)
+    whole = undisturbed(10, LONG_TOKENS)
     failed = failures(gateway)
-    asking = begin(gateway, ends, 10, "sigterm")
+    asking = begin(gateway, ends, 10, "sigterm", LONG_TOKENS)
     gateway.show(ends.view(), b.view())
     ends.process.terminate()
     ends.process.wait(60)
-    assert not any(client.done for client in asking)
+    assert not any(client.done for client in asking), "it ends before they do"
     assert [client.wait() for client in asking] == whole
     assert failures(gateway) == failed

@@ -85,6 +85,7 @@ class PodWorker:
     def update(self, pod: Object) -> None:
         """Takes a newer version of the pod's object."""
         self.pod = pod
+        self._writer.saw(pod.get("status") or {})
         for _, _, spec in containers(pod):
             self.containers[spec["name"]].respec(spec)
         if "deletionTimestamp" in pod["metadata"]:

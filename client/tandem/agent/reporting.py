@@ -37,6 +37,16 @@ class StatusWriter:
             self._changed.set()
             self._settled.clear()
 
+    def saw(self, live: Object) -> None:
+        """Takes note of a status that the API has. The control plane marks the pods of a silent
+        node as not Ready, and leaves it to the node to take that back."""
+        mine = _statuses(self._written)
+        theirs = _statuses(live)
+        if any(theirs.get(type_) != status for type_, status in mine.items()):
+            self._written = None
+            self._changed.set()
+            self._settled.clear()
+
     @property
     def conditions(self) -> list[Object]:
         """The conditions last asked for; they hold the transition times."""
@@ -93,3 +103,8 @@ class StatusWriter:
                 log.warning("delete of %s: %s", self.path, error)
             await asyncio.sleep(retry_s)
             retry_s = min(LAST_RETRY_S, retry_s * 2)
+
+
+def _statuses(status: Object | None) -> dict[str, str]:
+    """The conditions of a pod's status, by type."""
+    return {c["type"]: c["status"] for c in (status or {}).get("conditions") or ()}

@@ -127,6 +127,12 @@ class Running:
                     return started.process
         raise NotRunningError(f"{namespace}/{pod} has no running container {container}")
 
+    def containers(self, node: str) -> list[ProcessId]:
+        """The first process of every container that a node runs."""
+        runs = [run for pod in self._store(node).pods() for run in pod.all_runs()]
+        began = [run.started() for run in runs if run.ending() is None]
+        return [one.process for one in began if one is not None and is_running(one.process)]
+
     def audit_events(self) -> Iterator[dict[str, Any]]:
         """Every finished request, oldest first: `audit.k8s.io/v1` Events at level Metadata."""
         folder = self.folder.audit_log.parent

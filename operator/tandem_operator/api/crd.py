@@ -10,14 +10,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from tandem_runtime.contract import GROUP, VERSION
 
+from tandem_operator.api.cached_context import CachedContextSpec, CachedContextStatus
 from tandem_operator.api.fleet import FleetSpec, FleetStatus
 from tandem_operator.api.meta import ApiModel, Rule
 from tandem_operator.api.model import ModelSpec, ModelStatus
+from tandem_operator.api.node_health import (
+    POLICY_NAME,
+    NodeHealthPolicySpec,
+    NodeHealthPolicyStatus,
+)
 from tandem_operator.api.pool import PoolSpec, PoolStatus
 from tandem_operator.api.scaling_policy import ScalingPolicySpec, ScalingPolicyStatus
 from tandem_operator.api.schema import structural
@@ -69,6 +75,7 @@ class Kind:
     columns: tuple[Column, ...]
     rules: tuple[Rule, ...] = ()
     scale: bool = False
+    scope: Literal["Namespaced", "Cluster"] = "Namespaced"
 
     @property
     def name(self) -> str:
@@ -138,7 +145,54 @@ SCALING_POLICY = Kind(
         AGE,
     ),
 )
-KINDS = (MODEL, INFERENCE_FLEET, POOL, SCALING_POLICY)
+NODE_HEALTH_POLICY = Kind(
+    kind="NodeHealthPolicy",
+    plural="nodehealthpolicies",
+    spec=NodeHealthPolicySpec,
+    status=NodeHealthPolicyStatus,
+    columns=(
+        Column("MODE", ".spec.mode"),
+        READY,
+        REASON,
+        Column("CARRYING", ".status.carrying", "integer"),
+        Column("REPAIR", ".status.inRepair", "integer"),
+        Column("ALLOWED", ".status.allowed", "integer"),
+        AGE,
+    ),
+    rules=(
+        Rule(
+            f"self.metadata.name == '{POLICY_NAME}'",
+            f"a cluster has one NodeHealthPolicy, called {POLICY_NAME}: its brakes are those of "
+            "all nodes",
+        ),
+    ),
+    scope="Cluster",
+)
+CACHED_CONTEXT = Kind(
+    kind="CachedContext",
+    plural="cachedcontexts",
+    spec=CachedContextSpec,
+    status=CachedContextStatus,
+    columns=(
+        Column("FLEET", ".status.fleet"),
+        READY,
+        REASON,
+        Column("COPIES", ".status.copies"),
+        Column("TIER", ".status.tier"),
+        Column("TOKENS", ".status.tokens", "integer"),
+        Column("HITS", ".status.hits", "integer"),
+        Column("SAVED-S", ".status.savedSeconds", "integer", wide=True),
+        Column("EXPIRES", ".status.expirationTime", wide=True),
+        AGE,
+    ),
+    rules=(
+        Rule(
+            "self.metadata.name.size() <= 63",
+            "metadata.name must have at most 63 characters: requests name the context by it",
+        ),
+    ),
+)
+KINDS = (MODEL, INFERENCE_FLEET, POOL, SCALING_POLICY, NODE_HEALTH_POLICY, CACHED_CONTEXT)
 
 
 def definition(kind: Kind) -> dict[str, Any]:
@@ -171,7 +225,7 @@ def definition(kind: Kind) -> dict[str, Any]:
         "metadata": {"name": kind.name, "labels": {"app.kubernetes.io/part-of": "tandem"}},
         "spec": {
             "group": GROUP,
-            "scope": "Namespaced",
+            "scope": kind.scope,
             "names": {
                 "kind": kind.kind,
                 "listKind": f"{kind.kind}List",

@@ -15,19 +15,21 @@ import kopf
 from tandem_operator.autoscale import Autoscaler
 from tandem_operator.facts import Facts
 from tandem_operator.handlers.watch import IndexCache, configure, register
-from tandem_operator.keys import Key, gateway_key
+from tandem_operator.keys import NODES_KEY, Key, gateway_key
 from tandem_operator.kube.client import Kube
 from tandem_operator.kube.events import EventRecorder
 from tandem_operator.kube.execute import Executor
 from tandem_operator.kube.lease import LeaderLease
 from tandem_operator.metrics import Metrics
-from tandem_operator.observe import CachedReader, LiveReader, Observer
+from tandem_operator.node_watch import USUAL_WINDOW_S, NodeWatch
+from tandem_operator.observe import CLUSTER, CachedReader, LiveReader, Observer
+from tandem_operator.observe_nodes import NodeObserver
 from tandem_operator.plan.latency import merged
 from tandem_operator.probes import Pulse
 from tandem_operator.prometheus import Prometheus
 from tandem_operator.queue import KeyedQueue
 from tandem_operator.reconcile import Reconciler, work
-from tandem_operator.resources import FLEETS, MODELS, PODS
+from tandem_operator.resources import CACHED_CONTEXTS, FLEETS, MODELS, NODE_HEALTH_POLICIES, PODS
 from tandem_operator.runtime_pods import RuntimePods
 from tandem_operator.scrape import gateway_hosts, scrape_all
 from tandem_operator.settings import Settings
@@ -66,8 +68,21 @@ class Leader:
             prometheus = Prometheus(settings.prometheus_url, settings.prometheus_token_file)
         self._autoscaler = Autoscaler(cached, pods, self._facts, metrics, time.time, prometheus)
         executor = Executor(kube, pods, recorder, os.urandom)
+        nodes = NodeObserver(
+            cached,
+            live,
+            lambda: self._cache.namespaces(PODS),
+            pods,
+            kube,
+            self._facts,
+            time.time,
+            may_write=settings.node_repair,
+        )
+        self._node_watch = NodeWatch(
+            cached, lambda: self._cache.namespaces(PODS), pods, self._facts, time.time
+        )
         self._reconciler = Reconciler(
-            observer, executor, self._facts, lease, metrics, settings, time.time
+            observer, nodes, executor, self._facts, lease, metrics, settings, time.time
         )
 
     async def run(self) -> None:
@@ -89,7 +104,8 @@ class Leader:
     def _loops(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside Kopf."""
         workers = [self._work() for _ in range(self._settings.workers)]
-        return [self._lease.keep(), self._resync(), self._scrape(), self._scale(), *workers]
+        looks = [self._scrape(), self._scale(), self._watch_nodes()]
+        return [self._lease.keep(), self._resync(), *looks, *workers]
 
     async def _work(self) -> None:
         await work(
@@ -107,9 +123,13 @@ class Leader:
             self._pulse.beat("resync", 3 * self._settings.resync_s)
             self._metrics.resync.set_to_current_time()
             await asyncio.sleep(self._settings.resync_s)
+            self._queue.add(NODES_KEY)
             for namespace in self._cache.namespaces(MODELS):
                 for model in self._cache.objects(MODELS, namespace):
                     self._queue.add(Key("Model", namespace, model["metadata"]["name"]))
+            for namespace in self._cache.namespaces(CACHED_CONTEXTS):
+                for context in self._cache.objects(CACHED_CONTEXTS, namespace):
+                    self._queue.add(Key("CachedContext", namespace, context["metadata"]["name"]))
             for namespace in self._cache.namespaces(FLEETS):
                 self._queue.add(gateway_key(namespace))
                 for key in self._fleets(namespace):
@@ -126,6 +146,10 @@ class Leader:
             self._metrics.queue_depth.set(len(self._queue))
             self._metrics.queue_failing.set(self._queue.failing)
             self._metrics.leader.set(self._lease.held)
+            for policy in self._cache.objects(NODE_HEALTH_POLICIES, CLUSTER):
+                status = policy.get("status") or {}
+                phases = [str(node.get("phase")) for node in status.get("nodes") or ()]
+                self._metrics.node_health(phases, int(status.get("allowed") or 0))
             await asyncio.sleep(self._settings.scrape_interval_s)
             hosts = {
                 namespace: gateway_hosts(self._cache.objects(PODS, namespace))
@@ -136,6 +160,17 @@ class Leader:
                     measured = merged(reports.get(key.name, []))
                     if self._facts.learn_latency(namespace, key.name, measured, time.time()):
                         self._queue.add(key)
+
+    async def _watch_nodes(self) -> None:
+        """Ask pods how they are, and queue the nodes when something about them is new."""
+        wait_s = USUAL_WINDOW_S
+        while True:
+            self._pulse.beat("nodes", 60.0 + 3 * wait_s)
+            before = self._facts.of_nodes
+            wait_s = await self._node_watch.look()
+            if self._facts.of_nodes != before:
+                self._queue.add(NODES_KEY)
+            await asyncio.sleep(wait_s)
 
     async def _scale(self) -> None:
         """Look at the load of autoscaled fleets; queue those whose size or status has to change."""

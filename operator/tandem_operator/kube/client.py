@@ -16,7 +16,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException
 
-from tandem_operator.resources import Ref, Resource, resource_of
+from tandem_operator.resources import PODS, Ref, Resource, resource_of
 
 __all__ = ["ApiError", "ApiKube", "ConfigException", "Kube", "connect"]
 
@@ -49,7 +49,10 @@ class Kube(Protocol):
     async def list(
         self, resource: Resource, namespace: str, selector: Mapping[str, str]
     ) -> list[Body]:
-        """All objects with the labels, as the server has them now; kind and version filled in."""
+        """All objects with the labels, as the server has them now; kind and version filled in.
+
+        With the namespace "" those of all namespaces, or the cluster's.
+        """
 
     async def create(self, manifest: Body, *, manager: str, dry_run: bool = False) -> Body:
         """POST, with unknown fields refused."""
@@ -66,8 +69,15 @@ class Kube(Protocol):
     async def scale(self, target: Ref, replicas: int, *, manager: str) -> None:
         """Write spec.replicas through the scale subresource."""
 
-    async def delete(self, target: Ref) -> None:
+    async def delete(self, target: Ref, *, grace_s: int | None = None) -> None:
         """DELETE, with the uid as precondition where the ref has one."""
+
+    async def evict(self, target: Ref) -> None:
+        """POST an eviction of a pod; ApiError 429 while a budget forbids it."""
+
+    async def count_pods(self, node: str, ignoring: Mapping[str, str]) -> int:
+        """Pods on a node that are neither a DaemonSet's, nor the node's own, nor have the label
+        `ignoring`."""
 
     async def replace(self, manifest: Body) -> Body:
         """PUT; fails with 409 if the resourceVersion in it is not the live one."""
@@ -97,21 +107,23 @@ class ApiKube:
             "labelSelector": ",".join(f"{k}={v}" for k, v in sorted(selector.items())),
             "limit": str(PAGE_SIZE),
         }
-        path = f"{resource.path}/namespaces/{namespace}/{resource.plural}"
-        items: list[Body] = []
-        while True:
-            page = await self._request("GET", path, query)
-            items += page["items"]
-            more = page["metadata"].get("continue")
-            if not more:
-                break
-            query["continue"] = more
+        items = await self._pages(_collection(resource, namespace), query)
         head = {"apiVersion": resource.api_version, "kind": resource.kind}
         return [head | item for item in items]
 
+    async def _pages(self, path: str, query: dict[str, str]) -> Sequence[Body]:
+        """All items of a list that the server gives in parts."""
+        items: Sequence[Body] = []
+        while True:
+            page = await self._request("GET", path, query)
+            items = [*items, *page["items"]]
+            more = page["metadata"].get("continue")
+            if not more:
+                return items
+            query["continue"] = more
+
     async def create(self, manifest: Body, *, manager: str, dry_run: bool = False) -> Body:
-        resource = resource_of(manifest)
-        path = f"{resource.path}/namespaces/{manifest['metadata']['namespace']}/{resource.plural}"
+        path = _collection(resource_of(manifest), manifest["metadata"]["namespace"])
         query = {"fieldManager": manager, "fieldValidation": "Strict"}
         query |= {"dryRun": "All"} if dry_run else {}
         # As YAML, which JSON is: the server re-encodes it. The bytes of a ControllerRevision's data
@@ -131,7 +143,7 @@ class ApiKube:
             "apiVersion": target.resource.api_version,
             "kind": target.resource.kind,
             # The uid makes a status that was computed for a deleted object fail on its successor.
-            "metadata": {"name": target.name, "namespace": target.namespace, "uid": target.uid},
+            "metadata": {"name": target.name, "uid": target.uid, **_namespace(target)},
             "status": dict(status),
         }
         query = {"fieldManager": manager, "force": "true", "fieldValidation": "Strict"}
@@ -149,11 +161,25 @@ class ApiKube:
         change: Body = {"spec": {"replicas": replicas}}
         await self._request("PATCH", path, {"fieldManager": manager}, change, "merge-patch+json")
 
-    async def delete(self, target: Ref) -> None:
-        options: Body = {"apiVersion": "v1", "kind": "DeleteOptions"}
-        if target.uid:
-            options["preconditions"] = {"uid": target.uid}
+    async def delete(self, target: Ref, *, grace_s: int | None = None) -> None:
+        options = _delete_options(target)
+        if grace_s is not None:
+            options["gracePeriodSeconds"] = grace_s
         await self._request("DELETE", _path(target), body=options)
+
+    async def evict(self, target: Ref) -> None:
+        eviction: Body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": target.name, "namespace": target.namespace},
+            "deleteOptions": _delete_options(target),
+        }
+        await self._request("POST", f"{_path(target)}/eviction", body=eviction)
+
+    async def count_pods(self, node: str, ignoring: Mapping[str, str]) -> int:
+        query = {"fieldSelector": f"spec.nodeName={node}", "limit": str(PAGE_SIZE)}
+        pods = await self._pages(_collection(PODS, ""), query)
+        return sum(not _stays(pod, ignoring) for pod in pods)
 
     async def replace(self, manifest: Body) -> Body:
         meta = manifest["metadata"]
@@ -192,9 +218,34 @@ class ApiKube:
         return _decode(response.status, answer)
 
 
+def _collection(resource: Resource, namespace: str) -> str:
+    """The API path of a kind's objects; of all namespaces with ""."""
+    if not namespace:
+        return f"{resource.path}/{resource.plural}"
+    return f"{resource.path}/namespaces/{namespace}/{resource.plural}"
+
+
 def _path(target: Ref) -> str:
-    resource = target.resource
-    return f"{resource.path}/namespaces/{target.namespace}/{resource.plural}/{target.name}"
+    return f"{_collection(target.resource, target.namespace)}/{target.name}"
+
+
+def _namespace(target: Ref) -> Body:
+    return {"namespace": target.namespace} if target.namespace else {}
+
+
+def _delete_options(target: Ref) -> Body:
+    options: Body = {"apiVersion": "v1", "kind": "DeleteOptions"}
+    return options | ({"preconditions": {"uid": target.uid}} if target.uid else {})
+
+
+def _stays(pod: Body, ignoring: Mapping[str, str]) -> bool:
+    """Whether a pod has nothing to lose when its node is given up: ours are moved, a DaemonSet's
+    and the node's own belong to the node."""
+    meta, status = pod["metadata"], pod.get("status") or {}
+    owners = {owner.get("kind") for owner in meta.get("ownerReferences") or ()}
+    ours = ignoring.items() <= (meta.get("labels") or {}).items()
+    ended = status.get("phase") in ("Succeeded", "Failed")
+    return ours or ended or bool(owners & {"DaemonSet", "Node"})
 
 
 def _decode(status: int, content: bytes) -> Body:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 WINDOW_S = 600.0
 REMEMBERED = 4096
+CLUSTER_EVENTS = "default"
+"""Where Events about what is in no namespace are kept."""
 NOTE_BYTES = 1024
 """The API's limit."""
 
@@ -65,12 +67,13 @@ class EventRecorder:
 
     async def _create(self, event: Notify, key: str, now_s: float) -> Ref:
         regarding = event.regarding
+        namespace = regarding.namespace or CLUSTER_EVENTS
         suffix = hashlib.blake2b(f"{key}{now_s}".encode(), digest_size=8).hexdigest()
         name = f"{regarding.name}.{suffix}"
         manifest: Body = {
             "apiVersion": EVENTS.api_version,
             "kind": EVENTS.kind,
-            "metadata": {"name": name, "namespace": regarding.namespace},
+            "metadata": {"name": name, "namespace": namespace},
             "eventTime": _micro_time(now_s),
             "type": event.type,
             "reason": event.reason,
@@ -81,13 +84,13 @@ class EventRecorder:
             "regarding": {
                 "apiVersion": regarding.resource.api_version,
                 "kind": regarding.resource.kind,
-                "namespace": regarding.namespace,
                 "name": regarding.name,
                 "uid": regarding.uid,
+                **({"namespace": regarding.namespace} if regarding.namespace else {}),
             },
         }
         await self._kube.create(manifest, manager=MANAGER)
-        return Ref(EVENTS, regarding.namespace, name)
+        return Ref(EVENTS, namespace, name)
 
     async def _repeat(self, series: _Series, event: Notify, key: str, now_s: float) -> _Series:
         """Count it, or say it anew: the API server forgets Events after an hour."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from tandem_runtime.protocol import DrainRequest, PodState
+from tandem_runtime.protocol import Context, ContextState, DrainRequest, PodState
 
 from tandem_operator.kube.client import ApiError, Kube
 from tandem_operator.names import MANAGER, MANAGER_SCALER, MANAGER_STATUS, Reason
@@ -23,9 +23,12 @@ from tandem_operator.plan.actions import (
     Create,
     CreateSecret,
     Delete,
+    Evict,
     Notify,
+    PatchNode,
     Plan,
     PostDrain,
+    PutContext,
     Renumber,
     Scale,
     WriteStatus,
@@ -42,6 +45,9 @@ class Drainer(Protocol):
     async def drain(self, host: str, uid: str, request: DrainRequest) -> PodState:
         """POST to the drain hook of the pod of this uid. Raises OSError when it does not answer."""
 
+    async def put_context(self, host: str, uid: str, context: Context) -> ContextState:
+        """Tell the gateway of this uid of a context. Raises OSError when it does not answer."""
+
 
 class Recorder(Protocol):
     """Publishes Events."""
@@ -57,6 +63,8 @@ class Outcome:
     action: Action
     error: str | None = None
     """A sentence; None when it was carried out, or had been already."""
+    refusal: str | None = None
+    """Why an eviction is not allowed now, which is no error."""
     check: TemplateCheck | None = None
     """The API server's answer to a CheckTemplate."""
 
@@ -106,6 +114,8 @@ class Executor:
                 return None
             if isinstance(action, Create) and error.status == 409:
                 return await self._taken(action)
+            if isinstance(action, Evict) and _is_refusal(error):
+                return Outcome(action, refusal=str(error))
             if not _done_already(action, error):
                 return Outcome(action, str(error))
         except (OSError, TimeoutError) as error:
@@ -120,8 +130,14 @@ class Executor:
                 await self._kube.create(manifest, manager=MANAGER)
             case CreateSecret():
                 await self._kube.create(self._filled(action), manager=MANAGER)
-            case Delete(target):
-                await self._kube.delete(target)
+            case Delete(target, grace_s=grace_s):
+                await self._kube.delete(target, grace_s=grace_s)
+            case Evict(target):
+                await self._kube.evict(target)
+            case PatchNode(target, version, change):
+                versioned = {**change["metadata"], "resourceVersion": version}
+                change = {**change, "metadata": versioned}
+                await self._kube.patch(target, change, manager=MANAGER)
             case Annotate(target, annotations):
                 change = {"metadata": {"annotations": dict(annotations)}}
                 await self._kube.patch(target, change, manager=MANAGER)
@@ -131,6 +147,8 @@ class Executor:
                 await self._kube.scale(target, replicas, manager=MANAGER_SCALER)
             case PostDrain(target, host, request):
                 await self._drainer.drain(host, target.uid or "", request)
+            case PutContext(target, host, context):
+                await self._drainer.put_context(host, target.uid or "", context)
             case WriteStatus(target, status):
                 await self._kube.apply_status(target, status, manager=MANAGER_STATUS)
             case Notify():
@@ -186,8 +204,10 @@ def _done_already(action: Action, error: ApiError) -> bool:
     A 409 to a Delete or an Annotate means another uid: the object that was meant is gone.
     """
     match action:
-        case Delete():
+        case Delete() | Evict():
             return error.status in (404, 409)
+        case PatchNode():
+            return error.status == 404
         case Annotate() | WriteStatus():
             return error.status in (404, 409) and _is_gone(error)
         case CreateSecret():
@@ -200,8 +220,17 @@ def _is_gone(error: ApiError) -> bool:
     return error.status == 404 or "uid" in str(error).lower()
 
 
+def _is_refusal(error: ApiError) -> bool:
+    """Whether a budget forbids an eviction for now: it has none left (429), or two of them select
+    the pod, which the API server cannot judge (500)."""
+    two = error.status == 500 and "more than one PodDisruptionBudget" in str(error)
+    return error.status == 429 or two
+
+
 def _target(action: Action) -> Ref | None:
     match action:
+        case Evict(target) | PatchNode(target):
+            return target
         case Delete(target) | Annotate(target) | Renumber(target) | Scale(target):
             return target
         case PostDrain(target) | WriteStatus(target):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tandem_runtime.protocol import DrainRequest
+from tandem_runtime.protocol import Context, DrainRequest
 
 from tandem_operator.names import Reason
 from tandem_operator.resources import Ref
@@ -52,6 +52,27 @@ class Delete:
     """DELETE with the uid as precondition; an object that is gone already is success."""
 
     target: Ref
+    reason: Reason
+    grace_s: int | None = None
+    """0: from the API alone, whatever still runs. None: the object's own."""
+
+
+@dataclass(frozen=True)
+class Evict:
+    """Eviction of a pod, as far as the budgets that select it allow. A refusal is no failure: it is
+    a fact of the next snapshot."""
+
+    target: Ref
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class PatchNode:
+    """Merge patch of a node, if its resourceVersion is still `version`."""
+
+    target: Ref
+    version: str
+    change: Mapping[str, Any]
     reason: Reason
 
 
@@ -95,6 +116,16 @@ class PostDrain:
 
 
 @dataclass(frozen=True)
+class PutContext:
+    """Tells a gateway of a named context, or that one is deleted."""
+
+    target: Ref
+    host: str
+    context: Context
+    reason: Reason
+
+
+@dataclass(frozen=True)
 class CheckTemplate:
     """Dry-run create of a rendered pod; the answer is a fact of the next snapshot."""
 
@@ -126,10 +157,13 @@ Action = (
     | Create
     | CreateSecret
     | Delete
+    | Evict
+    | PatchNode
     | Annotate
     | Renumber
     | Scale
     | PostDrain
+    | PutContext
     | CheckTemplate
     | WriteStatus
     | Notify
@@ -154,10 +188,12 @@ class Plan:
 def is_destructive(action: Action) -> bool:
     """Whether the action ends something that may be serving."""
     match action:
-        case Delete():
+        case Delete() | Evict() | PatchNode():
             return True
         case PostDrain(request=request):
             return request.mode != "cancel"
+        case PutContext(context=context):
+            return context.deleted
         case Annotate(destructive=destructive):
             return destructive
         case _:

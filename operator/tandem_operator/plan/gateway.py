@@ -7,7 +7,7 @@ and can never be patched (the operator may not read or write Secrets).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,32 @@ from tandem_operator.settings import Settings
 
 LABELS = {**COMMON_LABELS, LABEL_COMPONENT: COMPONENT_GATEWAY}
 SECRET_RETRY_S = 60.0
+
+
+@dataclass(frozen=True)
+class GatewayPod:
+    """A gateway pod that can be asked."""
+
+    namespace: str
+    name: str
+    uid: str
+    host: str
+
+
+def gateway_pods(pods: Iterable[Body]) -> tuple[GatewayPod, ...]:
+    """Those of these pods, by name."""
+    found = []
+    for pod in pods:
+        meta, status = pod["metadata"], pod.get("status") or {}
+        component = (meta.get("labels") or {}).get(LABEL_COMPONENT)
+        if (
+            component == COMPONENT_GATEWAY
+            and status.get("podIP")
+            and status.get("phase") == "Running"
+        ):
+            uid, namespace = meta.get("uid", ""), meta.get("namespace", "")
+            found.append(GatewayPod(namespace, meta.get("name", ""), uid, status["podIP"]))
+    return tuple(sorted(found, key=lambda pod: pod.name))
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,6 @@ def _annotations(fleet: FleetView, model: ResolvedModel) -> dict[str, str]:
         ANNOTATION_DEFAULT_CONTAINER: CONTAINER,
         ANNOTATION_MODEL_URI: model.uri,
         ANNOTATION_MODEL_DIGEST: model.digest,
-        ANNOTATION_SAFE_TO_EVICT: "false",
     }
     restarted_at = fleet.annotations.get(ANNOTATION_RESTARTED_AT)
     return annotations | ({ANNOTATION_RESTARTED_AT: restarted_at} if restarted_at else {})
@@ -266,19 +265,47 @@ def pod_manifest(
     slot: int,
     template: Manifest,
     names: str,
+    avoid: Sequence[str] = (),
 ) -> Manifest:
-    """One pod of a pool, POOL-REVISION-SLOT; `names` as `served_names_text` writes them."""
+    """One pod of a pool, POOL-REVISION-SLOT; `names` as `served_names_text` writes them, `avoid`
+    the nodes that it must not come to."""
     own: Manifest = {
         "metadata": {
             "name": f"{pool.name}-{revision}-{slot}",
             "namespace": pool.namespace,
             "labels": {LABEL_COMPONENT: COMPONENT_RUNTIME, LABEL_REVISION: revision},
-            "annotations": {ANNOTATION_SERVED_NAMES: names},
+            "annotations": {
+                ANNOTATION_SERVED_NAMES: names,
+                **evictable(fleet, template, leaves=False),
+            },
             "ownerReferences": [owner_reference(pool.ref, controller=True)],
         },
         "spec": {"terminationGracePeriodSeconds": _grace_s(fleet)},
     }
-    return {"apiVersion": "v1", "kind": "Pod", **merge(template, own)}
+    body = merge(template, own)
+    if avoid:
+        body["spec"] = {**body["spec"], "affinity": _away_from(avoid, body["spec"])}
+    return {"apiVersion": "v1", "kind": "Pod", **body}
+
+
+def evictable(fleet: FleetView, template: Manifest, *, leaves: bool) -> dict[str, str]:
+    """Whether the cluster autoscaler may remove the pod's node: once the pod leaves, or where the
+    fleet's budget lets pods go. Empty where a template says so itself."""
+    if ANNOTATION_SAFE_TO_EVICT in ((template.get("metadata") or {}).get("annotations") or {}):
+        return {}
+    may = leaves or fleet.spec.disruption.max_unavailable > 0
+    return {ANNOTATION_SAFE_TO_EVICT: str(may).lower()}
+
+
+def _away_from(nodes: Sequence[str], spec: Manifest) -> Manifest:
+    """The pod's affinity, with each of its alternatives confined to other nodes."""
+    away = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    affinity: Manifest = spec.get("affinity") or {}
+    of_nodes: Manifest = affinity.get("nodeAffinity") or {}
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    terms = (of_nodes.get(required) or {}).get("nodeSelectorTerms") or [{}]
+    confined = [term | {"matchFields": [*(term.get("matchFields") or ()), *away]} for term in terms]
+    return affinity | {"nodeAffinity": of_nodes | {required: {"nodeSelectorTerms": confined}}}
 
 
 def check_manifest(fleet: FleetView, pool: str, revision: str, template: Manifest) -> Manifest:

@@ -11,7 +11,7 @@ from tandem_operator.api.model import served_names
 from tandem_operator.names import Reason
 from tandem_operator.plan import drain
 from tandem_operator.plan.actions import Action, Annotate, Create, Delete, Manifest, Notify
-from tandem_operator.plan.pod import pod_manifest, served_names_text
+from tandem_operator.plan.pod import evictable, pod_manifest, served_names_text
 from tandem_operator.plan.pools import Pools
 from tandem_operator.plan.revision import recorded
 from tandem_operator.plan.rollout import Member, PoolState, PoolStep, Step, next_step
@@ -59,6 +59,7 @@ def plan_pods(
         if pools.ready:
             actions += _creations(snapshot, fleet, pool, pool_step, names, step)
         actions += _renamed(fleet, own, names)
+        actions += _evictable(snapshot, fleet, pool, own)
     after_s = _requeue(snapshot, fleet, pools, poll)
     return Pods(states, step, tuple(actions), after_s)
 
@@ -161,7 +162,8 @@ def _creations(
         slot = next(n for n in range(1 << 16) if f"{pool.name}-{revision}-{n}" not in taken)
         template = dict(record.template)
         text = _names_of(snapshot, fleet, template, names)
-        manifest = pod_manifest(fleet, pool, revision, slot, template, text)
+        avoid = snapshot.repair.avoid
+        manifest = pod_manifest(fleet, pool, revision, slot, template, text, avoid)
         taken.add(manifest["metadata"]["name"])
         actions.append(Create(manifest, reason, pool.uid))
     return actions
@@ -178,6 +180,21 @@ def _renamed(fleet: FleetView, own: list[PodView], names: Sequence[str]) -> list
         for pod in own
         if pod.model in ("", model) and pod.served_names != text and not pod.finished
     ]
+
+
+def _evictable(
+    snapshot: FleetSnapshot, fleet: FleetView, pool: PoolView, own: list[PodView]
+) -> list[Action]:
+    """What the cluster autoscaler reads follows what a pod does: it may go once it leaves."""
+    actions: list[Action] = []
+    for pod in own:
+        record = recorded(snapshot.revisions, pool.uid, pod.revision)
+        if record is None or pod.finished:
+            continue
+        wanted = evictable(fleet, dict(record.template), leaves=pod.draining is not None)
+        if any(pod.safe_to_evict != text for text in wanted.values()):
+            actions.append(Annotate(pod.ref, wanted, Reason.CONFIGURED))
+    return actions
 
 
 def _names_of(

@@ -131,12 +131,17 @@ def _rolling(pools: Sequence[PoolState]) -> bool:
 
 
 def complete(pools: Sequence[PoolState]) -> bool:
-    """Whether the target alone serves, at full size."""
-    return all(
-        all(m.revision == p.target for m in p.members)
-        and sum(m.ready for m in p.new) >= p.size - p.max_unavailable
-        for p in pools
-    ) and _proven(pools)
+    """Whether the target alone serves, at full size. While all pools sleep nothing is known of it:
+    what served before is what comes back, should the target turn out not to."""
+    return (
+        any(p.size > 0 for p in pools)
+        and all(
+            all(m.revision == p.target for m in p.members)
+            and sum(m.ready for m in p.new) >= p.size - p.max_unavailable
+            for p in pools
+        )
+        and _proven(pools)
+    )
 
 
 def next_step(pools: Sequence[PoolState]) -> Step:
@@ -244,7 +249,13 @@ def _may_leave(
         return _available(after_pool, after) >= pool.size and _covered(pool, others, after)
     if not in_place and not _partner_stays(pool, member, others):
         return False
-    if not (member.ready and member.revision in before):
+    if not member.ready:
+        return True
+    if member.revision not in before and not abandoned:
+        # The first prefill pod of the target may just have woken. Where the old revision's own does
+        # not follow, its pods are replaced one by one all the same.
+        return sum(m.ready for m in after_pool.active) >= _floor(pool)
+    if member.revision not in before:
         return True
     return _available(after_pool, after) >= _floor(pool) and _covered(pool, others, after)
 

@@ -174,6 +174,16 @@ def _ms(measured: Percentiles | None, percentile: int) -> float | None:
     return (measured.p50_microseconds if p50 else measured.p95_microseconds) / 1000.0
 
 
+def work_since(now: PodWork, past: PodWork) -> StepSums:
+    """The steps that a pod took between two looks; none where it started anew or cannot have
+    measured that."""
+    if past.steps.steps > now.steps.steps or not all(
+        0 <= number <= MOST for number in astuple(now.steps)
+    ):
+        return NO_STEPS
+    return _steps(_difference(now.steps, past.steps))
+
+
 def _since(uid: str, work: PodWork, before: Seen) -> PodWork:
     """What a pod did since the look before."""
     past = before.works.get(uid)

@@ -80,7 +80,9 @@ def _rollout(
     """The verdict while pods are replaced or made for the first time; None once that is over."""
     serving = next((s.serving for s in pods.states.values() if s.role != "prefill"), None)
     first = serving is None
-    if not (pods.step.rolling or first or target.checks or not pools.ready):
+    asleep = all(h.size == 0 for h in healths) and not any(s.members for s in pods.states.values())
+    moving = not asleep and (pods.step.rolling or first)
+    if not (moving or target.checks or not pools.ready):
         return None
     counts = ", ".join(f"{h.name} {h.text}" for h in healths) or "no pods yet"
     blame = _blame(snapshot, target)

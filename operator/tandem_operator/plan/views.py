@@ -27,8 +27,9 @@ from tandem_operator.api.fleet import FleetSpec, FleetStatus, Latency
 from tandem_operator.api.model import ModelSpec, ModelStatus
 from tandem_operator.api.pool import PoolSpec, PoolStatus
 from tandem_operator.api.scaling_policy import ScalingPolicySpec
-from tandem_operator.names import ANNOTATION_DRAINING_SINCE
+from tandem_operator.names import ANNOTATION_DRAINING_SINCE, ANNOTATION_SAFE_TO_EVICT
 from tandem_operator.plan.health import Problem, pod_problem
+from tandem_operator.plan.nodes.repair import Repair
 from tandem_operator.plan.times import to_unix_s
 from tandem_operator.resources import FLEETS, MODELS, PODS, POOLS, REVISIONS, Ref
 
@@ -198,6 +199,8 @@ class PodView:
     unready_s: float | None = None
     """Since when it is not Ready, where the kubelet says so."""
     node: str | None = None
+    safe_to_evict: str | None = None
+    """The cluster autoscaler's annotation."""
     tolerated: frozenset[str] = frozenset()
     """Keys of the taints that it tolerates; an empty one: all."""
 
@@ -261,6 +264,7 @@ def pod_view(body: Body) -> PodView:
         draining_since_s=_time(annotations.get(ANNOTATION_DRAINING_SINCE)),
         served_names=annotations.get(ANNOTATION_SERVED_NAMES),
         model=labels.get(LABEL_MODEL, ""),
+        safe_to_evict=annotations.get(ANNOTATION_SAFE_TO_EVICT),
         unready_s=None if ready else _time(ready_condition.get("lastTransitionTime")),
         node=spec.get("nodeName"),
         tolerated=frozenset(str(t.get("key") or "") for t in spec.get("tolerations") or ()),
@@ -361,10 +365,15 @@ class FleetSnapshot:
     """Why the last plan could not make an object: a quota, an admission policy."""
     drained_nodes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Nodes that somebody drains, or is about to, with the keys of the taints that say so."""
+    repair: Repair = field(default_factory=Repair)
+    """Nodes that the NodeHealthPolicy has in repair."""
 
     def displaces(self, pod: PodView) -> bool:
         """Whether the pod has to go because its node does. One that tolerates the taint stays: its
-        replacement could come to the same node, and would have to go as well."""
+        replacement could come to the same node, and would have to go as well. From a node in repair
+        all go: their replacements keep away from it."""
+        if pod.node in self.repair.nodes or pod.uid in self.repair.pods:
+            return True
         taints = self.drained_nodes.get(pod.node or "", frozenset())
         return bool(taints - pod.tolerated) and "" not in pod.tolerated
 

@@ -1,10 +1,11 @@
 """The pool of KV blocks: who holds which, what they contain, and which to reuse first.
 
-Every block is in exactly one of three places:
+Every block is in exactly one of four places:
 
 - *held*: at least one sequence refers to it (`_references` > 0);
 - *cached*: nobody refers to it, its content is complete and findable by key; least recently used
   first, it is what allocation takes when nothing is blank;
+- *kept*: the same, but pinned: taken only when there is nothing else, for a stream that runs;
 - *blank*: nobody refers to it and nothing in it is of use.
 
 Block 0 is *scrap*: kernels write padding rows there; it is never handed out.
@@ -13,7 +14,7 @@ A registered block is immutable: it was full when it was registered.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -42,6 +43,9 @@ class BlockPool:
         self._by_key: dict[bytes, int] = {}
         self._blank = list(range(block_count - 1, SCRAP_BLOCK, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._kept: OrderedDict[int, None] = OrderedDict()
+        self._pins: Counter[bytes] = Counter()
+        """By key, whether the pool has the block or not."""
 
     @property
     def total_blocks(self) -> int:
@@ -51,12 +55,12 @@ class BlockPool:
     @property
     def free_blocks(self) -> int:
         """Blocks that `allocate` could hand out now; cached ones are among them."""
-        return len(self._blank) + len(self._cached)
+        return len(self._blank) + self.cached_blocks
 
     @property
     def cached_blocks(self) -> int:
         """Blocks that nobody holds and a prefix may still hit."""
-        return len(self._cached)
+        return len(self._cached) + len(self._kept)
 
     @property
     def held_blocks(self) -> int:
@@ -90,14 +94,14 @@ class BlockPool:
         """Add a reference to each of these blocks, which are held or cached."""
         for block_id in block_ids:
             if self._references[block_id] == 0:
-                del self._cached[block_id]
+                del self._unheld(block_id)[block_id]
             self._references[block_id] += 1
 
     def allocate(self, count: int) -> list[int]:
         """Hand out `count` blocks of undefined content with one reference each.
 
-        Blank ones first, then the least recently used cached ones, which are forgotten. The caller
-        has checked `free_blocks`.
+        Blank ones first, then the least recently used cached ones, which are forgotten, pinned
+        ones last. The caller has checked `free_blocks`.
         """
         assert count <= self.free_blocks, f"{count} blocks asked of {self.free_blocks} free ones"
         block_ids = []
@@ -105,7 +109,7 @@ class BlockPool:
             if self._blank:
                 block_id = self._blank.pop()
             else:
-                block_id, _ = self._cached.popitem(last=False)
+                block_id, _ = (self._cached or self._kept).popitem(last=False)
                 self._forget(block_id)
             self._references[block_id] = 1
             block_ids.append(block_id)
@@ -125,7 +129,7 @@ class BlockPool:
             if self._content[block_id] is None:
                 self._blank.append(block_id)
             else:
-                self._cached[block_id] = None
+                self._unheld(block_id)[block_id] = None
 
     def register(self, block_id: int, key: bytes, tokens: bytes) -> None:
         """Make a held, full block findable. A key goes on naming its first block."""
@@ -135,6 +139,34 @@ class BlockPool:
         self._by_key[key] = block_id
         self._content[block_id] = _Content(key, tokens)
 
+    def pin(self, keys: Sequence[bytes]) -> None:
+        """Prefer every other block for being forgotten, until as many calls of `unpin`."""
+        self._move(keys, 1)
+
+    def unpin(self, keys: Sequence[bytes]) -> None:
+        self._move(keys, -1)
+
+    def _move(self, keys: Sequence[bytes], count: int) -> None:
+        for key in reversed(keys):  # a prompt's end is the first to go here, too
+            block_id = self._by_key.get(key)
+            free = block_id is not None and self._references[block_id] == 0
+            if block_id is not None and free:
+                del self._unheld(block_id)[block_id]
+            self._pins[key] += count
+            if self._pins[key] <= 0:
+                del self._pins[key]
+            if block_id is not None and free:
+                self._unheld(block_id)[block_id] = None
+
+    def present(self, keys: Sequence[bytes]) -> int:
+        """How many leading ones of these blocks the pool has."""
+        return next((n for n, key in enumerate(keys) if key not in self._by_key), len(keys))
+
+    def _unheld(self, block_id: int) -> OrderedDict[int, None]:
+        """Where a block with content belongs that nobody refers to."""
+        content = self._content[block_id]
+        return self._kept if content is not None and content.key in self._pins else self._cached
+
     def _forget(self, block_id: int) -> None:
         content = self._content[block_id]
         assert content is not None
@@ -143,11 +175,13 @@ class BlockPool:
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every block is in exactly one place. For tests and idling."""
-        blank, cached = set(self._blank), set(self._cached)
+        blank, cached = set(self._blank), {*self._cached, *self._kept}
         held = {i for i, count in enumerate(self._references) if count > 0}
         assert len(blank) == len(self._blank), "a block is blank twice"
         assert not blank & cached, "a block is blank and cached"
         assert not held & (blank | cached), "a held block is free"
+        for block_id in cached:
+            assert block_id in self._unheld(block_id), "a pinned block is kept as if it were not"
         assert blank | cached | held == set(range(1, len(self._references))), "a block is lost"
         assert all(count >= 0 for count in self._references), "a reference count is negative"
         for key, block_id in self._by_key.items():

@@ -23,6 +23,7 @@ from dataclasses import replace
 from tandem_runtime.engine.admission import Capacity, check_request
 from tandem_runtime.engine.batch import Work, build_batch
 from tandem_runtime.engine.flight import Flight, Runner
+from tandem_runtime.engine.keeping import Keeping
 from tandem_runtime.engine.received import (
     check_extension,
     check_first,
@@ -75,6 +76,7 @@ class Engine:
         self._scheduler = scheduler
         self._runner = runner
         self._tiered = Tiered(tiers, scheduler, runner, layout.layers)
+        self.keeping = Keeping(scheduler, self._tiered, self._stream)
         self._prefix_secret = prefix_secret
         self._flight: Flight | None = None
         self._early: StepOutput | None = None

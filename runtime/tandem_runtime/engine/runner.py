@@ -4,16 +4,14 @@ On a GPU nothing waits between a step's launch and its `collect`: integers go th
 pinned memory, the tokens that the step before chose stay there for the rows that need them, and
 what the host wants to know is copied to pinned memory, after which an event is recorded.
 
-On a CPU of several cores a step's rows are cut into parts (parts.py), one for each thread.
+On a CPU of several cores a team of threads (kernels/team.py) computes each operator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,11 +20,10 @@ from torch import Tensor
 from tandem_runtime import kernels
 from tandem_runtime.engine.batch import Batch
 from tandem_runtime.engine.graphs import DecodeGraphs, known_ids
-from tandem_runtime.engine.parts import split
 from tandem_runtime.engine.sampler import Choice, choose
 from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.kernels.attention_plan import GpuWork, Step
-from tandem_runtime.kernels.cpu_attention import CpuWork, Link
+from tandem_runtime.kernels.team import Team
 from tandem_runtime.kv.cache import KvCache
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.model.decoder import Decoder
@@ -36,8 +33,8 @@ from tandem_runtime.model.decoder import Decoder
 class Launched:
     """A step that the device has been given."""
 
-    choices: list[Choice]
-    """Of its parts, in order."""
+    choice: Choice | None
+    """None: it samples nothing, or another rank does."""
     ended: torch.cuda.Event | None
     """None: on the CPU it has ended."""
 
@@ -70,8 +67,7 @@ class TorchRunner:
         self._chosen = torch.zeros(max_running, dtype=torch.int64, device=self._device)
         """By the newest step; sample by sample."""
         self._graphs: DecodeGraphs | None = None
-        self._threads = 1 if on_gpu else threads
-        self._others = ThreadPoolExecutor(max(1, self._threads - 1), "step")
+        self._team = Team(1 if on_gpu else threads)
         self._transfers = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def capture_graphs(self) -> None:
@@ -83,47 +79,25 @@ class TorchRunner:
     def launch(self, batch: Batch) -> Launched:
         """See `flight.Runner`."""
         self._cache.begin(batch.slots)
-        parts = split(batch, self._threads)
-        links = [Link() if part.continues else None for part in parts] + [None]
-        first, *others = zip(parts, pairwise(links), strict=True)
-        begun = [self._others.submit(self._compute, part.batch, *ends) for part, ends in others]
-        try:
-            choices = [self._compute(first[0].batch, *first[1])]
-        finally:
-            wait(begun)
-        choices += [part.result() for part in begun]
-        chosen = [choice for choice in choices if choice is not None]
+        choice = self._choose(batch)
         if batch.samples and self.overlaps:
-            if chosen:
-                self._chosen[: len(batch.samples)] = torch.cat([choice.ids for choice in chosen])
+            if choice is not None:
+                self._chosen[: len(batch.samples)] = choice.ids
             self._model.ranks.share(self._chosen)
-        return Launched(chosen, self._mark())
+        return Launched(choice, self._mark())
 
-    @torch.inference_mode()
-    def _compute(self, batch: Batch, earlier: Link | None, later: Link | None) -> Choice | None:
-        """One part; None: it samples nothing, or another rank does."""
-        try:
-            return self._choose(batch, earlier, later)
-        except BaseException:
-            if later is not None:  # nobody waits for a part that has failed
-                for _ in range(self._model.config.layers):
-                    later.put(None)
-            raise
-
-    def _choose(self, batch: Batch, earlier: Link | None, later: Link | None) -> Choice | None:
+    def _choose(self, batch: Batch) -> Choice | None:
         step = Step(
             batch.query_tokens, batch.context_tokens, batch.block_tables, self._cache.block_tokens
         )
         logits = self._graphs.replay(batch, step) if self._graphs is not None else None
         if logits is None:
-            logits = self._forward(batch, step, earlier, later)
+            logits = self._forward(batch, step)
         if not batch.samples or self._model.ranks.rank > 0:  # rank 0 alone decides
             return None
         return choose(logits[: len(batch.samples)], batch.samples)
 
-    def _forward(
-        self, batch: Batch, step: Step, earlier: Link | None, later: Link | None
-    ) -> Tensor:
+    def _forward(self, batch: Batch, step: Step) -> Tensor:
         config = self._model.config
         columns = [
             batch.token_ids,
@@ -140,21 +114,21 @@ class TorchRunner:
             dtype=self._model.dtype,
             head=head,
         )
-        if isinstance(work, CpuWork):
-            work = replace(work, earlier=earlier, later=later)
         ints = work.ints[: len(head)] if isinstance(work, GpuWork) else torch.from_numpy(head)
         token_ids, positions, slots, logit_rows = torch.split(
             ints.long(), [len(column) for column in columns]
         )
         if self.overlaps:
             token_ids = known_ids(token_ids, self._chosen)
-        return self._model.forward(token_ids, positions, slots, self._cache.data, work, logit_rows)
+        pool = self._cache.data
+        with self._team.step():
+            return self._model.forward(token_ids, positions, slots, pool, work, logit_rows)
 
     def collect(self, launched: Launched) -> list[SampledToken | None]:
         """See `flight.Runner`."""
         if launched.ended is not None:
             launched.ended.synchronize()
-        return [token for choice in launched.choices for token in choice.tokens()]
+        return launched.choice.tokens() if launched.choice is not None else []
 
     def _mark(self) -> torch.cuda.Event | None:
         if self._device.type != "cuda":
@@ -190,4 +164,4 @@ class TorchRunner:
 
     def close(self) -> None:
         """Memory goes with the process."""
-        self._others.shutdown()
+        self._team.close()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.cache import Fetched
+from tandem_runtime.kv.tiers.kept import Keep
 from tandem_runtime.protocol import Sampling, TokenLogprob
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class Request:
     """Compiled from `sampling.grammar`; the engine's own, as it follows the output."""
     export: bool = False
     """Prefill for another pod: sample one token, then hold the KV until `Engine.release`."""
+    keep: Keep | None = None
+    """Pin the prompt's KV in a cache tier. Only exports: what a step computes of another stream may
+    be more than the tier takes at once."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ class Tiered:
         held_tokens = self._scheduler.held_tokens(sequence)
         ids = sequence.token_ids.copy()
         tenant = sequence.request.tenant
-        self._tiers.fetch(sequence.arrival, tenant, sequence.root, ids, held_tokens)
+        keep = sequence.request.keep
+        self._tiers.fetch(sequence.arrival, tenant, sequence.root, ids, held_tokens, keep)
 
     @property
     def ready(self) -> bool:
@@ -110,7 +111,8 @@ class Tiered:
     def offer(self, sequence: Sequence) -> None:
         """Give the tiers computed pages that they want, a few in each step.
 
-        Of an export all of them: it is in no step any more when its prompt is computed.
+        Of an export all of them: it is in no step any more when its prompt is computed. Of one that
+        is to be kept as many as there is room for; `offered` hands over the rest.
         """
         if self._tiers is None or sequence.fetched is None or not sequence.fetched.wanted:
             return
@@ -119,9 +121,16 @@ class Tiered:
             p for p in sequence.fetched.wanted if (p + 1) * size <= sequence.computed_tokens
         ]
         most = len(computed) if sequence.request.export else PAGES_OFFERED
+        if sequence.request.keep is not None:
+            most = min(most, max(self._tiers.room_pages, 0))
         for page in sorted(computed)[:most]:
             payload = self._runner.read_kv(sequence.block_ids, page * size, (page + 1) * size)
             self._tiers.offer(sequence.fetched, page, sequence.token_ids, payload)
+
+    def offered(self, sequence: Sequence) -> bool:
+        """Whether the tiers have all that they want of a computed export; offers what they take."""
+        self.offer(sequence)
+        return sequence.fetched is None or not sequence.fetched.wanted
 
     def leave(self, sequence: Sequence) -> None:
         """The stream has ended."""

@@ -15,9 +15,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tandem_runtime.frontend.contexts import Prefixes
 from tandem_runtime.frontend.errors import ApiError, BadRequest, Internal
 from tandem_runtime.frontend.oip import http as oip_http
 from tandem_runtime.frontend.oip.service import InferenceService
+from tandem_runtime.frontend.openai import contexts as openai_contexts
 from tandem_runtime.frontend.openai import endpoints as openai_endpoints
 from tandem_runtime.frontend.parameters import MAX_BODY_BYTES, sentence_of
 from tandem_runtime.frontend.respond import (
@@ -60,7 +62,9 @@ def create_app(
     app = _FrontEnd(title="Tandem", docs_url=None, redoc_url=None, responses=_ERRORS)
     app.schemas = schemas
     app.add_middleware(_BodyLimit)
-    app.include_router(openai_endpoints.router(inference.backend, inference.observer))
+    prefixes = Prefixes()
+    app.include_router(openai_endpoints.router(inference.backend, prefixes, inference.observer))
+    app.include_router(openai_contexts.router(inference.backend, prefixes))
     app.include_router(oip_http.router(inference))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _invalid_body)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tandem_runtime.frontend.chat import ChatTemplate
+from tandem_runtime.frontend.contexts import ContextView, Owner
 from tandem_runtime.frontend.tokenizer import Tokenizer
-from tandem_runtime.protocol import GenerateEvent, GenerateRequest, TokenizerBundle
+from tandem_runtime.protocol import Context, GenerateEvent, GenerateRequest, TokenizerBundle
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,27 @@ class Route:
     attempts: int = 0
 
 
+class Contexts(Protocol):
+    """The named contexts that a backend keeps."""
+
+    async def create(self, context: Context) -> ContextView:
+        """Raises `BadRequest` where it cannot be kept as it asks, `Unavailable` where nobody can
+        keep it now."""
+
+    async def find(self, id_: str, owner: Owner) -> ContextView:
+        """Raises `ContextNotFound`, whatever the reason is."""
+
+    async def owned(self, owner: Owner) -> list[ContextView]:
+        """Newest first."""
+
+    async def change(self, context: Context) -> ContextView:
+        """Take in a newer version, which says until when it is kept, or that it is deleted."""
+
+
 class Backend(Protocol):
+    @property
+    def contexts(self) -> Contexts: ...
+
     @property
     def ready(self) -> bool:
         """Whether clients should come: requests are admitted, and will be for a while.

@@ -62,8 +62,10 @@ class ChatTemplate:
         *,
         tools: Sequence[Message] | None = None,
         add_generation_prompt: bool = True,
+        now: datetime.datetime | None = None,
     ) -> str:
-        """Raises `ChatTemplateError`."""
+        """`now`: what the template takes for the time. Raises `ChatTemplateError`."""
+        fixed = {} if now is None else {"strftime_now": now.strftime}
         try:
             return self._template.render(
                 messages=messages,
@@ -71,6 +73,7 @@ class ChatTemplate:
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
+                **fixed,
             )
         except jinja2.TemplateError as error:
             raise ChatTemplateError(

@@ -73,6 +73,22 @@ class ModelNotFound(ApiError):
         )
 
 
+class ContextNotFound(ApiError):
+    """Never was, has expired, or is somebody else's: whoever asks is told the same."""
+
+    status = HTTPStatus.NOT_FOUND
+    kind = "invalid_request_error"
+    code = "context_not_found"
+    grpc_status = grpc.StatusCode.NOT_FOUND
+
+    def __init__(self, id_: str) -> None:
+        super().__init__(
+            f"There is no context '{id_}' for this tenant and cache_salt: it may have expired; "
+            "create it again.",
+            param="context",
+        )
+
+
 class Unavailable(ApiError):
     """Nobody can serve this now; the same request may succeed later."""
 

@@ -35,6 +35,8 @@ class Generation:
     stop: tuple[str, ...]
     tenant: str
     cache_salt: str
+    context: str = ""
+    """Id of the named context that the prompt begins with."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ async def run(
 ) -> AsyncGenerator[Piece, None]:
     """Raises `ApiError`. Closing it cancels the stream; `observer` is told in any case."""
     record.prompt_tokens = len(generation.prompt_ids)
+    record.tenant, record.context = generation.tenant, generation.context
     request = GenerateRequest(
         stream_id=uuid.uuid4().hex,
         epoch=0,
@@ -100,6 +103,7 @@ async def run(
         sampling=generation.sampling,
         tenant=generation.tenant,
         cache_salt=generation.cache_salt,
+        context=generation.context,
     )
     text = _Text(generation)
     try:

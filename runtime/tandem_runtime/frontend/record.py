@@ -16,6 +16,9 @@ class StreamRecord:
     model: str
     fleet: str
     arrived_s: float
+    tenant: str = ""
+    context: str = ""
+    """Id of the named context that the prompt began with."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from typing import TypeVar
 
 import msgspec
 from fastapi import FastAPI
@@ -19,7 +20,9 @@ from tandem_runtime.gateway.discovery import Discovery
 from tandem_runtime.gateway.metrics import GatewayMetrics
 from tandem_runtime.gateway.options import GatewayOptions
 from tandem_runtime.gateway.waking import Waking
-from tandem_runtime.protocol import GatewayState, Wakeable
+from tandem_runtime.protocol import Context, GatewayState, Wakeable
+
+T = TypeVar("T")
 
 
 def create_gateway_app(
@@ -32,6 +35,12 @@ def create_gateway_app(
     registry: CollectorRegistry,
 ) -> FastAPI:
     app = create_app(inference)
+
+    def authorize(request: Request) -> None:
+        """Raises `Forbidden` unless whoever asks, the operator, means this very gateway."""
+        given = request.headers.get("authorization", "").encode()
+        if not options.uid or not hmac.compare_digest(given, f"Bearer {options.uid}".encode()):
+            raise Forbidden("The bearer token is not this gateway's uid.")
 
     @app.get(contract.PATH_HEALTH)
     async def health() -> Response:
@@ -54,7 +63,7 @@ def create_gateway_app(
             fleets=metrics.last_minute(),
             held=waking.held,
         )
-        return Response(msgspec.json.encode(content), media_type="application/json")
+        return _json(content)
 
     @app.get(contract.PATH_STATE)
     async def state() -> Response:
@@ -62,19 +71,36 @@ def create_gateway_app(
 
     @app.post(contract.PATH_WAKEABLE, include_in_schema=False)
     async def wakeable(request: Request) -> Response:
-        told = await _told(request, options.uid)
+        authorize(request)
+        told = await _told(request, Wakeable)
         waking.tell(told.fleets)
         return current()
+
+    @app.get(contract.PATH_CONTEXTS, include_in_schema=False)
+    async def contexts(request: Request) -> Response:
+        authorize(request)
+        return _json(backend.contexts.states)
+
+    @app.get(contract.PATH_CONTEXTS + "/{id}", include_in_schema=False)
+    async def context(id: str, request: Request) -> Response:
+        authorize(request)
+        return _json(backend.contexts.state(id))
+
+    @app.put(contract.PATH_CONTEXTS, include_in_schema=False)
+    async def keep(request: Request) -> Response:
+        authorize(request)
+        return _json(await backend.contexts.put(await _told(request, Context)))
 
     return app
 
 
-async def _told(request: Request, uid: str) -> Wakeable:
-    """What the operator says can be woken. Raises `ApiError`."""
-    given = request.headers.get("authorization", "").encode()
-    if not uid or not hmac.compare_digest(given, f"Bearer {uid}".encode()):
-        raise Forbidden("The bearer token is not this gateway's uid.")
+def _json(content: object) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+async def _told(request: Request, kind: type[T]) -> T:
+    """What the operator says. Raises `BadRequest`."""
     try:
-        return msgspec.json.decode(await request.body(), type=Wakeable)
+        return msgspec.json.decode(await request.body(), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadRequest(f"The body is no Wakeable: {error}.") from None
+        raise BadRequest(f"The body is no {kind.__name__}: {error}.") from None

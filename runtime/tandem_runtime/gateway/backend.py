@@ -24,10 +24,11 @@ from tandem_runtime.frontend.errors import (
 )
 from tandem_runtime.gateway.affinity import PrefixMemory
 from tandem_runtime.gateway.attempt import Attempt
+from tandem_runtime.gateway.contexts import GatewayContexts
 from tandem_runtime.gateway.discovery import Discovery
 from tandem_runtime.gateway.fleets import RETRY_AFTER_S, Fleets
 from tandem_runtime.gateway.health import PodHealth
-from tandem_runtime.gateway.journal import REFUSED, Journal
+from tandem_runtime.gateway.journal import REFUSED, RESUMES, Journal
 from tandem_runtime.gateway.load import Loads
 from tandem_runtime.gateway.metrics import GatewayMetrics
 from tandem_runtime.gateway.moves import Moves
@@ -57,7 +58,11 @@ class GatewayBackend:
         loads: Loads,
         metrics: GatewayMetrics,
         handoff_secret: bytes,
+        contexts: GatewayContexts,
+        *,
+        resume: bool = True,
     ) -> None:
+        self.contexts = contexts
         self._discovery = discovery
         self._fleets = fleets
         self._client = client
@@ -65,6 +70,7 @@ class GatewayBackend:
         self._loads = loads
         self._metrics = metrics
         self._secret = handoff_secret
+        self._resumes = RESUMES if resume else 1
         self._memory = PrefixMemory()
         self.moves = Moves(discovery, client, health)
         self.streams = 0
@@ -92,7 +98,7 @@ class GatewayBackend:
         self.streams += 1
         try:
             keys = await self._keys(model, request)
-            journal = Journal(request)
+            journal = Journal(request, self._resumes)
             while not journal.finished:
                 pair = await self._pair(model, journal, keys)
                 route.attempts += 1
@@ -136,10 +142,13 @@ class GatewayBackend:
 
     def _demand(self, journal: Journal, keys: list[bytes], avoid: Set[str]) -> Demand:
         request = journal.request
+        held_tokens = self._memory.held_tokens(keys)
+        if request.context:
+            held_tokens |= self.contexts.held_tokens(request.context)
         return Demand(
             stream_id=request.stream_id,
             prompt_tokens=len(request.prompt_ids) + len(journal.output_ids),
-            held_tokens=self._memory.held_tokens(keys),
+            held_tokens=held_tokens,
             avoid=avoid,
         )
 

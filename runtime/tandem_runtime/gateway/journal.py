@@ -27,6 +27,8 @@ class Journal:
     """Attempts are numbered by epoch; events of another than the one that counts are dropped."""
 
     request: GenerateRequest
+    resumes: int = RESUMES
+    """Attempts that may fail in a row since the last token."""
     output_ids: list[int] = field(default_factory=list)
     epoch: int = -1
     """Of the attempt that counts: the newest, unless that one is still to take the stream over."""
@@ -56,7 +58,7 @@ class Journal:
     @property
     def exhausted(self) -> bool:
         """Whether no further attempt is to be made."""
-        in_a_row = RESUMES if self.begun else ATTEMPTS
+        in_a_row = self.resumes if self.begun else ATTEMPTS
         return self.failures >= in_a_row or self.attempts >= ALL_ATTEMPTS
 
     @property

@@ -22,6 +22,10 @@ class GatewayOptions:
     pod: str
     uid: str = ""
     """Of the pod; whoever knows it may tell the gateway what can be woken."""
+    resume: bool = True
+    """Whether a stream that has begun goes on elsewhere when its pods fail."""
+    migrate: bool = True
+    """Whether running streams leave a pod that drains."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> GatewayOptions:
@@ -40,6 +44,18 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> GatewayOp
         type=Path,
         default=Path(contract.HANDOFF_SECRET_DIR) / contract.HANDOFF_SECRET_KEY,
     )
+    cli.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on elsewhere with a stream that has begun when its pods fail",
+    )
+    cli.add_argument(
+        "--migrate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="move running streams off a pod that drains",
+    )
     args = cli.parse_args(arguments)
     return GatewayOptions(
         namespace=args.namespace,
@@ -50,4 +66,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> GatewayOp
         secret=read_secret(args.handoff_secret_file, required=True),
         pod=environment.get(contract.ENV_POD_NAME, "local"),
         uid=environment.get(contract.ENV_POD_UID, ""),
+        resume=args.resume,
+        migrate=args.migrate,
     )

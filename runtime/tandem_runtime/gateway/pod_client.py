@@ -5,26 +5,42 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Final, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
 
 from tandem_runtime import contract
 from tandem_runtime.gateway.pods import PodView
-from tandem_runtime.protocol import GenerateEvent, GenerateRequest, PodState, TokenizerBundle
+from tandem_runtime.protocol import (
+    Context,
+    ContextCopies,
+    ContextCopy,
+    GenerateEvent,
+    GenerateRequest,
+    PodState,
+    TokenizerBundle,
+)
 
 T = TypeVar("T")
 
 _CONNECT_S: Final = 2.0
 _LINE_BYTES: Final = 4 << 20
 _SMALL_CALL: Final = aiohttp.ClientTimeout(total=2.0)
+_LIST_CALL: Final = aiohttp.ClientTimeout(total=5.0)
+_CONTENT_CALL: Final = aiohttp.ClientTimeout(total=30.0, sock_connect=_CONNECT_S)
 _TOKENIZER_CALL: Final = aiohttp.ClientTimeout(total=30.0)
 _STREAM: Final = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
 
 
 class PodUnreachable(Exception):
     """The pod did not answer, broke off, or refused this gateway; the message says which."""
+
+
+class PodRefused(PodUnreachable):
+    """The pod answered that it cannot do what it is asked; the message is its sentence."""
 
 
 class PodClient:
@@ -100,11 +116,42 @@ class PodClient:
         """Raises `PodUnreachable`."""
         return await self._get(pod, contract.PATH_STATE, _SMALL_CALL, PodState)
 
+    async def contexts(self, pod: PodView) -> ContextCopies:
+        """What the pod keeps. Raises `PodUnreachable`."""
+        return await self._get(pod, contract.PATH_CONTEXTS, _LIST_CALL, ContextCopies)
+
+    async def context(self, pod: PodView, id_: str) -> Context:
+        """With its content. Raises `PodUnreachable`."""
+        path = f"{contract.PATH_CONTEXTS}/{quote(id_, safe='')}"
+        return await self._get(pod, path, _CONTENT_CALL, Context)
+
+    async def keep(self, pod: PodView, context: Context) -> ContextCopy:
+        """Raises `PodRefused`, `PodUnreachable`."""
+        body = self._encode(context)
+        return await self._call(
+            "PUT", pod, contract.PATH_CONTEXTS, _CONTENT_CALL, ContextCopy, body
+        )
+
     async def _get(
         self, pod: PodView, path: str, limits: aiohttp.ClientTimeout, kind: type[T]
     ) -> T:
+        return await self._call("GET", pod, path, limits, kind)
+
+    async def _call(
+        self,
+        method: str,
+        pod: PodView,
+        path: str,
+        limits: aiohttp.ClientTimeout,
+        kind: type[T],
+        body: bytes | None = None,
+    ) -> T:
         try:
-            async with self._session.get(_url(pod, path), timeout=limits) as reply:
+            async with self._session.request(
+                method, _url(pod, path), data=body, timeout=limits
+            ) as reply:
+                if reply.status == HTTPStatus.BAD_REQUEST:
+                    raise PodRefused(_sentence(await reply.content.read(2000)))
                 if reply.status != 200:
                     raise PodUnreachable(f"pod {pod.name} answered {await _complaint(reply)}")
                 return msgspec.json.decode(await reply.read(), type=kind)
@@ -124,3 +171,11 @@ def _url(pod: PodView, path: str) -> str:
 async def _complaint(reply: aiohttp.ClientResponse) -> str:
     text = (await reply.content.read(500)).decode(errors="replace")
     return f"{reply.status}: {text}"
+
+
+def _sentence(body: bytes) -> str:
+    """Of an error that a pod answers."""
+    try:
+        return str(msgspec.json.decode(body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return body.decode(errors="replace")

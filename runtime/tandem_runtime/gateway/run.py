@@ -17,6 +17,8 @@ from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.frontend.server import HttpServer
 from tandem_runtime.gateway.api import create_gateway_app
 from tandem_runtime.gateway.backend import GatewayBackend
+from tandem_runtime.gateway.context_meter import ContextMeter
+from tandem_runtime.gateway.contexts import GatewayContexts
 from tandem_runtime.gateway.discovery import Discovery, PodWatch, api_client
 from tandem_runtime.gateway.fleets import Fleets
 from tandem_runtime.gateway.health import PodHealth
@@ -49,13 +51,23 @@ class Gateway:
         loads = Loads()
         self._health = PodHealth(discovery, self._client, loads)
         self._fleets = Fleets(discovery, self._client, self._health)
+        contexts = GatewayContexts(discovery, self._client, self._health, ContextMeter(registry))
         self.backend = GatewayBackend(
-            discovery, self._fleets, self._client, self._health, loads, metrics, options.secret
+            discovery,
+            self._fleets,
+            self._client,
+            self._health,
+            loads,
+            metrics,
+            options.secret,
+            contexts,
+            resume=options.resume,
         )
         metrics.watch(lambda: self.backend.streams, lambda: discovery.age_s)
 
         def observe(record: StreamRecord) -> None:
             metrics.observe(record)
+            contexts.observe(record)
             statistics.observe(record)
 
         inference = InferenceService(self.backend, statistics, observe)
@@ -70,8 +82,11 @@ class Gateway:
         self.loops += [
             asyncio.create_task(self._health.run(), name="the health checks"),
             asyncio.create_task(self._fleets.run(), name="the fetching of tokenizers"),
-            asyncio.create_task(self.backend.moves.run(), name="the look-out for pods that drain"),
+            asyncio.create_task(self.backend.contexts.run(), name="the rounds over contexts"),
         ]
+        if self._options.migrate:
+            moves = self.backend.moves.run()
+            self.loops.append(asyncio.create_task(moves, name="the look-out for pods that drain"))
         port = await self._http.start()
         grpc_port = bind(self._grpc, self._options.host, self._options.grpc_port)
         await self._grpc.start()

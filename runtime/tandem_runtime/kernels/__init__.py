@@ -25,6 +25,8 @@ from tandem_runtime.kernels.cpu_blocks import gather_blocks_cpu, scatter_blocks_
 from tandem_runtime.kernels.fp8_quantize import fp8_quantize_triton
 from tandem_runtime.kernels.gather_blocks import gather_blocks_triton, scatter_blocks_triton
 from tandem_runtime.kernels.head_norm import head_norm_reference, head_norm_triton
+from tandem_runtime.kernels.int4_cpu import int4_linear_cpu as int4_linear_cpu
+from tandem_runtime.kernels.int4_cpu import pack_int4 as pack_int4
 from tandem_runtime.kernels.int4_linear import int4_linear_triton
 from tandem_runtime.kernels.linear import linear_cpu as linear_cpu
 from tandem_runtime.kernels.linear import pack_linear as pack_linear

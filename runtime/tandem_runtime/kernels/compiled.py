@@ -10,17 +10,20 @@ processor's vectors are changes no bit.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import platform
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -46,10 +49,32 @@ def words_of(dtype: torch.dtype) -> int:
     return 4 // dtype.itemsize
 
 
+def features() -> frozenset[str]:
+    """Of the processor that kernels are compiled for, as LLVM names its instructions."""
+    if numba.config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES
+        return frozenset(numba.config.CPU_FEATURES.replace("+", "").split(","))
+    return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
+
+
+def _may_use_amx() -> bool:
+    """Linux gives the matrix unit's registers, 8 KiB a thread, to a process that asks for them."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return not ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)
+
+
+HAS_PERMUTE: Final = "avx512bw" in features()
+HAS_PAIRS: Final = "avx512bf16" in features()
+HAS_AMX: Final = {"amx-tile", "amx-bf16"} <= features() and HAS_PAIRS and _may_use_amx()
+
+
 def _cache_folder() -> str:
-    """Machine code is kept for these sources alone: Numba itself looks at one file of a kernel."""
+    """Machine code is kept for these sources alone: Numba itself looks at one file of a kernel, and
+    at the processor, but not at what the system lets a process use."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = hashlib.blake2b(b"".join(path.read_bytes() for path in sources), digest_size=8)
+    parts = [path.read_bytes() for path in sources]
+    digest = hashlib.blake2b(b"".join([*parts, b"amx" if HAS_AMX else b""]), digest_size=8)
     return str(Path(os.environ.get("NUMBA_CACHE_DIR") or _own_folder()) / digest.hexdigest())
 
 
@@ -80,6 +105,47 @@ def pointer(typing_context, address, element):
         return builder.inttoptr(arguments[0], context.get_value_type(kind))
 
     return kind(types.int64, element), emit
+
+
+LINE_BYTES: Final = 64
+"""Of the processor's cache; the matrix unit is four times as slow where rows lie across two."""
+
+
+@compiled
+def line_in(memory):
+    """Address of the first whole line of a uint8 array that has LINE_BYTES to spare."""
+    return memory.ctypes.data + (LINE_BYTES - 1) & -LINE_BYTES
+
+
+@intrinsic
+def _fetch(typing_context, address):
+    """Begin to bring a line into the processor's second cache."""
+
+    def emit(context, builder, signature, arguments):
+        pointed = ir.PointerType()
+        kind = ir.FunctionType(ir.VoidType(), [pointed, WORD, WORD, WORD])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(fetch, [builder.inttoptr(arguments[0], pointed), WORD(0), WORD(2), WORD(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
+@compiled
+def prefetch(address, size_bytes):
+    """Begin to bring so many bytes into the processor's cache; nothing waits for them."""
+    for at in range(address, address + size_bytes, LINE_BYTES):
+        _fetch(at)
+
+
+@intrinsic
+def keep(typing_context, memory):
+    """Numba lets go of an array after its last use, and sees none where an address is used."""
+
+    def emit(context, builder, signature, arguments):
+        return context.get_dummy_value()
+
+    return types.void(memory), emit
 
 
 @intrinsic
@@ -140,6 +206,28 @@ def _from_bits(typing_context, bits):
     return types.float32(types.int32), emit
 
 
+@intrinsic
+def as_float(typing_context, bits):
+    """A float32 that `float_bits` made an int64."""
+
+    def emit(context, builder, signature, arguments):
+        return builder.bitcast(builder.trunc(arguments[0], WORD), FLOAT)
+
+    return types.float32(types.int64), emit
+
+
+@cache
+def float_bits(value: float) -> int:
+    """A float32 as an integer, to travel among addresses."""
+    return int(np.float32(value).view(np.int32))
+
+
+EXP2: Final = (
+    1.5403530e-4, 1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 2.4022651e-1, 6.9314718e-1, 1.0,
+)  # fmt: skip
+"""Of 2^r's Taylor series, from r^6 to r^0."""
+
+
 @compiled
 def exp2(x):
     """2^x of a float32, in which loops over it become vectors: 0 below 2^-126, at most 2^126.
@@ -150,12 +238,8 @@ def exp2(x):
     inside = np.float32(126) if inside > np.float32(126) else inside
     k = np.int32(inside + np.float32(1024.5)) - np.int32(1024)
     r = inside - np.float32(k)
-    power = np.float32(1.5403530e-4)
-    power = fma(power, r, np.float32(1.3333558e-3))
-    power = fma(power, r, np.float32(9.6181291e-3))
-    power = fma(power, r, np.float32(5.5504109e-2))
-    power = fma(power, r, np.float32(2.4022651e-1))
-    power = fma(power, r, np.float32(6.9314718e-1))
-    power = fma(power, r, np.float32(1))
+    power = np.float32(EXP2[0])
+    for term in EXP2[1:]:
+        power = fma(power, r, np.float32(term))
     scaled = power * _from_bits(np.int32((k + np.int32(127)) << np.int32(23)))
     return np.float32(0) if x < np.float32(-126) else scaled

@@ -16,7 +16,7 @@ sequence, in a prefill chunk as in a decode.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from queue import SimpleQueue
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -25,48 +25,54 @@ from torch import Tensor
 
 from tandem_runtime.kernels.attention_plan import Ints, Step
 from tandem_runtime.kernels.compiled import (
+    LINE_BYTES,
+    as_float,
     compiled,
-    element_of,
-    exp2,
+    float_bits,
+    keep,
+    line_in,
     narrow,
     pointer,
+    prefetch,
     words_of,
 )
 from tandem_runtime.kernels.fp8_kv import to_pool, values_of
 from tandem_runtime.kernels.fp8_quantize import FP8
-from tandem_runtime.kernels.tile import product
+from tandem_runtime.kernels.softmax import softmax
+from tandem_runtime.kernels.team import PART_ROWS, Kernel, share, share_rows
+from tandem_runtime.kernels.tile import begin, end, product
 
 PIECE_TOKENS: Final = 16
 """Query tokens that are attended together: their scores stay in the processor's cache."""
-Link = SimpleQueue[None]
+TILE_ROWS: Final = 32
+"""Of them, times the group, that are multiplied at once."""
 LOG2_E: Final = 1.4426950408889634
 
 
 @dataclass(frozen=True)
 class CpuWork:
-    """A step's rows, or the part of them that one thread computes."""
+    """A step's rows, in pieces."""
 
-    items: Ints
-    """[n, 4] of each sequence: its first row, its rows, tokens that the last one sees, and where
-    its blocks begin in `tables`."""
+    pieces: Ints
+    """[n, 4] of each: its first row, its rows, tokens that the first one sees before itself, and
+    where its sequence's blocks begin in `tables`."""
     tables: Ints
     """Block ids."""
-    earlier: Link | None = None
-    """Where the thread that computes rows before these says that a layer's KV is stored; set where
-    the first sequence begins there."""
-    later: Link | None = None
-    """The same for the rows after these."""
 
 
 def plan_cpu(step: Step) -> CpuWork:
     """Sequence after sequence, as the step has them."""
-    counts, contexts = step.query_tokens, step.context_tokens
-    tables = step.block_tables
-    items = np.empty((len(counts), 4), np.int32)
-    items[:, 0] = np.cumsum([0, *counts])[:-1]
-    items[:, 1], items[:, 2] = counts, contexts
-    items[:, 3] = np.cumsum([0, *map(len, tables)])[:-1]
-    return CpuWork(items, np.array([block for table in tables for block in table], np.int32))
+    pieces, row, table_at = [], 0, 0
+    for count, context, table in zip(
+        step.query_tokens, step.context_tokens, step.block_tables, strict=True
+    ):
+        for start in range(0, count, PIECE_TOKENS):
+            rows = min(count - start, PIECE_TOKENS)
+            pieces.append((row + start, rows, context - count + start, table_at))
+        row += count
+        table_at += len(table)
+    ids = np.fromiter(chain.from_iterable(step.block_tables), np.int32, table_at)
+    return CpuWork(np.array(pieces, np.int32).reshape(-1, 4), ids)
 
 
 # -- the layout ------------------------------------------------------------------------------------
@@ -129,12 +135,15 @@ def _values_at(cache: Tensor) -> int:
     return cache.data_ptr() + cache.stride(0) * cache.itemsize
 
 
-@compiled
-def _store(element, kv, kv_row, keys, values, slots, rows, heads, size, dim, p):
-    source, slot_of = pointer(kv, element), pointer(slots, np.int64(0))
-    key, value = pointer(keys, element), pointer(values, element)
-    for row in range(rows):
-        block, token = slot_of[row] // size, slot_of[row] % size
+def _store(a, part, element):
+    rows, heads, size = a[0], a[1], a[2]
+    dim, p, kv_row = a[3], a[4], a[5]
+    source, slot_of = pointer(a[6], element), a[7]
+    key, value = pointer(a[8], element), pointer(a[9], element)
+    first = part * PART_ROWS
+    for row in range(first, min(first + PART_ROWS, rows)):
+        slot = pointer(slot_of, np.int64(0))[row]
+        block, token = slot // size, slot % size
         for head in range(heads):
             base = (block * heads + head) * size * dim
             k = row * kv_row + head * dim
@@ -142,6 +151,9 @@ def _store(element, kv, kv_row, keys, values, slots, rows, heads, size, dim, p):
             for d in range(dim):
                 key[base + d // p * size * p + token * p + d % p] = source[k + d]
                 value[base + token // p * dim * p + d * p + token % p] = source[v + d]
+
+
+_STORE: Final = Kernel(_store)
 
 
 def store_kv_cpu(kv: Tensor, cache: Tensor, slots: Tensor) -> None:
@@ -155,125 +167,110 @@ def store_kv_cpu(kv: Tensor, cache: Tensor, slots: Tensor) -> None:
     assert cache.dtype == kv.dtype, f"kv is {kv.dtype}, the cache {cache.dtype}"
     assert size % p == 0, f"a block of {size} tokens has no whole words of {p}"
     assert dim % p == 0, f"a head of {dim} has no whole words of {p}"
-    _store(
-        element_of(kv), kv.data_ptr(), kv.stride(0), cache.data_ptr(), _values_at(cache),
-        slots.data_ptr(), rows, heads, size, dim, p,
+    share_rows(
+        _STORE, kv.dtype, rows, heads, size, dim, p, kv.stride(0), kv.data_ptr(), slots.data_ptr(),
+        cache.data_ptr(), _values_at(cache),
     )  # fmt: skip
 
 
 # -- attention -------------------------------------------------------------------------------------
 @compiled
-def _softmax(scores, weights, visible, width, size, lanes, to_log2, element):
-    """Weights of one row, not divided by their sum, which is returned.
-
-    `lanes`: [2, size] float32; a block's tokens go to the same places of it as any other's.
-    """
-    for t in range(visible, width):
-        scores[t] = -np.inf
-    for j in range(size):
-        lanes[0, j] = -np.inf
-        lanes[1, j] = np.float32(0)
-    for b in range(0, width, size):
-        for j in range(size):
-            s = scores[b + j]
-            lanes[0, j] = s if s > lanes[0, j] else lanes[0, j]
-    top = lanes[0, 0]
-    for j in range(1, size):
-        top = lanes[0, j] if lanes[0, j] > top else top
-    for b in range(0, width, size):
-        for j in range(size):
-            weight = exp2((scores[b + j] - top) * to_log2)
-            lanes[1, j] += weight
-            weights[b + j] = narrow(weight, element)
-    total = np.float32(0)
-    for j in range(size):
-        total += lanes[1, j]
-    return total
-
-
-@compiled
 def _looked_up(element, codes, named, block, outer, inner, p):
     """Address of a block [outer / p, inner, p] of the dtype, from bytes [outer, inner] of fp8."""
     code, value = pointer(codes, np.uint8(0)), pointer(named, element)
-    target = pointer(block.ctypes.data, element)
+    target = pointer(block, element)
     for i in range(outer):
         for j in range(inner):
             target[i // p * inner * p + j * p + i % p] = value[code[i * inner + j]]
-    return block.ctypes.data
+    return block
+
+
+@compiled
+def _lines(words):
+    """So many words and what fills the last line."""
+    return words + 15 & -16
 
 
 @compiled
 def _attend_piece(
     element, q, q_row, out, out_row, keys, values, named, table, block_bytes, seen, tokens, group,
-    size, dim, p, to_log2, scratch,
+    size, dim, p, to_log2,
 ):  # fmt: skip
     """Some tokens of one sequence, of which the first sees `seen` earlier ones, and one kv head."""
-    rows, scores, weights, sums, totals, lanes, block = scratch
     blocks, n = (seen + tokens + size - 1) // size, tokens * group
-    width = blocks * size
+    width = _lines(blocks * size)
+    scores_words, rows_words, sums_words = _lines(n * width), _lines(n * dim // p), _lines(n * dim)
+    memory = np.empty(
+        4 * (2 * scores_words + rows_words + sums_words + size * dim) + LINE_BYTES, np.uint8
+    )
+    scores = line_in(memory)
+    weights = scores + 4 * scores_words
+    rows = weights + 4 * scores_words
+    sums = rows + 4 * rows_words
+    block = sums + 4 * sums_words
+    totals = np.empty(n, np.float32)
     q_at, out_at = pointer(q, element), pointer(out, element)
-    row_at = pointer(rows.ctypes.data, element)
+    row_at, sum_at = pointer(rows, element), pointer(sums, np.float32(0))
     for r in range(n):
         for d in range(dim):
             row_at[r * dim + d] = q_at[r // group * q_row + r % group * dim + d]
-    for b in range(blocks):
-        s, k = scores.ctypes.data + 4 * b * size, keys + table[b] * block_bytes
-        if named != 0:
-            k = _looked_up(element, k, named, block, dim, size, p)
-        product(element, True, s, width, rows.ctypes.data, dim // p, k, size, dim // p, n, size)
+    for r in range(0, n, TILE_ROWS):
+        count = min(n - r, TILE_ROWS)
+        begin(element, count)
+        for b in range(blocks):
+            k = keys + table[b] * block_bytes
+            if named != 0:
+                k = _looked_up(element, k, named, block, dim, size, p)
+            elif r == 0:
+                prefetch(values + table[b] * block_bytes, 4 * size * dim // p)
+            s, a = scores + 4 * (r * width + b * size), rows + 4 * r * (dim // p)
+            product(element, True, s, width, a, dim // p, k, size, dim // p, count, size)
     for r in range(n):
-        s = pointer(scores.ctypes.data + 4 * r * width, np.float32(0))
-        w = pointer(weights.ctypes.data + 4 * r * (width // p), element)
-        visible = seen + r // group + 1
-        totals[r] = _softmax(s, w, visible, width, size, lanes, to_log2, element)
-    for b in range(blocks):
-        w, v = weights.ctypes.data + 4 * b * (size // p), values + table[b] * block_bytes
-        if named != 0:
-            v = _looked_up(element, v, named, block, size, dim, p)
-        o = sums.ctypes.data
-        product(element, b == 0, o, dim, w, width // p, v, dim, size // p, n, dim)
+        s, w = scores + 4 * r * width, weights + 4 * r * (width // p)
+        score = pointer(s, np.float32(0))
+        for t in range(seen + r // group + 1, width):
+            score[t] = -np.inf
+        totals[r] = softmax(element, s, w, width, to_log2)
+    for r in range(0, n, TILE_ROWS):
+        count = min(n - r, TILE_ROWS)
+        begin(element, count)
+        for b in range(blocks):
+            v = values + table[b] * block_bytes
+            if named != 0:
+                v = _looked_up(element, v, named, block, size, dim, p)
+            c, a = sums + 4 * r * dim, weights + 4 * (r * width + b * size) // p
+            product(element, b == 0, c, dim, a, width // p, v, dim, size // p, count, dim)
     for r in range(n):
         target = r // group * out_row + r % group * dim
         for d in range(dim):
-            out_at[target + d] = narrow(sums[r * dim + d] / totals[r], element)
+            out_at[target + d] = narrow(sum_at[r * dim + d] / totals[r], element)
+    end(element)
+    keep(memory)
 
 
-@compiled
-def _attend(
-    element, q, q_row, out, keys, values, named, items, count, tables, kv_heads, group, size, dim,
-    p, to_log2,
-):  # fmt: skip
-    """`named`: address of the values of fp8's 256 codes, or 0 where the pool has q's dtype."""
-    item = pointer(items, np.int32(0))
+def _attend(a, part, element):
+    """One kv head of a piece. `named`: address of the values of fp8's 256 codes, or 0 where the
+    pool has q's dtype."""
+    q, q_row, out = a[0], a[1], a[2]
+    keys, values, named = a[3], a[4], a[5]
+    kv_heads, group = a[8], a[9]
+    size, dim, p = a[10], a[11], a[12]
+    piece = pointer(a[6] + 16 * (part // kv_heads), np.int32(0))
+    row, tokens, seen, head = piece[0], piece[1], piece[2], part % kv_heads
+    table = pointer(a[7] + 4 * piece[3], np.int32(0))
     out_row, width = kv_heads * group * dim, 4 // p
     head_bytes = size * dim * (width if named == 0 else 1)
-    most, widest = 0, 0
-    for i in range(count):
-        most = max(most, min(item[4 * i + 1], PIECE_TOKENS) * group)
-        widest = max(widest, (item[4 * i + 2] + size - 1) // size * size)
-    scratch = (
-        np.empty(most * dim // p, np.uint32),
-        np.empty(most * widest, np.float32),
-        np.empty(most * widest // p, np.uint32),
-        np.empty(most * dim, np.float32),
-        np.empty(most, np.float32),
-        np.empty((2, size), np.float32),
-        np.empty(size * dim // p, np.uint32),
-    )
-    for i in range(count):
-        first, queries, context = item[4 * i], item[4 * i + 1], item[4 * i + 2]
-        table = pointer(tables + 4 * item[4 * i + 3], np.int32(0))
-        for start in range(0, queries, PIECE_TOKENS):
-            row, seen = first + start, context - queries + start
-            for head in range(kv_heads):
-                _attend_piece(
-                    element,
-                    q + (row * q_row + head * group * dim) * width, q_row,
-                    out + (row * out_row + head * group * dim) * width, out_row,
-                    keys + head * head_bytes, values + head * head_bytes, named, table,
-                    kv_heads * head_bytes, seen, min(queries - start, PIECE_TOKENS), group, size,
-                    dim, p, np.float32(to_log2), scratch,
-                )  # fmt: skip
+    _attend_piece(
+        element,
+        q + (row * q_row + head * group * dim) * width, q_row,
+        out + (row * out_row + head * group * dim) * width, out_row,
+        keys + head * head_bytes, values + head * head_bytes, named, table,
+        kv_heads * head_bytes, seen, tokens, group, size, dim, p,
+        as_float(a[13]),
+    )  # fmt: skip
+
+
+_ATTEND: Final = Kernel(_attend)
 
 
 def paged_attention_cpu(q: Tensor, cache: Tensor, work: CpuWork, scale: float) -> Tensor:
@@ -285,15 +282,11 @@ def paged_attention_cpu(q: Tensor, cache: Tensor, work: CpuWork, scale: float) -
     assert cache.dtype in (q.dtype, FP8), f"q is {q.dtype}, the cache {cache.dtype}"
     named = values_of(q.dtype).data_ptr() if cache.dtype == FP8 else 0
     assert q.stride()[1:] == (dim, 1), f"heads must be adjacent, q has strides {q.stride()}"
-    if work.earlier is not None:
-        work.earlier.get()
-    if work.later is not None:
-        work.later.put(None)
     out = torch.empty(q.shape, dtype=q.dtype)
-    _attend(
-        element_of(q), q.data_ptr(), q.stride(0), out.data_ptr(),
-        cache.data_ptr(), _values_at(cache), named,
-        work.items.ctypes.data, len(work.items), work.tables.ctypes.data,
-        kv_heads, heads // kv_heads, size, dim, words_of(q.dtype), scale * LOG2_E,
+    share(
+        _ATTEND, q.dtype, len(work.pieces) * kv_heads, q.data_ptr(), q.stride(0), out.data_ptr(),
+        cache.data_ptr(), _values_at(cache), named, work.pieces.ctypes.data,
+        work.tables.ctypes.data, kv_heads, heads // kv_heads, size, dim, words_of(q.dtype),
+        float_bits(scale * LOG2_E),
     )  # fmt: skip
     return out

@@ -14,10 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tandem_runtime.kernels.compiled import compiled, element_of, narrow, pointer, widen, words_of
-from tandem_runtime.kernels.tile import product
+from tandem_runtime.kernels.compiled import (
+    LINE_BYTES,
+    keep,
+    line_in,
+    narrow,
+    pointer,
+    widen,
+    words_of,
+)
+from tandem_runtime.kernels.team import Kernel, share
+from tandem_runtime.kernels.tile import begin, end, product
 
 PANEL: Final = 64
+BLOCK_BYTES: Final = 768 << 10
+"""Of rows that all panels are multiplied by in turn: they stay in the processor's cache."""
+TILE_ROWS: Final = 96
+"""Whose sums are kept at once; whole tiles of either unit."""
 
 
 def pack_linear(weight: Tensor) -> Tensor:
@@ -31,22 +44,34 @@ def pack_linear(weight: Tensor) -> Tensor:
     return packed
 
 
-@compiled
-def _linear(element, x, packed, bias, y, rows, inputs, outputs, p):
-    words = inputs // p
-    sums, target = np.empty(rows * PANEL, np.float32), pointer(y, element)
-    added = pointer(bias, element)
-    for first in range(0, outputs, PANEL):
-        panel = packed + 4 * first * words
-        product(element, True, sums.ctypes.data, PANEL, x, words, panel, PANEL, words, rows, PANEL)
-        columns = min(outputs - first, PANEL)
-        if bias != 0:
-            for r in range(rows):
+def _linear(a, part, element):
+    """A block of rows by one panel."""
+    x, packed, rows, inputs, outputs, p, block_rows = a[0], a[1], a[4], a[5], a[6], a[7], a[8]
+    added, target = pointer(a[2], element), pointer(a[3], element)
+    words, panels = inputs // p, (outputs + PANEL - 1) // PANEL
+    first, top = part % panels * PANEL, part // panels * block_rows
+    columns, panel = min(outputs - first, PANEL), packed + 4 * first * words
+    memory = np.empty(TILE_ROWS * PANEL * 4 + LINE_BYTES, np.uint8)
+    c = line_in(memory)
+    sums = pointer(c, np.float32(0))
+    for row in range(top, min(top + block_rows, rows), TILE_ROWS):
+        count = min(TILE_ROWS, rows - row)
+        at = x + 4 * row * words
+        begin(element, count)
+        product(element, True, c, PANEL, at, words, panel, PANEL, words, count, PANEL)
+        if a[2] != 0:
+            for r in range(count):
                 for j in range(columns):
                     sums[r * PANEL + j] += widen(added[first + j])
-        for r in range(rows):
+        for r in range(count):
+            at = (row + r) * outputs + first
             for j in range(columns):
-                target[r * outputs + first + j] = narrow(sums[r * PANEL + j], element)
+                target[at + j] = narrow(sums[r * PANEL + j], element)
+    end(element)
+    keep(memory)
+
+
+_LINEAR: Final = Kernel(_linear)
 
 
 def linear_cpu(x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None = None) -> Tensor:
@@ -58,8 +83,10 @@ def linear_cpu(x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None = No
     assert inputs == words * p, f"x has {inputs} columns, the weight takes {words * p}"
     assert 0 <= panels * PANEL - outputs < PANEL, f"{panels} panels for {outputs} outputs"
     y = torch.empty((rows, outputs), dtype=x.dtype)
-    _linear(
-        element_of(x), x.data_ptr(), packed.data_ptr(), bias.data_ptr() if bias is not None else 0,
-        y.data_ptr(), rows, inputs, outputs, p,
+    block_rows = max(BLOCK_BYTES // (4 * words * TILE_ROWS), 1) * TILE_ROWS
+    share(
+        _LINEAR, x.dtype, panels * -(-rows // block_rows),
+        x.data_ptr(), packed.data_ptr(), bias.data_ptr() if bias is not None else 0, y.data_ptr(),
+        rows, inputs, outputs, p, block_rows,
     )  # fmt: skip
     return y

@@ -10,6 +10,8 @@ it is squared, so that the residual that is stored is the one that was normed.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 import triton
@@ -17,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from tandem_runtime.kernels.compiled import compiled, element_of, fma, narrow, pointer, widen
+from tandem_runtime.kernels.compiled import as_float, float_bits, fma, narrow, pointer, widen
+from tandem_runtime.kernels.team import PART_ROWS, Kernel, share_rows
 
 
 def rms_norm_reference(
@@ -82,12 +85,20 @@ def rms_norm_triton(
     return y
 
 
-@compiled
-def _rms_norm_rows(element, x, residual, weight, y, rows, hidden, eps, has_residual):
-    source, kept = pointer(x, element), pointer(residual, element)
-    scale, target = pointer(weight, element), pointer(y, element)
+def _rms_norm_rows(a, part, element):
+    rows, hidden = a[0], a[1]
+    source, scale = (
+        pointer(a[2], element),
+        pointer(a[3], element),
+    )
+    kept, target = (
+        pointer(a[4], element),
+        pointer(a[5], element),
+    )
+    eps, has_residual = as_float(a[6]), a[4] != 0
     lanes, wide = np.empty(64, np.float32), np.empty(hidden, np.float32)
-    for start in range(0, rows * hidden, hidden):
+    first = part * PART_ROWS
+    for start in range(first * hidden, min(first + PART_ROWS, rows) * hidden, hidden):
         for i in range(hidden):
             wide[i] = widen(source[start + i])
         if has_residual:
@@ -105,10 +116,13 @@ def _rms_norm_rows(element, x, residual, weight, y, rows, hidden, eps, has_resid
         total = np.float32(0)
         for lane in range(64):
             total += lanes[lane]
-        factor = np.float32(1) / np.sqrt(total / np.float32(hidden) + np.float32(eps))
+        factor = np.float32(1) / np.sqrt(total / np.float32(hidden) + eps)
         for i in range(hidden):
             normed = widen(narrow(wide[i] * factor, element))
             target[start + i] = narrow(normed * widen(scale[i]), element)
+
+
+_RMS_NORM: Final = Kernel(_rms_norm_rows)
 
 
 def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
@@ -116,9 +130,8 @@ def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None 
     rows, hidden = x.shape
     _check(x, weight, residual)
     y = torch.empty_like(x)
-    kept = x if residual is None else residual
-    _rms_norm_rows(
-        element_of(x), x.data_ptr(), kept.data_ptr(), weight.data_ptr(), y.data_ptr(),
-        rows, hidden, eps, residual is not None,
+    share_rows(
+        _RMS_NORM, x.dtype, rows, hidden, x.data_ptr(), weight.data_ptr(),
+        0 if residual is None else residual.data_ptr(), y.data_ptr(), float_bits(eps),
     )  # fmt: skip
     return y

@@ -10,13 +10,16 @@ row's position for both halves, the sine negated for the first. Arithmetic in fl
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tandem_runtime.kernels.compiled import compiled, element_of, narrow, pointer, widen
+from tandem_runtime.kernels.compiled import narrow, pointer, widen
+from tandem_runtime.kernels.team import PART_ROWS, Kernel, share_rows
 
 
 def rope_reference(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -66,11 +69,14 @@ def rope_triton(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     )
 
 
-@compiled
-def _rope_rows(element, x, row_stride, head_stride, cos, sin, rows, heads, dim):
-    values, half = pointer(x, element), dim // 2
-    c, s = pointer(cos, np.float32(0)), pointer(sin, np.float32(0))
-    for row in range(rows):
+def _rope_rows(a, part, element):
+    rows, heads, dim = a[0], a[1], a[2]
+    values, half = pointer(a[3], element), dim // 2
+    row_stride, head_stride = a[4], a[5]
+    c = pointer(a[6], np.float32(0))
+    s = pointer(a[7], np.float32(0))
+    first = part * PART_ROWS
+    for row in range(first, min(first + PART_ROWS, rows)):
         for head in range(heads):
             start, angle = row * row_stride + head * head_stride, row * dim
             for i in range(half):
@@ -81,11 +87,14 @@ def _rope_rows(element, x, row_stride, head_stride, cos, sin, rows, heads, dim):
                 values[start + half + i] = narrow(y2, element)
 
 
+_ROPE: Final = Kernel(_rope_rows)
+
+
 def rope_cpu(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """The same, row by row, on the CPU."""
     rows, heads, dim = x.shape
     _check(x, cos, sin)
-    _rope_rows(
-        element_of(x), x.data_ptr(), x.stride(0), x.stride(1), cos.data_ptr(), sin.data_ptr(),
-        rows, heads, dim,
+    share_rows(
+        _ROPE, x.dtype, rows, heads, dim, x.data_ptr(), x.stride(0), x.stride(1), cos.data_ptr(),
+        sin.data_ptr(),
     )  # fmt: skip

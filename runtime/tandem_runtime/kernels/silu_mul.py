@@ -7,6 +7,8 @@ to the dtype before the product.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 import triton
@@ -14,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from tandem_runtime.kernels.compiled import compiled, element_of, exp2, narrow, pointer, widen
+from tandem_runtime.kernels.compiled import exp2, narrow, pointer, widen
+from tandem_runtime.kernels.team import PART_ROWS, Kernel, share_rows
 
 
 def silu_mul_reference(gate_up: Tensor) -> Tensor:
@@ -51,10 +54,14 @@ def silu_mul_triton(gate_up: Tensor) -> Tensor:
     return y
 
 
-@compiled
-def _silu_mul_rows(element, gate_up, y, rows, width):
-    source, target = pointer(gate_up, element), pointer(y, element)
-    for row in range(rows):
+def _silu_mul_rows(a, part, element):
+    rows, width = a[0], a[1]
+    source, target = (
+        pointer(a[2], element),
+        pointer(a[3], element),
+    )
+    first = part * PART_ROWS
+    for row in range(first, min(first + PART_ROWS, rows)):
         start = 2 * row * width
         for i in range(width):
             gate, up = widen(source[start + i]), widen(source[start + width + i])
@@ -63,10 +70,14 @@ def _silu_mul_rows(element, gate_up, y, rows, width):
             target[row * width + i] = narrow(act * up, element)
 
 
+_SILU_MUL: Final = Kernel(_silu_mul_rows)
+
+
 def silu_mul_cpu(gate_up: Tensor) -> Tensor:
     """The same, row by row, on the CPU."""
     rows, double = gate_up.shape
     _check(gate_up)
     y = torch.empty((rows, double // 2), dtype=gate_up.dtype)
-    _silu_mul_rows(element_of(gate_up), gate_up.data_ptr(), y.data_ptr(), rows, double // 2)
+    width = double // 2
+    share_rows(_SILU_MUL, gate_up.dtype, rows, width, gate_up.data_ptr(), y.data_ptr())
     return y

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tandem_runtime.kernels.compiled import FLOAT, WORD, compiled, fma_of
+from tandem_runtime.kernels.amx import configure, fits, product_amx, release, serves
+from tandem_runtime.kernels.compiled import FLOAT, HAS_PAIRS, WORD, compiled, fma_of
 
 LANES: Final = 16
 """Of a vector. Tiles are up to 6 rows of 4 vectors: 24 sums, in 32 registers."""
 _LONG: Final = ir.IntType(64)
-_HAS_PAIRS: Final = binding.get_host_cpu_features().get("avx512bf16", False)
 
 
 class _Bfloat(ir.Type):
@@ -44,7 +44,7 @@ class _Bfloat(ir.Type):
 def _dot(builder, element, total, a, b):
     """total + the products of each lane's words."""
     floats, words = total.type, a.type
-    if element == types.uint16 and floats.count == LANES and _HAS_PAIRS:
+    if element == types.uint16 and floats.count == LANES and HAS_PAIRS:
         pairs = ir.VectorType(_Bfloat(), 2 * LANES)
         kind = ir.FunctionType(floats, [floats, pairs, pairs])
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
@@ -120,8 +120,28 @@ def _tile(typing_context, element, rows, vectors, lanes, fresh, c, c_row, a, a_r
 
 
 @compiled
+def begin(element, rows):
+    """Before products of so many rows each."""
+    if serves(element):
+        configure(rows)
+
+
+@compiled
+def end(element):
+    """After the last of them."""
+    if serves(element):
+        release()
+
+
+@compiled
 def product(element, fresh, c, c_row, a, a_row, b, b_row, n, rows, columns):
-    """c += a b of any size, c = a b if `fresh`; addresses, and strides of rows in words."""
+    """c += a b of any size, c = a b if `fresh`; addresses, and strides of rows in words.
+
+    Between `begin` and `end`, of these rows.
+    """
+    if fits(element, n, columns):
+        product_amx(fresh, c, c_row, a, a_row, b, b_row, n, rows, columns)
+        return
     j = 0
     while j < columns:
         cj, bj, r = c + 4 * j, b + 4 * j, 0

@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tandem_runtime import kernels
-from tandem_runtime.checkpoint.quantization import INT4_GROUP
 from tandem_runtime.kernels.fp8_quantize import FP8, fp8_quantize_reference
-from tandem_runtime.kernels.int4_linear import unpack_int4
 from tandem_runtime.model.quantize import Quantized
 
 Projection = Callable[[Tensor], Tensor]
@@ -36,8 +34,8 @@ class Linear:
 def quantized_linear(weight: Quantized, bias: Tensor | None, dtype: torch.dtype) -> Projection:
     """The layer of a quantised weight, for the device that it is on; `dtype` is computed in.
 
-    On the CPU torch multiplies by int8 and int4 in bfloat16 alone; in other dtypes it is ten times
-    as fast to keep the weights that they stand for.
+    On the CPU int8 and int4 are multiplied in bfloat16 alone; in other dtypes it is ten times as
+    fast to keep the weights that they stand for.
     """
     values, scales, zeros, bound = weight
     form = values.dtype
@@ -88,20 +86,12 @@ class Int8Linear:
 
 
 class Int4Linear:
-    """y = x W^T + b with W of int4, in bfloat16 on the CPU, repacked as torch wants it."""
-
-    _PACK_ROWS = 256
-    """At a time; torch packs blocks of 16, 32 or 64 rows and takes 4 bytes for each weight."""
+    """y = x W^T + b with W of int4, in bfloat16 on the CPU."""
 
     def __init__(self, weight: Quantized, bias: Tensor | None) -> None:
         assert weight.zeros is not None
-        pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu
-        pieces = torch.split(weight.values, self._PACK_ROWS)
-        self._values = torch.cat([pack(unpack_int4(piece).int(), 1) for piece in pieces])
-        self._scales = torch.stack((weight.scales.T, weight.zeros.T), 2).contiguous()
-        self._bias = bias
+        self._packed = kernels.pack_int4(weight.values, weight.scales, weight.zeros)
+        self._outputs, self._bias = len(weight.scales), bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        run = torch.ops.aten._weight_int4pack_mm_for_cpu
-        y: Tensor = run(x, self._values, INT4_GROUP, self._scales)
-        return y if self._bias is None else y.add_(self._bias)
+        return kernels.int4_linear_cpu(x, *self._packed, self._outputs, self._bias)

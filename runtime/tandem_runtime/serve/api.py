@@ -16,12 +16,12 @@ from tandem_runtime.frontend.errors import ApiError, BadRequest, Forbidden
 from tandem_runtime.frontend.oip.service import InferenceService
 from tandem_runtime.frontend.oip.statistics import Statistics
 from tandem_runtime.frontend.respond import Streamed
-from tandem_runtime.protocol import DrainRequest, GenerateRequest
+from tandem_runtime.protocol import Context, ContextCopies, DrainRequest, GenerateRequest
 from tandem_runtime.serve.pod import Pod
 
 _SCHEMA: Final = "#/components/schemas/{name}"
 _BODIES: Final = msgspec.json.schema_components(
-    (GenerateRequest, DrainRequest), ref_template=_SCHEMA
+    (GenerateRequest, DrainRequest, Context), ref_template=_SCHEMA
 )[1]
 _FORBIDDEN: Final[dict[int | str, dict[str, Any]]] = {403: {"description": "A wrong token."}}
 
@@ -80,6 +80,21 @@ def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
     async def tokenizer(request: Request) -> Response:
         authorize(request)
         return _json(pod.bundle)
+
+    @app.get(contract.PATH_CONTEXTS, responses=_FORBIDDEN)
+    async def contexts(request: Request) -> Response:
+        authorize(request)
+        return _json(ContextCopies(pod.contexts.copies))
+
+    @app.get(contract.PATH_CONTEXTS + "/{id}", responses=_FORBIDDEN)
+    async def context(id: str, request: Request) -> Response:
+        authorize(request)
+        return _json(pod.contexts.get(id))
+
+    @app.put(contract.PATH_CONTEXTS, openapi_extra=_body(Context), responses=_FORBIDDEN)
+    async def keep(request: Request) -> Response:
+        authorize(request)
+        return _json(pod.contexts.put(await _read(request, Context)))
 
     @app.post(contract.PATH_GENERATE, openapi_extra=_body(GenerateRequest), responses=_FORBIDDEN)
     async def generate(request: Request) -> Response:

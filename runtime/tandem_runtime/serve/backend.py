@@ -15,6 +15,7 @@ from tandem_runtime.frontend.errors import (
     Unavailable,
 )
 from tandem_runtime.protocol import GenerateEvent, GenerateRequest
+from tandem_runtime.serve.contexts import PodContexts
 from tandem_runtime.serve.lifecycle import Lifecycle
 from tandem_runtime.serve.streams import StreamService
 
@@ -27,7 +28,9 @@ class LocalBackend:
         models: Sequence[ServedModel],
         streams: StreamService,
         lifecycle: Lifecycle,
+        contexts: PodContexts,
     ) -> None:
+        self.contexts = contexts
         self._pod = pod
         self._role = role
         self._models = {model.card.name: model for model in models}

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -19,6 +20,11 @@ from tandem_runtime.kv.handoff.handshake import Identity
 from tandem_runtime.kv.handoff.importer import Importer
 from tandem_runtime.protocol import DrainRequest, PodState, PodWork, TokenizerBundle
 from tandem_runtime.serve.backend import LocalBackend
+from tandem_runtime.serve.context_files import ContextFiles
+from tandem_runtime.serve.context_metrics import ContextCollector
+from tandem_runtime.serve.contexts import PodContexts
+from tandem_runtime.serve.device import DeviceWatch
+from tandem_runtime.serve.keeper import KvKeeper
 from tandem_runtime.serve.lifecycle import Lifecycle
 from tandem_runtime.serve.metrics import EngineCollector, PodMetrics
 from tandem_runtime.serve.options import ServeOptions
@@ -38,6 +44,7 @@ class Pod:
         self.worker = worker
         self.bundle = bundle
         self.lifecycle = Lifecycle()
+        self.devices = DeviceWatch()
         self.registry = CollectorRegistry()
         self.exporter: Exporter | None = None
         self.importer: Importer | None = None
@@ -82,15 +89,33 @@ class Pod:
             observe_gap=metrics.observe_gap,
         )
         models = [self._served(name) for name in options.served_names]
-        self.backend = LocalBackend(options.pod, options.role, models, self.streams, self.lifecycle)
+        disk = options.engine.disk_tier_dir
+        files = None if disk is None else ContextFiles(Path(disk))
+        self.contexts = PodContexts(KvKeeper(worker, engine), models[0], files)
+        self._keeping: asyncio.Task[None] | None = None
+        self.registry.register(ContextCollector(options.model_name, self.contexts))
+        self.backend = LocalBackend(
+            options.pod, options.role, models, self.streams, self.lifecycle, self.contexts
+        )
 
     async def open(self) -> None:
-        """Listens for pods that want KV of this one."""
+        """Keeps contexts, listens for pods that want KV of this one, and watches the devices."""
+        self.keep_contexts()
+        if self.options.engine.device == "cuda":
+            self.devices.start()
         if self.exporter is not None:
             await self.exporter.listen(self.options.host, self.options.handoff_port)
 
+    def keep_contexts(self) -> None:
+        """From now on, until it is closed."""
+        self._keeping = asyncio.create_task(self.contexts.run(), name="the keeping of contexts")
+
     async def close(self) -> None:
         """Ends what still runs."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        await asyncio.to_thread(self.devices.stop)
         for end in (self.exporter, self.importer):
             if end is not None:
                 await end.close()
@@ -124,6 +149,7 @@ class Pod:
             started_unix_s=self._started_unix_s,
             context_tokens=self.bundle.context_tokens,
             work=self._work(),
+            device=self.devices.report(),
         )
 
     def _work(self) -> PodWork | None:

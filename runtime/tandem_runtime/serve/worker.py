@@ -111,6 +111,11 @@ class EngineWorker:
         self._after_step.append(hook)
 
     @property
+    def now_s(self) -> float:
+        """On the clock that receivers are told when steps began."""
+        return self._clock()
+
+    @property
     def silent_s(self) -> float:
         """Seconds since the thread last said that it lives; a step says so when it ends."""
         return self._clock() - self._alive_s

@@ -57,6 +57,21 @@ async def test_equal_statuses_are_written_once(api: FakeApi, writer: StatusWrite
     assert api.statuses == [{"phase": "Running"}]
 
 
+async def test_what_others_made_of_a_condition_is_put_right(
+    api: FakeApi, writer: StatusWriter
+) -> None:
+    """The control plane marks the pods of a silent node as not Ready."""
+    mine = {"conditions": [{"type": "Ready", "status": "True"}]}
+    writer.set(mine)
+    await writer.settled()
+    writer.saw({"conditions": [{"type": "Ready", "status": "True"}, {"type": "X", "status": "a"}]})
+    await writer.settled()
+    assert api.statuses == [mine]
+    writer.saw({"conditions": [{"type": "Ready", "status": "False"}]})
+    await writer.settled()
+    assert api.statuses == [mine, mine]
+
+
 async def test_the_latest_wins(api: FakeApi, writer: StatusWriter) -> None:
     api.gate.clear()
     for phase in ("a", "b", "c"):

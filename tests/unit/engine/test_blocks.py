@@ -20,6 +20,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.held: list[list[int]] = []
         self.content: dict[int, int] = {}
         """What each registered block holds, until it is handed out again."""
+        self.pins: list[list[bytes]] = []
 
     @rule(count=st.integers(1, 4))
     def allocate(self, count: int) -> None:
@@ -32,8 +33,11 @@ class PoolMachine(RuleBasedStateMachine):
         assert len(set(blocks)) == count
         assert SCRAP_BLOCK not in blocks
         assert not set(blocks) & in_use, "a held block was handed out"
-        for block in blocks:
-            self.content.pop(block, None)
+        pinned = {key for keys in self.pins for key in keys}
+        lost = [self.content.pop(block) for block in blocks if block in self.content]
+        if any(bytes([value]) in pinned for value in lost):
+            left = [v for block, v in self.content.items() if block not in in_use | set(blocks)]
+            assert all(bytes([value]) in pinned for value in left), "a pinned block went first"
         self.held.append(blocks)
 
     @precondition(lambda self: self.held)
@@ -64,6 +68,16 @@ class PoolMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.held) - 1))
         self.pool.release(self.held.pop(index))
+
+    @rule(values=st.lists(st.integers(0, 6), min_size=1, max_size=3, unique=True))
+    def pin(self, values: list[int]) -> None:
+        self.pins.append([bytes([value]) for value in values])
+        self.pool.pin(self.pins[-1])
+
+    @precondition(lambda self: self.pins)
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        self.pool.unpin(self.pins.pop(data.draw(st.integers(0, len(self.pins) - 1))))
 
     @invariant()
     def counts_agree(self) -> None:
@@ -109,6 +123,23 @@ def test_the_least_recently_used_prefix_is_evicted_first() -> None:
     pool.allocate(2)
     assert find(pool, [1, 2]) == old
     assert find(pool, [8]) == []
+
+
+def test_pinned_blocks_are_taken_last_and_kept_again_when_they_come_back() -> None:
+    pool = BlockPool(5)
+    pool.pin([bytes([1]), bytes([2])])
+    pool.release(keyed(pool, [1, 2]))
+    pool.release(keyed(pool, [8, 9]))
+    pool.release(pool.allocate(2))
+    assert len(find(pool, [1, 2])) == 2
+    pool.release(pool.allocate(3))  # there is nothing else
+    assert pool.present([bytes([1]), bytes([2])]) == 1
+    pool.release(keyed(pool, [2]))
+    pool.release(pool.allocate(2))
+    assert pool.present([bytes([1]), bytes([2])]) == 2
+    pool.unpin([bytes([1]), bytes([2])])
+    pool.allocate(4)
+    assert find(pool, [1]) == []
 
 
 def test_a_blank_block_is_taken_before_a_cached_one() -> None:

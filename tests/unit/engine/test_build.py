@@ -110,7 +110,7 @@ def test_a_steps_threads_are_the_runners_and_torch_has_one(config: MakeConfig) -
     torch.set_num_threads(2)
     engine = build_engine(config(threads=2))
     assert torch.get_num_threads() == 1
-    assert engine._runner._threads == 2  # type: ignore[attr-defined]
+    assert engine._runner._team.threads == 2  # type: ignore[attr-defined]
 
 
 def test_a_pool_without_room_is_refused(config: MakeConfig) -> None:

@@ -21,6 +21,7 @@ from tandem_runtime.kv.tiers.contract import Tier
 from tandem_runtime.kv.tiers.disk import DiskTier
 from tandem_runtime.kv.tiers.host import HostTier
 from tandem_runtime.kv.tiers.jobs import Job, Jobs, JobThread
+from tandem_runtime.kv.tiers.kept import Keep, Kept
 from tandem_runtime.protocol import Sampling
 
 MakeEngine = Callable[..., Engine]
@@ -84,12 +85,15 @@ def ask(name: str, prompt: list[int], **changes: Any) -> Request:
     return Request(name, prompt, sampling, **changes)
 
 
-def run(engine: Engine, *requests: Request) -> dict[str, list[SampledToken]]:
+def run(engine: Engine, *requests: Request, patient: bool = False) -> dict[str, list[SampledToken]]:
     tokens: dict[str, list[SampledToken]] = {}
     for request in requests:
         assert engine.add(request) is None
     steps = 0
-    while engine.has_work:
+    while engine.has_work or (patient and engine.stats().waiting):
+        if not engine.has_work:  # the tiers' thread looks a prompt up
+            time.sleep(0.001)
+            continue
         for stream in engine.step().streams:
             if stream.token is not None:
                 tokens.setdefault(stream.request_id, []).append(stream.token)
@@ -402,3 +406,77 @@ def test_on_a_thread(make_engine: MakeEngine, tmp_path: Path) -> None:
     assert results[0] == results[1]
     engine.close()
     assert not [t for t in threading.enumerate() if t.name == "tiers"]
+
+
+def keep(engine: Engine, prompt: list[int], tier: str, name: str = "book") -> Kept | None:
+    """As a pod does it: compute the prompt, hand its pages over, let go of its blocks."""
+    sampling = Sampling(max_tokens=1, ignore_eos=True)
+    run(engine, Request(name, prompt, sampling, export=True, keep=Keep(name, tier)), patient=True)
+    while not engine.keeping.offered(name):
+        time.sleep(0.001)
+    engine.release(name)
+    assert engine.tiers is not None
+    told: list[Kept | None] = []
+    engine.tiers.kept(name, told.append)
+    until(lambda: bool(told))
+    return told[0]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("tier", ["memory", "disk"])
+@pytest.mark.parametrize("threaded", [False, True])
+def test_what_is_kept_outlives_other_prompts_and_a_full_queue(
+    make_engine: MakeEngine, tmp_path: Path, tier: str, threaded: bool, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("tandem_runtime.kv.tiers.cache._BACKLOG_PAGES", 2)
+    jobs = JobThread() if threaded else Inline()
+    made = cache(6 if tier == "memory" else 0, tmp_path if tier == "disk" else None, jobs)
+    engine = make_engine(blocks=14, tiers=made, page_tokens=PAGE, max_batch_tokens=200)
+    cold = run(make_engine(), ask("s", DOCUMENTS[0] + [9]))["s"]
+    kept = keep(engine, DOCUMENTS[0], tier)
+    assert kept is not None
+    assert (kept.pages, kept.stored, kept.held_pages) == (5, 5, 5)
+    for n in range(90):
+        run(engine, ask(f"scan-{n}", [(n * 7 + i) % 97 for i in range(70)]), patient=True)
+    before = engine.stats().cached_tokens
+    assert run(engine, ask("s", DOCUMENTS[0] + [9]), patient=True)["s"] == cold
+    assert engine.stats().cached_tokens - before == 160
+    assert engine.tiers is not None
+    engine.tiers.drop("book")
+    told: list[Kept | None] = []
+    engine.tiers.kept("book", told.append)
+    until(lambda: bool(told))
+    assert told == [None]
+    engine.close()
+
+
+def test_what_does_not_fit_a_tier_is_refused_and_served_all_the_same(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine(tiers=cache(memory_pages=6), page_tokens=PAGE)
+    assert keep(engine, DOCUMENTS[0], "memory") == Kept(5, 5, 5, 6)
+    refused = keep(engine, DOCUMENTS[1], "memory", "other")
+    assert refused is not None
+    assert refused.refused
+    assert keep(engine, DOCUMENTS[1], "memory") == Kept(4, 4, 4, 6)  # a name's pages are replaced
+
+
+def test_blocks_that_are_pinned_outlive_other_prompts(make_engine: MakeEngine) -> None:
+    engine = make_engine(blocks=24)
+    sampling = Sampling(max_tokens=1, ignore_eos=True)
+    run(engine, Request("book", DOCUMENTS[0], sampling, export=True))
+    keys = engine.keeping.pin("book")
+    engine.release("book")
+    for n in range(30):
+        run(engine, ask(f"scan-{n}", [(n * 7 + i) % 97 for i in range(70)]), patient=True)
+    assert engine.keeping.pinned_tokens(keys) == 160
+    run(engine, ask("large", list(range(99)) * 3))  # a stream that runs has what it needs
+    assert engine.keeping.pinned_tokens(keys) < 160
+    engine.keeping.unpin(keys)
+    engine.check_integrity()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 import openai
@@ -43,11 +43,15 @@ async def make_pod() -> AsyncIterator[MakePod]:
 
 
 @pytest.fixture
-async def front(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Front]:
+async def front(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Front]:
+    """Its options may be changed: `parametrize("front", [{"resume": False}], indirect=True)`."""
     monkeypatch.setattr("tandem_runtime.gateway.run._LINGER_S", 0.0)
     monkeypatch.setattr("tandem_runtime.gateway.health.PERIOD_S", 0.1)
     monkeypatch.setattr("tandem_runtime.gateway.health.SILENCE_S", 1.0)
     options = GatewayOptions("ns", None, "127.0.0.1", 0, 0, SECRET, "gateway-0", "uid-gateway")
+    options = replace(options, **getattr(request, "param", {}))
     discovery = ListedPods()
     gateway = Gateway(options, discovery)
     port, grpc_port = await gateway.start()

@@ -58,7 +58,7 @@ class Played:
         """Runs a stream; how many tokens came, and what ended it if it was no finish."""
         metrics = GatewayMetrics(CollectorRegistry())
         played: Any = self
-        backend = GatewayBackend(played, played, played, played, Loads(), metrics, SECRET)
+        backend = GatewayBackend(played, played, played, played, Loads(), metrics, SECRET, played)
         request = GenerateRequest("s", 0, [1, 2, 3], Sampling(max_tokens))
         tokens = 0
         try:

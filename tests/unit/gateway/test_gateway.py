@@ -221,6 +221,20 @@ class TestResume:
             'tandem_gateway_attempt_failures_total{begun="true",code="unreachable"} 1.0' in metrics
         )
 
+    @pytest.mark.parametrize("front", [{"resume": False}], indirect=True)
+    async def test_switched_off(self, front: Any, make_pod: MakePod) -> None:
+        """A stream that has begun ends with its pod; one that has not is tried again."""
+        one, two = await make_pod(pod="a", step_s=0.02), await make_pod(pod="b")
+        front.discovery.show(one.view(), two.view(ready=False))
+        started = asyncio.Event()
+        running = asyncio.create_task(stream_text(front, 200, started))
+        await started.wait()
+        front.discovery.show(one.view(), two.view())
+        await one.end()
+        with pytest.raises(openai.APIError, match="1 attempts failed"):
+            await asyncio.wait_for(running, 20)
+        assert await stream_text(front, 20) == expected_text(two, 20)
+
     async def test_the_decode_pod_ends_its_streams(self, front: Any, make_pod: MakePod) -> None:
         prefill, one, two = await split_fleet(make_pod, decodes=2, step_s=0.02)
         front.discovery.show(prefill.view(), one.view(), two.view(leaving=True))

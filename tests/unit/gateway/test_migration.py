@@ -89,6 +89,17 @@ async def test_all_streams_of_a_draining_pod_move(front: Any, pair: list[Served]
     await b.empty()
 
 
+@pytest.mark.parametrize("front", [{"migrate": False}], indirect=True)
+async def test_switched_off(front: Any, pair: list[Served]) -> None:
+    """The streams end where they are."""
+    a, b = pair
+    front.discovery.show(a.view())
+    asking = await clients(front, 2)
+    front.discovery.show(a.view(leaving=True), b.view())
+    await undisturbed(front, asking, a, decode_pod="a")
+    assert await metric(front, "tandem_gateway_migrations_total") == 0
+
+
 async def test_a_split_fleet_s_decode_pods(front: Any, make_pod: MakePod) -> None:
     prefill = await make_pod(pod="p", role=Role.PREFILL)
     a, b = [await make_pod(pod=n, role=Role.DECODE, step_s=0.004) for n in ("a", "b")]

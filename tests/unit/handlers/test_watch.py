@@ -7,9 +7,17 @@ from typing import Any
 
 import kopf
 from tandem_operator.handlers.watch import IndexCache, configure, register, trimmed
-from tandem_operator.keys import Key
+from tandem_operator.keys import NODES_KEY, Key
 from tandem_operator.observe import WATCHED, selector
-from tandem_operator.resources import FLEETS, MODELS, NODES, PODS, SCALING_POLICIES
+from tandem_operator.resources import (
+    CACHED_CONTEXTS,
+    FLEETS,
+    MODELS,
+    NODE_HEALTH_POLICIES,
+    NODES,
+    PODS,
+    SCALING_POLICIES,
+)
 
 
 def test_only_an_index_and_an_event_handler_are_registered_for_a_kind() -> None:
@@ -51,30 +59,80 @@ def test_a_node_concerns_the_fleets_on_it_when_its_taints_change() -> None:
     register(registry, cache, lambda key, after_s: added.append(key))
     handler = next(h for h in registry._watching.get_all_handlers() if h.id == "nodes_events")
 
-    def event(*taints: str, type: str = "MODIFIED") -> list[Key]:
+    def event(*taints: str, type: str = "MODIFIED", **status: Any) -> list[Key]:
         added.clear()
         spec = {"taints": [{"key": taint} for taint in taints]} if taints else {}
-        body: Any = {"metadata": {"name": "n1"}, "spec": spec}
+        body: Any = {"metadata": {"name": "n1", "uid": "u"}, "spec": spec, "status": status}
         asyncio.run(handler.fn(body=body, type=type))  # type: ignore[arg-type, call-arg]
         return list(added)
 
-    assert event() == []
-    assert event("node.kubernetes.io/unschedulable") == [Key("InferenceFleet", "team", "here")]
+    here = [NODES_KEY, Key("InferenceFleet", "team", "here")]
+    assert event() == [NODES_KEY]
+    assert event("node.kubernetes.io/unschedulable") == here
     assert event("node.kubernetes.io/unschedulable") == [], "a heartbeat"
-    assert event() == [Key("InferenceFleet", "team", "here")]
+    ready = {"type": "Ready", "status": "True", "lastHeartbeatTime": "now"}
+    assert event("node.kubernetes.io/unschedulable", conditions=[ready]) == [NODES_KEY]
+    ready = {"type": "Ready", "status": "True", "lastHeartbeatTime": "later"}
+    assert event("node.kubernetes.io/unschedulable", conditions=[ready]) == [], "a heartbeat"
+    assert event() == here
     # One that comes back under its name is another node.
     event("node.kubernetes.io/unschedulable")
-    assert event("node.kubernetes.io/unschedulable", type="DELETED") == []
-    assert event("node.kubernetes.io/unschedulable") == [Key("InferenceFleet", "team", "here")]
+    assert event("node.kubernetes.io/unschedulable", type="DELETED") == [NODES_KEY]
+    assert event("node.kubernetes.io/unschedulable") == here
 
 
-def test_nodes_are_kept_as_names_and_taints() -> None:
+def test_a_policy_concerns_the_fleets_on_the_nodes_that_it_has_in_repair() -> None:
+    registry, added = kopf.OperatorRegistry(), []
+    cache = IndexCache()
+    labels = {"app.kubernetes.io/component": "runtime", "tandem.dev/fleet": "here"}
+    pod = {"metadata": {"name": "p", "uid": "u", "namespace": "team", "labels": labels}}
+    cache.adopt({"pods_by_namespace": {"team": [pod | {"spec": {"nodeName": "n1"}}]}})
+    register(registry, cache, lambda key, after_s: added.append(key))
+    handler = next(h for h in registry._watching.get_all_handlers() if h.id == "policies_events")
+
+    def event(*nodes: dict[str, Any], type: str = "MODIFIED") -> list[Key]:
+        added.clear()
+        phase = {"uid": "u", "since": "2026-01-01T00:00:00Z", "message": ""}
+        body: Any = {
+            "metadata": {"name": "default"},
+            "spec": {"mode": "Active"},
+            "status": {"nodes": [phase | node for node in nodes]},
+        }
+        asyncio.run(handler.fn(body=body, type=type))  # type: ignore[arg-type, call-arg]
+        return list(added)
+
+    here = [NODES_KEY, Key("InferenceFleet", "team", "here")]
+    assert event() == [NODES_KEY]
+    assert event({"name": "n1", "phase": "Suspect"}) == [NODES_KEY]
+    assert event({"name": "n1", "phase": "Draining"}) == here
+    assert event({"name": "n1", "phase": "Drained"}) == [NODES_KEY]
+    assert event(type="DELETED") == here
+    assert event({"name": "n2", "phase": "Draining", "pods": ["u"]}) == here
+
+
+def test_of_nodes_is_kept_what_says_whether_pods_can_be_there() -> None:
+    note = {"tandem.dev/cordoned": "why"}
+    ready = {"type": "Ready", "status": "True"}
     body = {
-        "metadata": {"name": "n", "uid": "u", "labels": {"a": "b"}},
-        "spec": {"podCIDR": "10.0.0.0/24", "taints": [{"key": "k"}]},
-        "status": {"images": ["many"]},
+        "metadata": {
+            "name": "n",
+            "uid": "u",
+            "resourceVersion": "7",
+            "labels": {"a": "b"},
+            "annotations": note | {"volumes.kubernetes.io/attached": "true"},
+        },
+        "spec": {"podCIDR": "10.0.0.0/24", "taints": [{"key": "k"}], "unschedulable": True},
+        "status": {
+            "images": ["many"],
+            "conditions": [ready | {"lastHeartbeatTime": "now"}],
+            "allocatable": {"cpu": "8", "nvidia.com/gpu": "7"},
+        },
     }
-    kept = {"metadata": {"name": "n", "uid": "u"}, "spec": {"taints": [{"key": "k"}]}}
+    kept = {
+        "metadata": {"name": "n", "uid": "u", "resourceVersion": "7", "annotations": note},
+        "spec": {"taints": [{"key": "k"}], "unschedulable": True},
+        "status": {"conditions": [ready], "allocatable": {"nvidia.com/gpu": "7"}},
+    }
     assert trimmed(NODES, body) == kept
 
 
@@ -94,6 +152,16 @@ def test_bodies_are_kept_without_managed_fields_and_with_their_kind() -> None:
     }
 
 
+EVERYONES = (
+    CACHED_CONTEXTS,
+    FLEETS,
+    MODELS,
+    NODE_HEALTH_POLICIES,
+    NODES,
+    SCALING_POLICIES,
+)
+
+
 def test_kopf_writes_nothing_and_filters_on_the_server() -> None:
     settings = kopf.OperatorSettings()
     configure(settings)
@@ -101,7 +169,7 @@ def test_kopf_writes_nothing_and_filters_on_the_server() -> None:
     assert settings.peering.standalone is True
     ours = {"app.kubernetes.io/managed-by": "tandem"}
     for resource in WATCHED:
-        everyones = resource in (MODELS, FLEETS, SCALING_POLICIES, NODES)
+        everyones = resource in EVERYONES
         assert selector(resource) == ({} if everyones else ours)
     filtered = [r for r in WATCHED if selector(r)]
     assert len(settings.watching.label_selectors) == len(filtered)

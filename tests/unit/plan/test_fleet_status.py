@@ -7,7 +7,7 @@ from builders import fleet_body, model_body
 from operator_world import ABSENT, World
 from tandem_operator.api.fleet import Latency, Percentiles
 from tandem_operator.plan.latency import Published
-from tandem_operator.resources import DEPLOYMENTS, FLEETS, PODS
+from tandem_operator.resources import DEPLOYMENTS, FLEETS, PODS, POOLS
 
 
 @pytest.fixture
@@ -177,3 +177,31 @@ async def test_a_gateway_that_cannot_be_made_says_why(world: World) -> None:
         "no gateway pod is available yet: exceeded quota: cpu"
     )
     assert world.condition("GatewayAvailable").sentence.endswith(": exceeded quota: cpu")
+
+
+async def test_a_change_while_all_pods_sleep_is_proven_when_they_wake() -> None:
+    """A broken revision is not taken for one that was rolled out: the last that served is kept."""
+    world = World()
+    world.kube.user_write(model_body())
+    world.kube.user_write(fleet_body(prefill={}, decode={}))
+    await world.settle()
+    served = world.body(FLEETS, "chat")["status"]["revision"]["serving"]
+
+    def resize(replicas: int) -> None:
+        for name in ("chat-prefill", "chat-decode"):
+            world.edit(POOLS, name, lambda b: b["spec"].update(replicas=replicas))
+
+    resize(0)
+    await world.settle()
+    env = [{"name": "BAD", "value": "1"}]
+    broken = {"spec": {"containers": [{"name": "runtime", "env": env}]}}
+    world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(template=broken))
+    await world.settle()
+    assert world.condition("Ready")[:2] == ("True", "ScaledToZero")
+    assert world.condition("Reconciling").status == ""
+    assert world.body(FLEETS, "chat")["status"]["revision"]["serving"] == served
+    resize(2)
+    await world.settle()
+    assert world.condition("Stalled").reason == "RolloutHalted"
+    revisions = list(world.pods("chat-decode").values())
+    assert revisions.count(served) == 2

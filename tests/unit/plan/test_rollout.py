@@ -457,3 +457,24 @@ def _settle(state: PoolState, step: PoolStep) -> PoolState:
 
 TestRollouts = Rollouts.TestCase
 TestRollouts.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_a_prefill_pool_that_wakes_in_mid_rollout_takes_no_capacity() -> None:
+    """Without prefill pods every revision serves. The first one, of the target, makes the old
+    decode pods unroutable: they leave as fast as others come all the same."""
+    awake = replace(pool("prefill", 0), size=1)
+    awake = with_members(awake, Member("prefill-b-0", "b", ready=True))
+    decode = with_members(pool("decode", 3), Member("decode-b-0", "b", ready=True))
+    assert [len(p.leave) for p in next_step([awake, decode]).pools] == [0, 1]
+    left = [len(p.leave) for s in all_steps([awake, decode]) for p in s.pools]
+    assert max(left) == 1
+
+
+def test_a_fleet_that_sleeps_has_rolled_nothing_out() -> None:
+    """Whether the target can serve is not known before a pod of it does."""
+    asleep = [replace(pool(role, 0), size=0) for role in ("prefill", "decode")]
+    assert not complete(asleep)
+    awake = [replace(state, size=2) for state in asleep]
+    step = next_step(awake)
+    assert step.rolling
+    assert all("a" in p.create for p in step.pools), "what served comes back beside it"

@@ -13,10 +13,12 @@ from starlette.responses import JSONResponse, Response
 from tandem_runtime import contract
 from tandem_runtime.frontend.backend import Backend, ModelCard, ServedModel
 from tandem_runtime.frontend.chat import ChatTemplateError
+from tandem_runtime.frontend.contexts import Owner, Prefixes
 from tandem_runtime.frontend.encode import encode
 from tandem_runtime.frontend.errors import ApiError, BadRequest, ModelNotFound
 from tandem_runtime.frontend.generation import Generation, Observer, fit_prompt, run, tenant_of
 from tandem_runtime.frontend.openai.answer import Answer, Choice
+from tandem_runtime.frontend.openai.opening import NOTHING, Opening
 from tandem_runtime.frontend.openai.reply import ChatShape, CompletionShape, Envelope, Shape
 from tandem_runtime.frontend.openai.request import (
     ChatCompletionRequest,
@@ -35,7 +37,7 @@ _COMPLETION_MAX_TOKENS: Final = 16
 """OpenAI's default for completions; a chat may fill the context."""
 
 
-def router(backend: Backend, observer: Observer) -> APIRouter:
+def router(backend: Backend, prefixes: Prefixes, observer: Observer) -> APIRouter:
     """Routes of /v1."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -52,12 +54,12 @@ def router(backend: Backend, observer: Observer) -> APIRouter:
 
     @routes.post("/completions", response_model=None)
     async def complete(body: CompletionRequest, request: Request) -> Response:
-        call = _Call(backend, observer, body, request)
+        call = _Call(backend, prefixes, observer, body, request)
         return await call.respond(Envelope.completion(body.model), await _completion(call, body))
 
     @routes.post("/chat/completions", response_model=None)
     async def chat(body: ChatCompletionRequest, request: Request) -> Response:
-        call = _Call(backend, observer, body, request)
+        call = _Call(backend, prefixes, observer, body, request)
         return await call.respond(Envelope.chat(body.model), await _chat(call, body))
 
     return routes
@@ -76,17 +78,38 @@ class _Call:
     """One request on its way to its choices."""
 
     def __init__(
-        self, backend: Backend, observer: Observer, body: GenerationRequest, request: Request
+        self,
+        backend: Backend,
+        prefixes: Prefixes,
+        observer: Observer,
+        body: GenerationRequest,
+        request: Request,
     ) -> None:
         self._backend = backend
+        self._prefixes = prefixes
         self._observer = observer
         self._body = body
         self._request = request
         self._arrived_s = time.monotonic()
+        self._tenant = tenant_of(request.headers.get(contract.HEADER_TENANT))
         body.refuse_what_is_not_served()
 
     async def model(self) -> ServedModel:
         return await self._backend.resolve(self._body.model)
+
+    async def context(self, model: ServedModel) -> Opening:
+        """What the prompt follows. Raises `ContextNotFound`, or `BadRequest`."""
+        if self._body.context is None:
+            return NOTHING
+        owner = Owner(self._tenant, self._body.cache_salt or "")
+        context = (await self._backend.contexts.find(self._body.context, owner)).context
+        if context.fleet != model.card.fleet:
+            raise BadRequest(
+                f"The context '{context.id}' was made for model '{context.model}', not for "
+                f"'{self._body.model}': send that model, or create a context for this one.",
+                param="context",
+            )
+        return Opening(context, await self._prefixes.of(context, model))
 
     def choice(
         self,
@@ -102,8 +125,9 @@ class _Call:
             prompt_ids=prompt_ids,
             sampling=sampling,
             stop=self._body.stops(),
-            tenant=tenant_of(self._request.headers.get(contract.HEADER_TENANT)),
+            tenant=self._tenant,
             cache_salt=self._body.cache_salt or "",
+            context=self._body.context or "",
         )
         record = StreamRecord(model.card.name, model.card.fleet, self._arrived_s)
         pieces = run(self._backend, generation, record, self._observer)
@@ -148,9 +172,10 @@ async def _completion(call: _Call, body: CompletionRequest) -> list[Choice]:
     grammar = await check_grammar(body.grammar())
     max_tokens = body.max_tokens or _COMPLETION_MAX_TOKENS
     sampling = body.sampling(tokenizer.bundle, max_tokens, body.logprobs, grammar)
+    opening = await call.context(model)
     choices: list[Choice] = []
     for prompt in body.prompts():
-        ids = await encode(tokenizer, prompt) if isinstance(prompt, str) else prompt
+        ids = await opening.prompt_ids(tokenizer, prompt)
         fit_prompt(model, ids, sampling.max_tokens)
         text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
         shape = partial(CompletionShape, tokenizer, text if body.echo else "")
@@ -163,8 +188,9 @@ async def _chat(call: _Call, body: ChatCompletionRequest) -> list[Choice]:
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise BadRequest("Send max_completion_tokens or max_tokens, not both.", param="max_tokens")
     model = await call.model()
-    text, spelling = _rendered(model, body)
-    ids = await encode(model.tokenizer, text, add_special_tokens=False)
+    opening = await call.context(model)
+    text, spelling = _rendered(model, body, opening)
+    ids = opening.prefix.ids + await encode(model.tokenizer, text, add_special_tokens=False)
     wanted = body.max_completion_tokens or body.max_tokens
     max_tokens = fit_prompt(model, ids, wanted, param="messages")
     grammar, demanded = body.grammar(), body.demanded()
@@ -181,8 +207,10 @@ async def _chat(call: _Call, body: ChatCompletionRequest) -> list[Choice]:
     return call.choices(0, model, ids, sampling, partial(ChatShape, model.tokenizer, spelling))
 
 
-def _rendered(model: ServedModel, body: ChatCompletionRequest) -> tuple[str, Spelling | None]:
-    """The prompt, and how the model writes calls where it is told of tools."""
+def _rendered(
+    model: ServedModel, body: ChatCompletionRequest, opening: Opening
+) -> tuple[str, Spelling | None]:
+    """The prompt behind what it follows, and how the model writes calls if it is told of tools."""
     if model.template is None:
         raise BadRequest(
             f"The model '{body.model}' has no chat template; use /v1/completions.", param="messages"
@@ -199,6 +227,8 @@ def _rendered(model: ServedModel, body: ChatCompletionRequest) -> tuple[str, Spe
     spelling = spelling_of(model.template.source) if tools else None
     messages = [m.for_template(f"messages.{n}") for n, m in enumerate(body.messages)]
     try:
+        if opening.prefix.text:
+            return opening.continued(model, messages, tools or None), spelling
         return model.template.render(messages, tools=tools or None), spelling
     except ChatTemplateError as error:
         raise BadRequest(f"{error}.", param="messages") from error

@@ -72,6 +72,9 @@ class GenerationRequest(GenerationParameters):
     guided_choice: Choices | None = None
     guided_grammar: Source | None = None
     user: str | None = None
+    context: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        None, description="Extension: id of the context (/v1/contexts) that the prompt follows."
+    )
 
     def refuse_what_is_not_served(self) -> None:
         """Raises `BadRequest` that names the first such parameter."""

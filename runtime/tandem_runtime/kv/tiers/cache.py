@@ -23,6 +23,7 @@ from typing import Final
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.contract import Page, Tier
 from tandem_runtime.kv.tiers.jobs import Jobs
+from tandem_runtime.kv.tiers.kept import Keep, Kept, KeptPages
 from tandem_runtime.prefix import KEY_BYTES, block_keys, token_bytes
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class _Lookup:
     fetched: Fetched
     tokens: bytes
     page_tokens: int
+    keep: Keep | None = None
     local: list[Payload] = field(default_factory=list)
     remote: list[Payload] = field(default_factory=list)
     """Of the pages that follow."""
@@ -112,10 +114,17 @@ class _Backlog:
         self._jobs = jobs
         self._most_pages = most_pages
         self._put = self._taken = 0
+        self.woken: Callable[[], None] = lambda: None
+        """Called from the thread that takes them once half of the room is free again."""
+
+    @property
+    def room_pages(self) -> int:
+        """How many more `store` takes now."""
+        return self._most_pages - (self._put - self._taken)
 
     def store(self, tiers: Sequence[Tier], page: Page) -> None:
         """Give a page to these tiers, or tell them that it will not come."""
-        if self._put - self._taken >= self._most_pages:
+        if self.room_pages <= 0:
             self.forget(tiers, [page.key])
             return
         self._put += 1
@@ -129,6 +138,8 @@ class _Backlog:
         self._taken += 1
         for tier in tiers:
             tier.store(page)
+        if self.room_pages == self._most_pages // 2:
+            self.woken()
 
 
 class TierCache:
@@ -163,16 +174,29 @@ class TierCache:
         self._load_s: dict[str, float] = {}
         """A page, by tier, as measured."""
         self._prompts = 0
+        self._kept = KeptPages()
         # From the engine's thread and from the jobs' own: each has one writer.
         remote_jobs = remote[1] if remote else jobs
         self._computed = _Backlog(jobs, _BACKLOG_PAGES)
         self._computed_remotely = _Backlog(remote_jobs, _BACKLOG_PAGES)
         self._promoted = _Backlog(jobs, _LOADED_PAGES)
         self._passed_on = _Backlog(remote_jobs, _LOADED_PAGES)
+        self._computed.woken = lambda: self.wake()  # who keeps a prompt may wait for room
 
     # -- from the engine's thread -----------------------------------------------------------------
+    @property
+    def page_compute_s(self) -> float:
+        """What a page costs to compute."""
+        return self._page_compute_s
+
     def fetch(
-        self, arrival: int, tenant: str, root: bytes, token_ids: Sequence[int], held_tokens: int
+        self,
+        arrival: int,
+        tenant: str,
+        root: bytes,
+        token_ids: Sequence[int],
+        held_tokens: int,
+        keep: Keep | None = None,
     ) -> None:
         """Look a prompt up and load what the accelerator does not hold of it; `poll` has it later.
 
@@ -182,9 +206,24 @@ class TierCache:
             root: of the prompt's prefix keys.
             token_ids: the prompt; nobody changes the sequence meanwhile.
             held_tokens: leading tokens that need not be loaded.
+            keep: pin the prompt's pages there; `kept` tells what came of it. One of the pod's own.
         """
         fetched = Fetched(arrival, held_tokens // self.page_tokens, tenant=tenant)
-        self._jobs.put(partial(self._fetch, fetched, root, token_ids), urgent=True)
+        lookup = _Lookup(fetched, b"", self.page_tokens, keep)
+        self._jobs.put(partial(self._fetch, lookup, root, token_ids), urgent=True)
+
+    def kept(self, name: str, told: Callable[[Kept | None], None]) -> None:
+        """Tell, from the jobs' thread and after all jobs so far, what is kept under a name."""
+        self._jobs.put(lambda: told(self._kept.look(name)))
+
+    def drop(self, name: str) -> None:
+        """Keep nothing under this name any more; pages stay as long as they are worth it."""
+        self._jobs.put(lambda: self._kept.drop(name))
+
+    @property
+    def room_pages(self) -> int:
+        """How many more `offer` takes now."""
+        return self._computed.room_pages
 
     @property
     def ready(self) -> bool:
@@ -236,10 +275,10 @@ class TierCache:
             tier.close()
 
     # -- the pod's own tiers' jobs ----------------------------------------------------------------
-    def _fetch(self, fetched: Fetched, root: bytes, token_ids: Sequence[int]) -> None:
-        lookup = _Lookup(fetched, token_bytes(token_ids), self.page_tokens)
-        asks = False
+    def _fetch(self, lookup: _Lookup, root: bytes, token_ids: Sequence[int]) -> None:
+        fetched, asks = lookup.fetched, False
         try:
+            lookup.tokens = token_bytes(token_ids)
             fetched.keys = block_keys(root, token_ids, self.page_tokens)
             self._prompts += 1
             while self._load_run(lookup):
@@ -323,7 +362,7 @@ class TierCache:
         """What tiers want of the pages that were loaded; what else they want, `fetched` says."""
         fetched, stores = lookup.fetched, []
         for tier in self._local:
-            for page in tier.use(fetched.tenant, fetched.keys):
+            for page in self._kept.use(tier, fetched.tenant, fetched.keys, lookup.keep):
                 if loaded := lookup.loaded(page):
                     stores.append((self._promoted, tier, loaded))
                 else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.policy import TierPolicy
@@ -80,6 +80,14 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Nothing is called afterwards."""
+
+
+@runtime_checkable
+class Keeper(Tier, Protocol):
+    """A tier that can promise to keep pages. `Tier.policy`'s `unpin` ends the promise."""
+
+    def keep(self, tenant: str, keys: Sequence[bytes]) -> list[int] | None:
+        """The same as `use`, and these pages stay; None where there is no room for them."""
 
 
 def leading(payloads: Iterable[Payload | None]) -> list[Payload]:

@@ -27,7 +27,7 @@ import xxhash
 
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.contract import Counters, Page, leading
-from tandem_runtime.kv.tiers.policy import NOWHERE, Share, TierPolicy
+from tandem_runtime.kv.tiers.policy import NOWHERE, Decision, Share, TierPolicy
 from tandem_runtime.kv.tiers.record import Header, NotARecord, decode, encode, header_bytes
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,13 @@ class DiskTier:
         return self.policy.lookup(keys)
 
     def use(self, tenant: str, keys: Sequence[bytes]) -> list[int]:
-        decision = self.policy.use(tenant, keys)
+        return self._follow(self.policy.use(tenant, keys))
+
+    def keep(self, tenant: str, keys: Sequence[bytes]) -> list[int] | None:
+        decision = self.policy.keep(tenant, keys)
+        return None if decision is None else self._follow(decision)
+
+    def _follow(self, decision: Decision) -> list[int]:
         for place in decision.evicted_places:
             self._left(place)
         self.counters.evicted_pages += len(decision.evict)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.contract import Counters, Page, leading
-from tandem_runtime.kv.tiers.policy import NOWHERE, Share, TierPolicy
+from tandem_runtime.kv.tiers.policy import NOWHERE, Decision, Share, TierPolicy
 
 
 class HostTier:
@@ -37,7 +37,13 @@ class HostTier:
         return self.policy.lookup(keys)
 
     def use(self, tenant: str, keys: Sequence[bytes]) -> list[int]:
-        decision = self.policy.use(tenant, keys)
+        return self._follow(self.policy.use(tenant, keys))
+
+    def keep(self, tenant: str, keys: Sequence[bytes]) -> list[int] | None:
+        decision = self.policy.keep(tenant, keys)
+        return None if decision is None else self._follow(decision)
+
+    def _follow(self, decision: Decision) -> list[int]:
         for place in decision.evicted_places:
             self._clear(place)
         self.counters.evicted_pages += len(decision.evict)

@@ -55,6 +55,8 @@ class Decision:
 class _Tenant:
     share: Share
     pages: int = 0
+    pinned: int = 0
+    """Of them."""
     ghosts: int = 0
     """Evicted pages that are remembered."""
 
@@ -137,6 +139,10 @@ class TierPolicy:
         slot = self._index.find(key)
         return slot != NONE and bool(self._resident[slot])
 
+    @property
+    def pinned_pages(self) -> int:
+        return sum(tenant.pinned for tenant in self._tenants)
+
     def pages_of(self, tenant: str) -> int:
         """Of a tenant with a share."""
         return self._tenants[self._numbers[tenant]].pages
@@ -148,10 +154,31 @@ class TierPolicy:
         The caller gives up what `evict` says, then stores what `store` says; what it cannot store
         it tells by `drop`.
         """
-        keys = keys[: self.capacity_pages]
+        return self._use(self._number(tenant), keys[: self.capacity_pages], pin=False)
+
+    def keep(self, tenant: str, keys: Sequence[bytes]) -> Decision | None:
+        """The same, and pin all of these pages, whatever they are worth, until `unpin`.
+
+        None, and nothing changes, where pins, others' floors or the tenant's quota leave no room.
+        """
+        number = self._number(tenant)
+        share = self._tenants[number].share
+        slots = [self._index.find(key) for key in keys]
+        new = sum(slot == NONE or not self._pins[slot] for slot in slots)
+        quota = self.capacity_pages if share.quota_pages is None else share.quota_pages
+        if self._tenants[number].pinned + new > quota or new > self._unpinned_room(number):
+            return None
+        return self._use(number, keys, pin=True)
+
+    def _unpinned_room(self, number: int) -> int:
+        """Pages that a tenant may have pinned beside what is, others' floors kept."""
+        others = [t for n, t in enumerate(self._tenants) if n != number]
+        kept = sum(max(t.pinned, t.share.floor_pages) for t in others)
+        return self.capacity_pages - kept - self._tenants[number].pinned
+
+    def _use(self, number: int, keys: Sequence[bytes], *, pin: bool) -> Decision:
         if not keys:
             return Decision()
-        number = self._number(tenant)
         known_prefix = self._index.find(keys[0]) != NONE
         fresh: dict[bytes, int] = {}
         # The end first: it is the first to be evicted. A prefix is of use without its end.
@@ -169,6 +196,8 @@ class TierPolicy:
             if not self._resident[slot]:
                 fresh[keys[place]] = place
             self._begin(slot, number, new_class)
+            if pin:
+                self._pin(slot)
         self._now += 1
         evicted = self._keep_quota(number) + self._make_room(number)
         self._tenants[number].reuse.served(self._now)
@@ -204,7 +233,9 @@ class TierPolicy:
         slot = self._index.find(key)
         if slot == NONE or not self._resident[slot]:
             return NOWHERE
-        self._pins[slot] = 0
+        if self._pins[slot]:
+            self._pins[slot] = 0
+            self._tenants[self._tenant[slot]].pinned -= 1
         return self._to_ghost(slot)
 
     def pin(self, keys: Sequence[bytes]) -> bool:
@@ -213,10 +244,14 @@ class TierPolicy:
         if not all(slot != NONE and self._resident[slot] for slot in slots):
             return False
         for slot in slots:
-            if not self._pins[slot]:
-                self._unlink(slot)
-            self._pins[slot] += 1
+            self._pin(slot)
         return True
+
+    def _pin(self, slot: int) -> None:
+        if not self._pins[slot]:
+            self._unlink(slot)
+            self._tenants[self._tenant[slot]].pinned += 1
+        self._pins[slot] += 1
 
     def unpin(self, keys: Sequence[bytes]) -> None:
         """The inverse; pages that were dropped meanwhile are passed over."""
@@ -226,6 +261,7 @@ class TierPolicy:
                 continue
             self._pins[slot] -= 1
             if not self._pins[slot]:
+                self._tenants[self._tenant[slot]].pinned -= 1
                 self._link(slot, self._list_of(slot))
 
     # -- giving way -------------------------------------------------------------------------------
@@ -303,7 +339,9 @@ class TierPolicy:
             self.resident_pages += 1
         else:
             self._tenants[self._tenant[slot]].pages -= 1
+            self._tenants[self._tenant[slot]].pinned -= bool(self._pins[slot])
         self._tenants[number].pages += 1
+        self._tenants[number].pinned += bool(self._pins[slot])
         self._tenant[slot] = number
         self._class[slot], self._last[slot] = page_class, self._now
         self._tenants[self._tenant[slot]].reuse.used(page_class, self._now)

@@ -31,7 +31,7 @@ class Act:
 
 acts = st.builds(
     Act,
-    st.sampled_from(["use", "use", "use", "use", "pin", "unpin", "drop"]),
+    st.sampled_from(["use", "use", "use", "use", "keep", "pin", "unpin", "drop"]),
     st.sampled_from(TENANTS),
     st.integers(0, 5),
     st.integers(1, 14),
@@ -51,8 +51,13 @@ class Model:
 
     def act(self, act: Act) -> Decision | bool | None:
         keys = pages(act.tenant, act.document, act.count)
-        if act.what == "use":
-            decision = self.policy.use(act.tenant, keys)
+        if act.what in ("use", "keep"):
+            serve = self.policy.use if act.what == "use" else self.policy.keep
+            decision = serve(act.tenant, keys)
+            if decision is None:
+                return None
+            if act.what == "keep":
+                self.pinned.append(keys)
             for key in decision.evict:
                 del self.held[key]
             for place in decision.store:
@@ -87,7 +92,7 @@ def test_budget_pins_floors_and_quotas_hold(steps: list[Act], capacity: int) -> 
             assert all(model.policy.has(key) and key in model.held for key in keys)
         assert all(model.policy.has(key) for key in model.held)
         assert model.count("limited") <= max(5, quota_pinned)
-        if step.what == "use" and step.tenant != "floored":
+        if step.what in ("use", "keep") and step.tenant != "floored":
             assert model.count("floored") >= min(before, 4)
         assert model.policy.pages_of("floored") == model.count("floored")
 
@@ -138,3 +143,32 @@ def test_what_was_evicted_is_learnt_from() -> None:
 def test_floors_beyond_the_tier_are_refused() -> None:
     with pytest.raises(ValueError, match="floors are 7 pages together, but the tier holds 6"):
         TierPolicy(6, shares={"a": Share(floor_pages=4), "b": Share(floor_pages=3)})
+
+
+def test_what_is_kept_outlives_any_scan_and_goes_when_it_is_unpinned() -> None:
+    policy = TierPolicy(8)
+    book = pages("a", 0, 5)
+    assert policy.keep("a", book) == Decision((0, 1, 2, 3, 4))
+    for prompt in range(1, 40):
+        policy.use("b", pages("b", prompt, 8))
+    assert policy.lookup(book) == 5
+    policy.unpin(book)
+    for prompt in range(40, 80):
+        policy.use("b", pages("b", prompt, 8))
+    assert policy.lookup(book) == 0
+
+
+def test_nothing_is_kept_beyond_the_tier_others_floors_or_the_quota() -> None:
+    policy = TierPolicy(12, shares=SHARES)
+    assert policy.keep("a", pages("a", 0, 9)) is None  # 4 are the floored tenant's
+    assert policy.keep("limited", pages("limited", 0, 6)) is None
+    assert policy.resident_pages == 0
+    assert policy.keep("a", pages("a", 0, 6)) is not None
+    assert policy.keep("b", pages("b", 0, 3)) is None
+    assert policy.keep("floored", pages("floored", 0, 6)) is not None
+    assert policy.keep("b", pages("b", 0, 1)) is None
+    assert policy.keep("a", pages("a", 0, 6)) == Decision()  # the same again takes no room
+    policy.unpin(pages("a", 0, 6))
+    assert policy.keep("b", pages("b", 0, 1)) is None
+    policy.unpin(pages("a", 0, 6))
+    assert policy.keep("b", pages("b", 0, 1)) is not None

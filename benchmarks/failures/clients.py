@@ -1,0 +1,138 @@
+"""Clients that stream one answer after the other, and what each of them saw."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final
+
+import openai
+
+PROMPT_TOKENS: Final = 64
+OUTPUT_TOKENS: Final = 128
+TIMEOUT_S: Final = 600.0
+WORDS: Final = range(1000, 40_000)
+"""Ordinary words of SmolLM2's vocabulary: no special tokens."""
+
+Token = tuple[str, float]
+"""Its text and log probability: two runs are equal to the bit where these are."""
+
+
+@dataclass
+class Answer:
+    """One request of one client, as far as it has come."""
+
+    client: int
+    """The number of who asks; a client always asks the same."""
+    tokens: list[Token] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    """When each chunk with tokens came."""
+    finished: bool = False
+    error: str = ""
+
+    @property
+    def longest_gap_s(self) -> float:
+        """Between two chunks of tokens; 0 for fewer than two."""
+        later = self.times_s[1:]
+        return max((b - a for a, b in zip(self.times_s, later, strict=False)), default=0.0)
+
+    def take(self, choice: Any) -> None:
+        """One choice of one chunk."""
+        self.finished = self.finished or choice.finish_reason is not None
+        if choice.logprobs is not None and choice.logprobs.tokens:
+            self.times_s.append(time.monotonic())
+            said = choice.logprobs
+            self.tokens += zip(said.tokens, said.token_logprobs, strict=True)
+
+
+def prompt(client: int, tokens: int = PROMPT_TOKENS) -> list[int]:
+    """Token ids: a client always asks the same."""
+    chance = random.Random(client)
+    return [chance.choice(WORDS) for _ in range(tokens)]
+
+
+async def fill(
+    answer: Answer,
+    api: openai.AsyncOpenAI,
+    model: str,
+    prompt_ids: Sequence[int],
+    max_tokens: int,
+    salt: str = "",
+) -> None:
+    """One streamed completion: even clients greedy, odd ones sampled with a seed of their own."""
+    try:
+        stream = await api.completions.create(
+            model=model,
+            prompt=list(prompt_ids),
+            max_tokens=max_tokens,
+            temperature=0.8 * (answer.client % 2),
+            seed=answer.client,
+            logprobs=0,
+            stream=True,
+            extra_body={"ignore_eos": True, "cache_salt": salt or None},
+        )
+        async for chunk in stream:
+            for choice in chunk.choices:
+                answer.take(choice)
+    # httpx's own errors come through where a connection breaks in mid-stream.
+    except Exception as error:
+        answer.error = f"{type(error).__name__}: {error}"
+    if not answer.finished:
+        answer.error = answer.error or "the stream ended without a finish reason"
+
+
+class Clients:
+    """`with Clients(url, model, numbers) as clients:` asks until the block ends, in a thread.
+
+    Closed loop: a client asks again once it has its answer, and at least once. No retries: what a
+    client without any would see is counted. Leaving the block waits for the answers that run.
+    """
+
+    def __init__(self, url: str, model: str, numbers: Sequence[int]) -> None:
+        self._url, self._model = url, model
+        self._stop = threading.Event()
+        self._now = {number: Answer(number) for number in numbers}
+        self.answers: list[Answer] = []
+        """Those that have ended."""
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> Clients:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def streaming(self) -> bool:
+        """Whether every client is in the middle of an answer, past its first tokens."""
+        return all(8 <= len(one.tokens) < OUTPUT_TOKENS - 16 for one in self._now.values())
+
+    async def _run(self) -> None:
+        api = openai.AsyncOpenAI(
+            base_url=f"{self._url}/v1", api_key="unused", max_retries=0, timeout=TIMEOUT_S
+        )
+        await asyncio.gather(*(self._client(api, number) for number in self._now))
+        await api.close()
+
+    async def _client(self, api: openai.AsyncOpenAI, number: int) -> None:
+        while True:
+            answer = self._now[number] = Answer(number)
+            await fill(answer, api, self._model, prompt(number), OUTPUT_TOKENS)
+            self.answers.append(answer)
+            if self._stop.is_set():
+                return
+            if answer.error:
+                # As a client that is told to come back would, not in a tight loop.
+                await asyncio.sleep(1.0)

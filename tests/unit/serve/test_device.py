@@ -1,0 +1,136 @@
+"""What a pod knows of its devices' health, from a played NVML."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tandem_runtime.serve.device import DeviceWatch
+
+
+class NVMLError(Exception):
+    pass
+
+
+class Timeout(NVMLError):
+    pass
+
+
+class GpuIsLost(NVMLError):
+    pass
+
+
+class NotSupported(NVMLError):
+    pass
+
+
+class Played:
+    """One device, whose events and memory errors a test chooses."""
+
+    NVMLError, NVMLError_Timeout = NVMLError, Timeout
+    NVMLError_GpuIsLost, NVMLError_NotSupported = GpuIsLost, NotSupported
+    nvmlEventTypeXidCriticalError = 8
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 1, 0
+
+    def __init__(self) -> None:
+        self.events: queue.Queue[Any] = queue.Queue()
+        self.errors: int | None = 3
+        self.closed = False
+
+    def nvmlEventSetCreate(self) -> str:
+        return "events"
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 1
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceRegisterEvents(self, device: int, kinds: int, events: str) -> None:
+        assert (device, kinds, events) == (0, 8, "events")
+
+    def nvmlEventSetWait_v2(self, events: str, wait_ms: int) -> Any:
+        try:
+            event = self.events.get(timeout=0.01)
+        except queue.Empty:
+            raise Timeout from None
+        if isinstance(event, Exception):
+            raise event
+        return SimpleNamespace(eventData=event)
+
+    def nvmlDeviceGetTotalEccErrors(self, device: int, kind: int, since: int) -> int:
+        if self.errors is None:
+            raise NotSupported
+        return self.errors
+
+    def nvmlShutdown(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def nvml() -> Played:
+    return Played()
+
+
+@pytest.fixture
+def watch(nvml: Played) -> Iterator[DeviceWatch]:
+    watch = DeviceWatch(lambda: nvml)
+    watch.start()
+    yield watch
+    watch.stop()
+    assert nvml.closed
+
+
+def until(look: Callable[[], Any]) -> Any:
+    deadline_s = time.monotonic() + 30
+    while not (found := look()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    return found
+
+
+def test_error_codes_are_counted(nvml: Played, watch: DeviceWatch) -> None:
+    report = until(watch.report)
+    assert (report.xids, report.failing) == ({}, None), "errors from before do not count"
+    for code in (79, 13, 79):
+        nvml.events.put(code)
+    until(lambda: (r := watch.report()) and r.xids == {"79": 2, "13": 1})
+
+
+def test_new_memory_errors_are_a_failure(nvml: Played, watch: DeviceWatch) -> None:
+    until(watch.report)
+    nvml.errors = 5
+    sentence = "2 memory errors that cannot be corrected"
+    until(lambda: (r := watch.report()) and r.failing == sentence)
+
+
+def test_a_lost_device_stays_reported(nvml: Played, watch: DeviceWatch) -> None:
+    until(watch.report)
+    nvml.events.put(GpuIsLost())
+    until(lambda: (r := watch.report()) and r.failing == "the driver has lost a GPU")
+    until(lambda: nvml.closed)
+    assert watch.report() is not None
+
+
+def test_a_device_that_counts_no_errors(nvml: Played) -> None:
+    nvml.errors = None
+    watch = DeviceWatch(lambda: nvml)
+    watch.start()
+    report = until(watch.report)
+    watch.stop()
+    assert report.failing is None
+
+
+@pytest.mark.parametrize("error", [ImportError("no pynvml"), NVMLError("no driver")])
+def test_without_nvml_nothing_is_reported(error: Exception) -> None:
+    def load() -> Any:
+        raise error
+
+    watch = DeviceWatch(load)
+    watch.start()
+    watch.stop()
+    assert watch.report() is None
