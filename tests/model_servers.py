@@ -148,15 +148,14 @@ class S3(Files):
         self._answer()
 
     def answer(self, path: str, query: dict[str, list[str]]) -> None:
-        if self.command == "PUT":
-            self._keep(self.site.root / path.strip("/"))
-            return
-        if "list-type" not in query:
-            self.send_file(self.site.root / path.strip("/"))
-            return
-        bucket, prefix = self.site.root / path.strip("/"), query.get("prefix", [""])[0]
-        if not bucket.is_dir():
+        file = self.site.root / path.strip("/")
+        bucket, prefix = self.site.root / path.split("/")[1], query.get("prefix", [""])[0]
+        lists = "list-type" in query
+        if (lists or self.command == "PUT") and not bucket.is_dir():
             self._send(404, b"<Error><Code>NoSuchBucket</Code></Error>")
+            return
+        if not lists:
+            (self._keep if self.command == "PUT" else self.send_file)(file)
             return
         keys = [(str(p.relative_to(bucket)), p) for p in sorted(bucket.rglob("*")) if p.is_file()]
         found = "".join(

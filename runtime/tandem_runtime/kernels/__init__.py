@@ -17,19 +17,13 @@ from torch import Tensor
 from tandem_runtime.kernels.attention_plan import GpuWork, Ints, Step, plan_gpu, upload
 from tandem_runtime.kernels.cpu_attention import (
     CpuWork,
-    pack,
     paged_attention_cpu,
     plan_cpu,
     store_kv_cpu,
-    unpack,
 )
+from tandem_runtime.kernels.cpu_blocks import gather_blocks_cpu, scatter_blocks_cpu
 from tandem_runtime.kernels.fp8_quantize import fp8_quantize_triton
-from tandem_runtime.kernels.gather_blocks import (
-    gather_blocks_reference,
-    gather_blocks_triton,
-    scatter_blocks_reference,
-    scatter_blocks_triton,
-)
+from tandem_runtime.kernels.gather_blocks import gather_blocks_triton, scatter_blocks_triton
 from tandem_runtime.kernels.head_norm import head_norm_reference, head_norm_triton
 from tandem_runtime.kernels.int4_cpu import int4_linear_cpu as int4_linear_cpu
 from tandem_runtime.kernels.int4_cpu import pack_int4 as pack_int4
@@ -151,8 +145,7 @@ def gather_blocks(cache: Tensor, block_ids: Tensor, start: int, tokens: int) -> 
     """See gather_blocks.py."""
     if uses_triton(cache.device):
         return gather_blocks_triton(cache, block_ids, start, tokens)
-    keys, values = unpack(cache.index_select(2, block_ids)).unbind(1)
-    return gather_blocks_reference((keys, values), torch.arange(len(block_ids)), start, tokens)
+    return gather_blocks_cpu(cache, block_ids, start, tokens)
 
 
 def scatter_blocks(page: Tensor, cache: Tensor, block_ids: Tensor, start: int) -> None:
@@ -160,10 +153,7 @@ def scatter_blocks(page: Tensor, cache: Tensor, block_ids: Tensor, start: int) -
     if uses_triton(cache.device):
         scatter_blocks_triton(page, cache, block_ids, start)
         return
-    plain = unpack(cache.index_select(2, block_ids))
-    scatter_blocks_reference(page, (plain[:, 0], plain[:, 1]), torch.arange(len(block_ids)), start)
-    # As bytes: torch copies no fp8 by index.
-    cache.view(torch.uint8).index_copy_(2, block_ids, pack(plain).view(torch.uint8))
+    scatter_blocks_cpu(page, cache, block_ids, start)
 
 
 def sample(logits: Tensor, controls: Tensor, keys: Tensor) -> Tensor:

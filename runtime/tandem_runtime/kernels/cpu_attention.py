@@ -103,6 +103,33 @@ def unpack(cache: Tensor) -> Tensor:
     return torch.stack((keys, values), -5)
 
 
+_RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+"""What is copied as it is, by its size: torch copies no fp8 by index."""
+
+
+def whole_blocks(page: Tensor, cache: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of a page of whole blocks as the pool has them: twice (of the page, of the
+    pool), both [layers, blocks, ...] views in which equal places hold equal elements.
+
+    page: [layers, 2, kv heads, blocks * T, D], contiguous; cache as in the pool, or some layers.
+    """
+    layers, _, count, heads, size, dim = cache.shape
+    p = _together(cache.dtype)
+    pairs = []
+    for plane, wide in enumerate((p, 1)):
+        raw = _RAW[wide * cache.itemsize]
+        tokens = page[:, plane].view(raw).unflatten(2, (-1, size)).transpose(1, 2)
+        pool = cache[:, plane].view(raw)
+        if plane == 0:  # [..., D / p, T], of p elements each
+            tokens = tokens.transpose(-1, -2)
+            pool = pool.view(layers, count, heads, -1).unflatten(-1, (dim // p, size))
+        else:
+            tokens = tokens.unflatten(3, (size // p, p)).transpose(-1, -2)
+            pool = pool.view(layers, count, heads, -1).unflatten(-1, (size // p, dim, p))
+        pairs.append((tokens, pool))
+    return pairs
+
+
 def _values_at(cache: Tensor) -> int:
     """Address of a layer's values, which come after its keys."""
     return cache.data_ptr() + cache.stride(0) * cache.itemsize

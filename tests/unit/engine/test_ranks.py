@@ -142,6 +142,13 @@ def test_ranks_generate_what_one_generates(
         handed = [replace(r, request_id=f"h-{r.request_id}", tenant="other") for r in requests]
         assert hand_over(one, several, handed[0], 16) == expected["s0"]
         assert hand_over(several, one, handed[1], 25) == expected["s1"]
+        runner, half = several._runner, range(several.layout.layers // 2)
+        page = runner.read_kv([1], 0, 16)
+        size = page.nbytes * len(half) // several.layout.layers
+        rest = range(len(half), several.layout.layers)
+        runner.write_kv([2], 0, page[:size], half)
+        runner.write_kv([2], 0, page[size:], rest)
+        assert runner.read_kv([2], 0, 16) == page
         # A sampled stream too: noise depends on seed and position alone.
         sampling = msgspec.structs.replace(GREEDY, temperature=0.8, seed=5)
         asked = Request("sampled", requests[2].prompt_ids, sampling)

@@ -56,6 +56,12 @@ async def test_a_fetched_stream_wakes_the_engine(tmp_path: Path) -> None:
     try:
         await answer(worker, "cold", PROMPT)
         await answer(worker, "other", PROMPT[::-1])  # takes the pool's blocks
+        assert engine.tiers is not None
+        disk = engine.tiers.tiers[-1]
+        until_s = time.monotonic() + 60
+        while disk.counters.stored_pages < 4:  # each of them waits for the disk
+            assert time.monotonic() < until_s, disk.counters
+            await asyncio.sleep(0.01)
         begun_s = time.monotonic()
         outputs = await answer(worker, "warm", PROMPT)
         # An idle thread looks around once a second by itself.

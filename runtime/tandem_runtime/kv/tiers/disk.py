@@ -137,6 +137,7 @@ class DiskTier:
             self._lose(key, str(damage))
         except OSError as error:
             log.warning("%s cannot be read: %s", self._segments[number], error)
+            self.counters.available = False
             self._lose(key, "unreadable")
         else:
             self.counters.loaded_pages += 1
@@ -162,8 +163,10 @@ class DiskTier:
         except OSError as error:
             log.warning("a page cannot be written to %s: %s", self._folder, error)
             self._abandon_segment()
+            self.counters.available = False
             self._lose(page.key, "unwritable")
             return False
+        self.counters.available = True
         self.counters.stored_pages += 1
         return True
 

@@ -220,6 +220,8 @@ def _object_error(error: Exception) -> StoreError:
     from obstore import exceptions
 
     text = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    if isinstance(error, FileNotFoundError):
+        return StoreError("refused", f"there is no such bucket: {text}")
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
         return StoreError("refused", text)
     return StoreError("slow" if "timed out" in str(error) else "unreachable", text)

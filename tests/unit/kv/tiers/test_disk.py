@@ -182,9 +182,11 @@ def test_a_full_disk_costs_pages_and_nothing_else(
         patch.setattr(disk_module, "os", FullOs())
         assert keep(tier, prompt(2)) == [False] * 3
     assert tier.counters.failures == {"unwritable": 3}
+    assert not tier.counters.available
     assert load(tier, prompt(1)) == [True] * 3
     assert tier.lookup([prompt(2)[0].key]) == 0
     assert keep(tier, prompt(2)) == [True] * 3
+    assert tier.counters.available
     tier.close()
     again = open_tier()
     assert load(again, prompt(1) + prompt(2)) == [True] * 6

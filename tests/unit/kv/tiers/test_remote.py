@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 import valkey
 from model_servers import S3, Site, serving
-from stores import ValkeyServer, valkey_server
+from stores import ValkeyServer, tls_in_front, valkey_server
+from tandem.cluster.pki import Authority
 from tandem_runtime.kv.tiers import stores as stores_module
 from tandem_runtime.kv.tiers.contract import Page
 from tandem_runtime.kv.tiers.remote import RemoteTier
@@ -297,6 +299,27 @@ def test_a_password(open_tier: OpenTier) -> None:
         assert load(known, prompt(1)) == 3
 
 
+def test_tls_trusts_the_authority_of_the_secret_alone(
+    server: ValkeyServer, open_tier: OpenTier, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC)
+    authority = Authority.create(tmp_path, "an authority", now)
+    pair = authority.issue("valkey", "valkey", now, hosts=["localhost"])
+    trusted = {"CA_CERT": authority.path.read_text()}
+    with tls_in_front(server, pair.certificate, pair.key) as port:
+        known = open_tier(f"rediss://localhost:{port}", trusted)
+        assert keep(known, prompt(1)) == [True] * 3
+        assert load(known, prompt(1)) == 3
+        known.close()
+        for uri, credentials in (
+            (f"valkeys://localhost:{port}", {}),
+            (f"valkeys://127.0.0.1:{port}", trusted),  # the certificate is of another name
+        ):
+            tier = open_tier(uri, credentials)
+            assert load(tier, prompt(1)) == 0
+            assert tier.counters.failures == {"unreachable": 1}
+
+
 def test_a_bucket_that_fails_and_comes_back(site: Site, open_tier: OpenTier, clock: Clock) -> None:
     tier = open_tier("s3://kv", aws(site))
     keep(tier, prompt(1))
@@ -309,6 +332,16 @@ def test_a_bucket_that_fails_and_comes_back(site: Site, open_tier: OpenTier, clo
     site.token = "somebody else"
     assert load(tier, prompt(1)) == 0
     assert tier.counters.failures == {"unreachable": 1, "refused": 1}
+
+
+def test_a_bucket_that_is_not_there(
+    site: Site, open_tier: OpenTier, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = open_tier("s3://other", aws(site))
+    assert load(tier, prompt(1)) == 0
+    assert keep(tier, prompt(1)) == [False] * 3
+    assert tier.counters.failures == {"refused": 1, "unavailable": 2}
+    assert "there is no such bucket" in caplog.text
 
 
 @pytest.mark.parametrize(
