@@ -9,7 +9,7 @@ import kopf
 from tandem_operator.handlers.watch import IndexCache, configure, register, trimmed
 from tandem_operator.keys import Key
 from tandem_operator.observe import WATCHED, selector
-from tandem_operator.resources import FLEETS, MODELS, NODES, PODS, SCALING_POLICIES
+from tandem_operator.resources import CACHED_CONTEXTS, FLEETS, MODELS, NODES, PODS, SCALING_POLICIES
 
 
 def test_only_an_index_and_an_event_handler_are_registered_for_a_kind() -> None:
@@ -101,7 +101,7 @@ def test_kopf_writes_nothing_and_filters_on_the_server() -> None:
     assert settings.peering.standalone is True
     ours = {"app.kubernetes.io/managed-by": "tandem"}
     for resource in WATCHED:
-        everyones = resource in (MODELS, FLEETS, SCALING_POLICIES, NODES)
+        everyones = resource in (MODELS, FLEETS, SCALING_POLICIES, CACHED_CONTEXTS, NODES)
         assert selector(resource) == ({} if everyones else ours)
     filtered = [r for r in WATCHED if selector(r)]
     assert len(settings.watching.label_selectors) == len(filtered)
