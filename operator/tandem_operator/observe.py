@@ -32,6 +32,7 @@ from tandem_operator.plan.context import (
     CachedContextView,
     ContextSnapshot,
     cached_context_view,
+    source_uri,
 )
 from tandem_operator.plan.drain import pods_to_ask
 from tandem_operator.plan.gateway import GatewayPod, GatewaySnapshot, gateway_pods
@@ -307,6 +308,8 @@ class Observer:
     async def _content(self, context: CachedContextView) -> tuple[str | None, str]:
         """The text; else why there is none. Only a ConfigMap that an object names is ever read."""
         wanted = context.spec.config_map
+        if source_uri(context.spec):
+            return "", ""
         if wanted is None:
             return context.spec.text, "it has no text"
         body = await self._live.get(CONFIG_MAPS, context.namespace, wanted.name)

@@ -81,6 +81,10 @@ PATH_CONTEXTS: Final = "/tandem/v1/contexts"
 token, to a gateway (answers `protocol.ContextState`): keep it, or that version of it. GET: all of
 them, `protocol.ContextCopies` and `protocol.ContextStates`; below it `/ID`: a pod's
 `protocol.Context`, a gateway's `protocol.ContextState` or null."""
+PATH_FILE: Final = "/tandem/v1/file"
+"""GET with `uri=pvc://CLAIM/PATH`: a text on a volume that the pod mounts, `protocol.FileText`."""
+MAX_CONTEXT_BYTES: Final = 32 << 20
+"""Of a text that is read for a context."""
 PATH_TOKENIZER: Final = "/tandem/v1/tokenizer"
 """GET: `protocol.TokenizerBundle`, so that a gateway needs no access to weights."""
 

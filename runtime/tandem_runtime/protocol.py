@@ -310,6 +310,16 @@ class Context(msgspec.Struct, frozen=True, omit_defaults=True):
     """It has no content then, and is remembered until it would have expired."""
     origin: str = ""
     """Who declares it; empty: a client made it."""
+    uri: str = ""
+    """Where its content is (http://, https://, pvc://), which a gateway then reads."""
+    role: str = ""
+    """Whose message that is; empty: a prompt."""
+
+
+class FileText(msgspec.Struct, frozen=True):
+    """A file that a pod read for a gateway."""
+
+    text: str
 
 
 class ContextCopy(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -82,10 +82,21 @@ def tiers(**tier: Any) -> Body:
 
 
 REFUSED = {
-    "context of nothing": (context(text=None), "give text or configMap: one of them"),
+    "context of nothing": (
+        context(text=None),
+        "give text, configMap, url or file: one of them",
+    ),
     "context of two texts": (
         context(configMap={"name": "docs", "key": "book"}),
-        "give text or configMap: one of them",
+        "give text, configMap, url or file: one of them",
+    ),
+    "context of a file anywhere": (
+        context(text=None, file={"claimName": "docs", "path": "../key"}),
+        "path must be relative to the claim's root, without ..",
+    ),
+    "context of another protocol": (
+        context(text=None, url="ftp://host/book"),
+        "url must be https://HOST/PATH",
     ),
     "context of nobody": (context(fleetRef=None), "give fleetRef or modelRef: one of them"),
     "context of two": (context(modelRef={"name": "m"}), "give fleetRef or modelRef: one of them"),
@@ -412,6 +423,8 @@ ACCEPTED = {
         ttlSeconds=3600,
         tenant="a",
     ),
+    "context of a page": context(text=None, url="https://docs.example/handbook.txt"),
+    "context of a file": context(text=None, file={"claimName": "docs", "path": "a/book.txt"}),
     "claim": model(source={"uri": "pvc://weights/llama/model.safetensors"}),
     "hub": model(source={"uri": "hf://meta-llama/Llama-3.1-8B@main", "secretRef": {"name": "hub"}}),
     "a file of the hub": model(source={"uri": "hf://org/name/model-q4.gguf"}),

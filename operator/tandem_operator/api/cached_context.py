@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tandem_operator.api.meta import ApiModel, Conditions, Name, NameRef, Rule
+from tandem_operator.api.meta import ApiModel, Conditions, Name, NameRef, Rule, rules
 
 MAX_TEXT = 1_000_000
 """An object of the API server holds a little more."""
@@ -19,6 +19,26 @@ class ConfigMapKey(ApiModel):
     key: Annotated[str, Field(min_length=1, max_length=253)]
 
 
+class ClaimFile(ApiModel):
+    """A file on a PersistentVolumeClaim that the fleet's pods mount at /mnt/tandem/pvc/CLAIM, by
+    its template or for its Model."""
+
+    claim_name: Name
+    path: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1024,
+            json_schema_extra=rules(
+                Rule(
+                    "!self.startsWith('/') && !self.contains('..')",
+                    "path must be relative to the claim's root, without ..",
+                )
+            ),
+        ),
+    ]
+
+
 class CachedContextSpec(ApiModel):
     """What is kept, for which fleet, where and until when."""
 
@@ -28,8 +48,9 @@ class CachedContextSpec(ApiModel):
             "give fleetRef or modelRef: one of them",
         ),
         Rule(
-            "has(self.text) != has(self.configMap)",
-            "give text or configMap: one of them",
+            "[has(self.text), has(self.configMap), has(self.url), has(self.file)]"
+            ".exists_one(given, given)",
+            "give text, configMap, url or file: one of them",
         ),
     )
 
@@ -41,6 +62,22 @@ class CachedContextSpec(ApiModel):
     """The content, or:"""
     config_map: ConfigMapKey | None = None
     """where it is. Read again every few minutes: a change is prefilled and takes its place."""
+    url: (
+        Annotated[
+            str,
+            Field(
+                min_length=1,
+                max_length=2048,
+                json_schema_extra=rules(
+                    Rule("self.matches('^https?://[^/]+')", "url must be https://HOST/PATH")
+                ),
+            ),
+        ]
+        | None
+    ) = None
+    """Read by a gateway, once for each text, which has to be UTF-8 and at most 32 MiB."""
+    file: ClaimFile | None = None
+    """On a volume that the fleet's pods mount, read likewise."""
     role: Literal["system", "user", "prompt"] = "system"
     """Whose message the text is, at the beginning of every conversation; prompt: no message, the
     text as it is, for /v1/completions."""

@@ -184,13 +184,21 @@ def _fleet(
 
 def _content(snapshot: ContextSnapshot, context: CachedContextView, text: str) -> Content:
     """What is kept: as it was known, or from now on."""
-    digest = blake2b(f"{context.spec.role}\0{text}".encode(), digest_size=16).hexdigest()
+    what = f"{context.spec.role}\0{source_uri(context.spec)}\0{text}"
+    digest = blake2b(what.encode(), digest_size=16).hexdigest()
     known = context.status.content
     if known is not None and known.digest == digest:
         return known
     # The newer of two of one name counts, in whole seconds.
     last_s = to_unix_s(known.loaded_time) if known is not None else 0.0
     return Content(digest=digest, loaded_time=to_text(max(snapshot.now_s, last_s + 1)))
+
+
+def source_uri(spec: CachedContextSpec) -> str:
+    """Where a gateway finds the text; empty: it is here."""
+    if spec.file is not None:
+        return f"pvc://{spec.file.claim_name}/{spec.file.path}"
+    return spec.url or ""
 
 
 def _wanted(
@@ -200,7 +208,7 @@ def _wanted(
     served: str,
     content: Content,
 ) -> Context:
-    spec, text = context.spec, snapshot.content or ""
+    spec, text, uri = context.spec, snapshot.content or "", source_uri(context.spec)
     hard_s = _hard_expiry(context)
     lease_s = snapshot.now_s + LEASE_S
     known = [s.context.version for s in snapshot.states.values() if s is not None]
@@ -212,7 +220,9 @@ def _wanted(
         created_unix_s=to_unix_s(content.loaded_time),
         expires_unix_s=lease_s if hard_s is None else min(lease_s, hard_s),
         prompt=text if spec.role == "prompt" else "",
-        messages=[] if spec.role == "prompt" else [{"role": spec.role, "content": text}],
+        messages=[] if uri or spec.role == "prompt" else [{"role": spec.role, "content": text}],
+        uri=uri,
+        role=spec.role if uri and spec.role != "prompt" else "",
         tier=(spec.tier or "").lower(),
         copies=spec.copies,
         version=_version(snapshot.now_s, max(known, default=0)),

@@ -12,6 +12,8 @@ import logging
 import time
 from typing import Final
 
+import msgspec
+
 from tandem_runtime.frontend.contexts import (
     Book,
     ContextView,
@@ -23,6 +25,7 @@ from tandem_runtime.frontend.errors import ApiError, BadRequest, ContextNotFound
 from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.gateway import placement
 from tandem_runtime.gateway.context_meter import ContextMeter
+from tandem_runtime.gateway.context_sources import Sources
 from tandem_runtime.gateway.discovery import Discovery
 from tandem_runtime.gateway.fleets import RETRY_AFTER_S
 from tandem_runtime.gateway.health import PodHealth
@@ -56,6 +59,7 @@ class GatewayContexts:
         self._book = book or Book()
         self._copies: dict[str, dict[str, ContextCopy]] = {}
         """By uid of a pod, as of the last round; those that it was sent since."""
+        self._sources = Sources(client, self._book.take)
         self._refused: dict[str, str] = {}
         """By context: what a pod said that does not keep it as it asks."""
         self._round = asyncio.Lock()
@@ -126,8 +130,19 @@ class GatewayContexts:
     # -- for the operator -------------------------------------------------------------------------
     async def put(self, context: Context) -> ContextState:
         """Keep it, or this version of it; a round sends it to pods. Raises `Unavailable`."""
-        if self._book.get(context.id) is None and not context.deleted:
+        known = self._book.get(context.id)
+        if known is None and not context.deleted:
             self._book.check_room(context)
+        if context.uri and not context.deleted:
+            if known is None or known.created_unix_s != context.created_unix_s:
+                self._sources.add(context)
+                self._sources.look(self._pods)
+                return self._state(context)
+            # The same content, read already: its new version has it, too.
+            content = {"prompt": known.prompt, "messages": known.messages}
+            context = msgspec.structs.replace(context, **content)
+        else:
+            self._sources.drop(context.id)
         if self._book.take(context):
             await self.refresh()
         return self._state(context)
@@ -139,7 +154,7 @@ class GatewayContexts:
 
     def state(self, id_: str) -> ContextState | None:
         """Of one of them; None: it is not known."""
-        context = self._book.get(id_)
+        context = self._sources.awaited.get(id_) or self._book.get(id_)
         return None if context is None else self._state(context)
 
     def _state(self, context: Context) -> ContextState:
@@ -150,7 +165,7 @@ class GatewayContexts:
             if context.id in copies and uid in names
         }
         counted = self._meter.of(context)
-        reason = self._refused.get(context.id, "")
+        reason = self._sources.reasons.get(context.id) or self._refused.get(context.id, "")
         return ContextState(without_content(context), held, *counted, reason)
 
     # -- rounds -----------------------------------------------------------------------------------
@@ -184,6 +199,7 @@ class GatewayContexts:
         for gone in self._book.prune():
             self._meter.forget(gone.id)
             self._refused.pop(gone.id, None)
+        self._sources.look(pods)
         missing = placement.repairs(self._book.all(), pods, self._copies)
         await asyncio.gather(*(self._send(pod, context) for pod, context in missing))
 

@@ -18,6 +18,7 @@ from tandem_runtime.protocol import (
     Context,
     ContextCopies,
     ContextCopy,
+    FileText,
     GenerateEvent,
     GenerateRequest,
     PodState,
@@ -124,6 +125,11 @@ class PodClient:
         """With its content. Raises `PodUnreachable`."""
         path = f"{contract.PATH_CONTEXTS}/{quote(id_, safe='')}"
         return await self._get(pod, path, _CONTENT_CALL, Context)
+
+    async def file(self, pod: PodView, uri: str) -> FileText:
+        """A text on a volume that the pod mounts. Raises `PodRefused`, `PodUnreachable`."""
+        path = f"{contract.PATH_FILE}?uri={quote(uri, safe='')}"
+        return await self._get(pod, path, _CONTENT_CALL, FileText)
 
     async def keep(self, pod: PodView, context: Context) -> ContextCopy:
         """Raises `PodRefused`, `PodUnreachable`."""

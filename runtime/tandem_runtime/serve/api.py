@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
@@ -16,7 +17,14 @@ from tandem_runtime.frontend.errors import ApiError, BadRequest, Forbidden
 from tandem_runtime.frontend.oip.service import InferenceService
 from tandem_runtime.frontend.oip.statistics import Statistics
 from tandem_runtime.frontend.respond import Streamed
-from tandem_runtime.protocol import Context, ContextCopies, DrainRequest, GenerateRequest
+from tandem_runtime.protocol import (
+    Context,
+    ContextCopies,
+    DrainRequest,
+    FileText,
+    GenerateRequest,
+)
+from tandem_runtime.serve.files import claim_text
 from tandem_runtime.serve.pod import Pod
 
 _SCHEMA: Final = "#/components/schemas/{name}"
@@ -90,6 +98,11 @@ def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
     async def context(id: str, request: Request) -> Response:
         authorize(request)
         return _json(pod.contexts.get(id))
+
+    @app.get(contract.PATH_FILE, responses=_FORBIDDEN)
+    async def file(uri: Annotated[str, Query(max_length=4096)], request: Request) -> Response:
+        authorize(request)
+        return _json(FileText(await asyncio.to_thread(claim_text, uri)))
 
     @app.put(contract.PATH_CONTEXTS, openapi_extra=_body(Context), responses=_FORBIDDEN)
     async def keep(request: Request) -> Response:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import openai
 import pytest
+from aiohttp import web
 from hash_engine import continuation
 from hash_pods import MakePod, Served, tier_cache
 from tandem_runtime import contract
@@ -42,8 +44,8 @@ async def create(front: Any, **fields: Any) -> dict[str, Any]:
 
 async def ready(front: Any, id_: str, copies: int = 1) -> None:
     async def kept() -> bool:
-        found = (await front.http.get(f"/v1/contexts/{id_}")).json()
-        return bool(found["copies"]["ready"] >= copies)
+        found = await front.http.get(f"/v1/contexts/{id_}")
+        return found.status_code == 200 and bool(found.json()["copies"]["ready"] >= copies)
 
     await until(kept)
 
@@ -274,3 +276,60 @@ async def test_the_operator_declares_contexts(front: Any, make_pod: MakePod) -> 
     await until(renewed)
     answer = (await ask(front, "handbook")).json()
     assert answer["choices"][0]["text"] != ""
+
+
+async def test_a_gateway_reads_what_is_elsewhere(
+    front: Any, make_pod: MakePod, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tandem_runtime.gateway.context_sources.AGAIN_S", 0.05)
+    monkeypatch.setattr("tandem_runtime.serve.files.claim_text.__defaults__", (tmp_path,))
+    served: list[str] = []
+
+    async def document(request: web.Request) -> web.Response:
+        served.append(request.path)
+        if len(served) == 1:
+            raise web.HTTPServiceUnavailable
+        return web.Response(text=TEXT)
+
+    app = web.Application()
+    app.router.add_get("/book", document)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    pod = await make_pod()
+    front.discovery.show(pod.view())
+
+    async def state(id_: str) -> Any:
+        return (await front.http.get(f"{contract.PATH_CONTEXTS}/{id_}", headers=OPERATOR)).json()
+
+    async def put(id_: str, uri: str) -> None:
+        told = Context(id_, "hash", "fleet-1", "default", 1.0, 4e9, uri=uri, role="system")
+        body = msgspec.json.encode(told)
+        reply = await front.http.put(contract.PATH_CONTEXTS, content=body, headers=OPERATOR)
+        assert reply.status_code == 200, reply.text
+
+    try:
+        await put("page", f"http://127.0.0.1:{port}/book")
+        await ready(front, "page")
+        assert len(served) == 2
+        assert (await ask(front, "page")).status_code == 200
+        await put("file", "pvc://docs/book.txt")
+
+        async def refused() -> bool:
+            return "claim 'docs' is not mounted" in (await state("file")).get("reason", "")
+
+        await until(refused)
+        lay(tmp_path)
+        await ready(front, "file")
+        # Renewed, it is not read again.
+        await put("page", f"http://127.0.0.1:{port}/book")
+        assert len(served) == 2
+    finally:
+        await runner.cleanup()
+
+
+def lay(folder: Path) -> None:
+    (folder / "docs").mkdir()
+    (folder / "docs" / "book.txt").write_text(TEXT)

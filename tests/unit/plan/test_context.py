@@ -177,6 +177,24 @@ def test_what_is_missing_is_named() -> None:
     assert puts(plan_context(snapshot(view(**by_model))))
 
 
+def test_what_is_elsewhere_is_for_gateways_to_read() -> None:
+    file = {"claimName": "docs", "path": "a/book.txt"}
+    for spec, uri in (
+        ({"url": "https://host/book"}, "https://host/book"),
+        ({"file": file}, "pvc://docs/a/book.txt"),
+    ):
+        context = view(text=None, **spec)
+        (told, _) = puts(plan_context(snapshot(context, content="")))
+        assert (told.context.uri, told.context.role) == (uri, "system")
+        assert (told.context.prompt, told.context.messages) == ("", [])
+        assert plan_context(settled(context, content="")).actions == ()
+        other = view(text=None, url="https://host/other")
+        changed = settled(context, content="")
+        assert changed.context is not None
+        moved = replace(changed.context, spec=other.spec)
+        assert puts(plan_context(replace(changed, context=moved, now_s=NOW_S + 9)))
+
+
 def test_a_lease_is_renewed_long_before_it_ends_and_not_before() -> None:
     at = with_copy(settled(view()))
     assert puts(plan_context(replace(at, now_s=NOW_S + LEASE_S / 2 - 60))) == []
