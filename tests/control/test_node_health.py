@@ -67,7 +67,7 @@ def process(
     log.touch()
     process = OperatorProcess(kubeconfig(cluster, folder), log, "health", node_repair=True)
     process.start()
-    process.wait_leading()
+    process.wait_leading(LIMIT_S)
     yield process
     process.kill()
 
@@ -321,7 +321,7 @@ def test_an_operator_that_is_killed_goes_on(
     eventually(lambda: len(chat.ready("chat-decode")) == 4)
     process.kill()
     process.start()
-    process.wait_leading()
+    process.wait_leading(LIMIT_S)
     found = wait_phase(cluster, node, "Drained")
     assert found["since"] == began
     assert len(chat.ready("chat-decode")) == 3

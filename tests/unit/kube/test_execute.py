@@ -17,11 +17,13 @@ from tandem_operator.plan.actions import (
     Create,
     CreateSecret,
     Delete,
+    Evict,
     Notify,
+    PatchNode,
     Plan,
     PostDrain,
 )
-from tandem_operator.resources import PODS, SECRETS, Ref
+from tandem_operator.resources import NODES, PODS, SECRETS, Ref
 from tandem_runtime.protocol import DrainRequest, PodState
 
 
@@ -167,3 +169,40 @@ async def test_a_namespace_that_is_being_deleted_ends_the_plan_without_a_failure
     kube.refuse = {"p": ApiError(403, "Forbidden", sentence, ["NamespaceTerminating"])}
     assert await execute(kube, first, Create(pod("q"), Reason.SCALE_OUT, "owner-1")) == []
     assert (PODS, "team", "q") not in kube.objects
+
+
+NODE: dict[str, Any] = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "spec": {}}
+
+
+async def test_an_eviction_that_a_budget_forbids_is_an_answer(kube: FakeKube) -> None:
+    kube.user_write(pod())
+    target = Ref(PODS, "team", "p")
+    kube.evictions = {"p": "Cannot evict pod as it would violate the pod's disruption budget."}
+    (outcome,) = await execute(kube, Evict(target, Reason.NODE_DRAINING))
+    assert outcome.error is None
+    assert outcome.refusal == kube.evictions["p"]
+    kube.evictions = {}
+    (outcome,) = await execute(kube, Evict(target, Reason.NODE_DRAINING))
+    assert (outcome.error, outcome.refusal) == (None, None)
+    (gone,) = await execute(kube, Evict(Ref(PODS, "team", "q"), Reason.NODE_DRAINING))
+    assert (gone.error, gone.refusal) == (None, None), "it is gone, as was wanted"
+
+
+async def test_a_node_is_written_as_it_was_seen_or_not_at_all(kube: FakeKube) -> None:
+    kube.user_write(NODE)
+    seen = kube.objects[NODES, "", "n"]["metadata"]["resourceVersion"]
+    target = Ref(NODES, "", "n")
+    change = {"metadata": {"annotations": {"a": "b"}}, "spec": {"unschedulable": True}}
+    (outcome,) = await execute(kube, PatchNode(target, seen, change, Reason.NODE_DRAINING))
+    assert outcome.error is None
+    assert kube.objects[NODES, "", "n"]["spec"] == {"unschedulable": True}
+    undo = {"metadata": {"annotations": {"a": None}}, "spec": {"unschedulable": None}}
+    (outcome,) = await execute(kube, PatchNode(target, seen, undo, Reason.NODE_RECOVERED))
+    assert outcome.error == "the object has been modified"
+    assert kube.objects[NODES, "", "n"]["spec"] == {"unschedulable": True}
+
+
+async def test_a_forced_deletion_does_not_wait_for_the_node(kube: FakeKube) -> None:
+    kube.user_write(pod())
+    await execute(kube, Delete(Ref(PODS, "team", "p"), Reason.NODE_DEAD, grace_s=0))
+    assert (PODS, "team", "p") not in kube.objects
