@@ -192,6 +192,15 @@ def _lines(words):
 
 
 @compiled
+def _gather(element, q, q_row, rows, n, group, dim):
+    """Queries of some tokens and one kv head, one after the other."""
+    source, target = pointer(q, element), pointer(rows, element)
+    for r in range(n):
+        for d in range(dim):
+            target[r * dim + d] = source[r // group * q_row + r % group * dim + d]
+
+
+@compiled
 def _attend_piece(
     element, q, q_row, out, out_row, keys, values, named, table, block_bytes, seen, tokens, group,
     size, dim, p, to_log2,
@@ -204,16 +213,11 @@ def _attend_piece(
         4 * (2 * scores_words + rows_words + sums_words + size * dim) + LINE_BYTES, np.uint8
     )
     scores = line_in(memory)
-    weights = scores + 4 * scores_words
-    rows = weights + 4 * scores_words
+    weights, rows = scores + 4 * scores_words, scores + 8 * scores_words
     sums = rows + 4 * rows_words
     block = sums + 4 * sums_words
     totals = np.empty(n, np.float32)
-    q_at, out_at = pointer(q, element), pointer(out, element)
-    row_at, sum_at = pointer(rows, element), pointer(sums, np.float32(0))
-    for r in range(n):
-        for d in range(dim):
-            row_at[r * dim + d] = q_at[r // group * q_row + r % group * dim + d]
+    _gather(element, q, q_row, rows, n, group, dim)
     for r in range(0, n, TILE_ROWS):
         count = min(n - r, TILE_ROWS)
         begin(element, count)
@@ -240,11 +244,12 @@ def _attend_piece(
                 v = _looked_up(element, v, named, block, size, dim, p)
             c, a = sums + 4 * r * dim, weights + 4 * (r * width + b * size) // p
             product(element, b == 0, c, dim, a, width // p, v, dim, size // p, count, dim)
+    end(element)
+    out_at, sum_at = pointer(out, element), pointer(sums, np.float32(0))
     for r in range(n):
         target = r // group * out_row + r % group * dim
         for d in range(dim):
             out_at[target + d] = narrow(sum_at[r * dim + d] / totals[r], element)
-    end(element)
     keep(memory)
 
 

@@ -51,19 +51,23 @@ _LONG: Final = ir.IntType(64)
 
 
 def pack_int4(values: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
-    """q, s and z of int4_linear.py as `int4_linear_cpu` takes them; copies."""
+    """q, s and z of int4_linear.py as `int4_linear_cpu` takes them; copies.
+
+    Panel by panel: in between, a weight takes 4 bytes.
+    """
     outputs, groups = scales.shape
     panels = -(-outputs // PANEL)
-    q = values.new_zeros(panels * PANEL, groups, 4, 4, 2, dtype=torch.int32)
-    q[:outputs] = unpack_int4(values).view(outputs, groups, 4, 4, 2)
+    words = values.new_zeros(panels, groups, 4, PANEL, dtype=torch.int32)
+    factors = scales.new_zeros(panels, groups, 2, PANEL)
     shifts = torch.tensor([[4 * t, 16 + 4 * t] for t in range(4)], dtype=torch.int32)
-    words = (q << shifts).sum((3, 4), dtype=torch.int32)
-    factors = scales.new_zeros(panels * PANEL, groups, 2)
-    factors[:outputs] = torch.stack((scales, zeros), 2)
-    return (
-        words.view(panels, PANEL, groups, 4).permute(0, 2, 3, 1).contiguous(),
-        factors.view(panels, PANEL, groups, 2).permute(0, 2, 3, 1).contiguous(),
-    )
+    for panel in range(panels):
+        rows = slice(panel * PANEL, min((panel + 1) * PANEL, outputs))
+        count = rows.stop - rows.start
+        q = unpack_int4(values[rows]).view(count, groups, 4, 4, 2).int()
+        words[panel, ..., :count] = (q << shifts).sum((3, 4), dtype=torch.int32).movedim(0, -1)
+        factors[panel, :, 0, :count] = scales[rows].T
+        factors[panel, :, 1, :count] = zeros[rows].T
+    return words, factors
 
 
 def _looked_up(builder, words):

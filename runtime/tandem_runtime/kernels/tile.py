@@ -7,7 +7,8 @@ Operands are 32-bit words along the summed dimension: pairs of a 16-bit dtype, o
 
 `vdpbf16ps` does that for bfloat16 where the processor has it, at four times the rate of float32;
 elsewhere the halves of a word are widened and multiplied one after the other. Every c[r, j] is one
-chain of sums in the order of i, whatever the other rows: its bits depend on nothing else.
+chain of sums in the order of i, whatever the other rows: its bits depend on nothing else. Where a
+processor has a matrix unit, that multiplies operands which are whole tiles of it (amx.py).
 """
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
 

@@ -93,7 +93,9 @@ def stored(name: str, weight: torch.Tensor, form: str) -> dict[str, torch.Tensor
 
 
 def tokens(engine: Engine) -> list[int]:
-    ask = Request("s", list(range(3, 60)), Sampling(max_tokens=16, temperature=0.0))
+    ask = Request(
+        "s", list(range(3, 60)), Sampling(max_tokens=16, temperature=0.0, ignore_eos=True)
+    )
     assert engine.add(ask) is None
     out = []
     while engine.has_work:
