@@ -46,6 +46,7 @@ def simulate(setup: Setup, trace: Trace, scaler: Scaler) -> FastRun:
     """One run. Raises SimulationError where it does not end."""
     state, startup_s = _state(setup, trace), setup.pools[0].startup_s
     for pool, spec in enumerate(setup.pools):
+        _check_room(state, pool, spec.replicas)
         for _ in range(spec.replicas):
             core.create(state, pool, 0.0, 0.0)
         state.pools[pool, core.SIZE] = spec.replicas
@@ -226,6 +227,7 @@ def _resize(state: State, pool: int, target: int, now_s: float, startup_s: float
             live.append((0, -w[core.NUM], 0, 0, slot))
         elif w[core.PHASE] == core.READY:
             live.append((1, streams, outstanding, w[core.NUM], slot))
+    _check_room(state, pool, target - len(live))
     for _ in range(target - len(live)):
         core.create(state, pool, now_s, startup_s)
     for kind, *_, slot in sorted(live)[: max(len(live) - target, 0)]:
@@ -233,3 +235,13 @@ def _resize(state: State, pool: int, target: int, now_s: float, startup_s: float
         empty = not (whole[slot, core.BUSY] or whole[slot, core.QLEN] or whole[slot, core.JOINING])
         if kind == 0 or empty:
             core.gone(state, slot, now_s)
+
+
+def _check_room(state: State, pool: int, more: int) -> None:
+    """Raises SimulationError."""
+    used = state.whole[pool * SLOTS : (pool + 1) * SLOTS, core.PHASE] != core.FREE
+    if more > SLOTS - used.sum():
+        raise SimulationError(
+            f"{NAMES[pool]} needs {more} replicas beside {used.sum()} that run or drain: the "
+            f"compiled simulator has {SLOTS}; take fewer --peak-replicas or less --headroom"
+        )

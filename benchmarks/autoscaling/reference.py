@@ -52,17 +52,13 @@ class StaticPeak:
 
 
 def scaled_to_peak(
-    kind: FleetKind, trace: Trace, replicas: int, startup_s: float, seed: int, factor: float = 0.0
+    kind: FleetKind, trace: Trace, replicas: int, startup_s: float, kernel_s: float = 10.0
 ) -> StaticPeak:
-    """The trace, multiplied until its static peak is about so many replicas.
-
-    With a `factor` (that of another seed) only the peak is looked for.
-    """
-    if factor:
-        return static_peak(kind, resample(trace, factor, seed), factor, startup_s, replicas)
+    """The trace at seed 0, multiplied until its static peak is about so many replicas."""
     factor = replicas / _estimate(needs(kind, trace, startup_s, PLENTY))
     for _ in range(_ROUNDS):
-        peak = static_peak(kind, resample(trace, factor, seed), factor, startup_s, replicas)
+        larger = resample(trace, factor, 0, kernel_s)
+        peak = static_peak(kind, larger, factor, startup_s, replicas)
         if abs(peak.replicas - replicas) <= max(1, replicas // 24):
             break
         factor *= replicas / peak.replicas
@@ -189,7 +185,7 @@ class Clairvoyant:
 def clairvoyant(
     kind: FleetKind, peak: StaticPeak, most: Mapping[str, int], startup_s: float
 ) -> tuple[Score, float]:
-    """The cheapest plan that keeps 99 %, the static peak among them; the GPU-hours of the work alone.
+    """The cheapest plan that keeps 99 %, the static peak among them; GPU-hours of the work alone.
 
     Margins of the two pools are searched apart: prefill's first, beside a generous decode pool.
     """

@@ -98,7 +98,8 @@ def _leading(s: State, slot: int, request: int) -> int:
     i = first
     while i < last and s.stamps[slot, s.blocks[i]]:
         i += 1
-    return (i - first) * s.ints[BLOCK]
+    tokens: int = (i - first) * s.ints[BLOCK]
+    return tokens
 
 
 @compiled

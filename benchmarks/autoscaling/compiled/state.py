@@ -11,7 +11,8 @@ the requests, as each waits in one place at a time.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 from numba import njit
 
@@ -35,7 +36,8 @@ SIZE, ASKED, PROMPT, OUTPUT, EVENTS, LOGGED = range(6)
 STEP_SUMS, GONE_S, STARTED, STARTED_S = slice(0, 9), 9, 10, 11
 (LAYER, HEADS, WEIGHTS, PAIR, KV_READ, FIXED, TOKEN, SLOPE, KV_SENT, EXPIRY, SLOWDOWN) = range(11)
 (PHASE, NUM, QHEAD, QTAIL, QLEN, QTOKENS, DONE, PIECES, PIECE_TOKENS, PARTIAL, RUNNING, HELD,
- JOINING, JOIN_TOKENS, STEP, STEPS, JOINS, BUSY, KEPT, RING_FIRST, RING_LAST) = range(21)  # fmt: skip
+ JOINING, JOIN_TOKENS, STEP, STEPS, JOINS, BUSY, KEPT, RING_FIRST, RING_LAST,
+) = range(21)  # fmt: skip
 CREATED, BEGUN, STEP_S = range(3)
 WHO, ENDS, JOIN, JOINED, HAD, COMING = range(6)
 
@@ -72,8 +74,12 @@ class State(NamedTuple):
     """By prefill slot and block: when it was used last; 0: it is not there."""
 
 
-# Nothing here allocates: without numba's run-time reference counts a call costs a tenth.
-compiled = njit(cache=True, _nrt=False)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F) -> F:
+    """Nothing here allocates: without reference counts of the arrays a call costs a tenth."""
+    return cast(F, njit(cache=True, _nrt=False)(function))
 
 
 @compiled
@@ -103,7 +109,8 @@ def note(s: State, log: int, at_s: float, value: float) -> None:
 
 @compiled
 def expired(s: State, request: int, now_s: float) -> bool:
-    return s.when[request, FIRST] < 0.0 and now_s - s.when[request, ARRIVED] > s.prices[EXPIRY]
+    late: bool = now_s - s.when[request, ARRIVED] > s.prices[EXPIRY]
+    return late and s.when[request, FIRST] < 0.0
 
 
 @compiled
@@ -136,7 +143,8 @@ def step_s(s: State, tokens: int, sampled: int, pairs: int, context: int) -> flo
     p = s.prices
     linear_s = max(p[LAYER] * tokens + p[HEADS] * sampled, p[WEIGHTS])
     attention_s = max(p[PAIR] * pairs, p[KV_READ] * context)
-    return p[SLOWDOWN] * (linear_s + attention_s + p[FIXED] + p[TOKEN] * tokens)
+    seconds: float = p[SLOWDOWN] * (linear_s + attention_s + p[FIXED] + p[TOKEN] * tokens)
+    return seconds
 
 
 @compiled

@@ -140,7 +140,8 @@ def steps_within(s: State, slot: int, seconds: float, whole: bool) -> int:
     else:
         steps = seconds / first_s
     count = math.floor(steps + 1e-9) if whole else math.ceil(steps - 1e-9)
-    return min(int(count), s.whole[slot, STEPS])
+    left: int = s.whole[slot, STEPS]
+    return min(int(count), left)
 
 
 @compiled

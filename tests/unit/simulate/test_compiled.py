@@ -78,3 +78,5 @@ def test_both_simulators_agree_where_streams_give_way_and_requests_expire() -> N
 def test_a_fleet_that_the_compiled_one_cannot_play_is_refused() -> None:
     with pytest.raises(SimulationError, match="at most 64 streams"):
         simulate(split_fleet(1, 1, max_running=65), bursts(3, shared=False), Fixed())
+    with pytest.raises(SimulationError, match="decode needs 65 replicas"):
+        simulate(split_fleet(1, 65), bursts(3, shared=False), Fixed())
