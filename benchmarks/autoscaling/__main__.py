@@ -5,261 +5,149 @@
 Each trace is multiplied until the least static sizes that keep 99 % of requests (both targets) are
 about --peak-replicas; its first --minutes are replayed. Targets: TTFT max(1 s, 3 x the prompt
 alone), TPOT 25 ms (8b) or 40 ms (70b) for answers of 16 tokens and more; a request waits 30 s at
-most, and one that is given up is missed. Every policy begins at half the static sizes, may use 1.25
-times them, and is counted after 300 s; GPU-hours run from a pod's creation to its deletion.
+most, and one that is given up is missed. Every policy begins at half the static sizes, may use
+--headroom times them, and is counted after 300 s; GPU-hours run from creation to deletion.
 
     loss = GPU-hours / the clairvoyant plan's + 0.1 for each point of attainment under 99 %
 
 Rivals are searched on the grid that is printed, and reported at the one setting that is best over
-all traces given; ours has one setting. The defaults end in minutes and show the shape of things;
-the published set-up is --peak-replicas 24 --minutes 60 --seeds 5.
+all traces given; ours is reported at its default. What was computed is kept in ~/.cache, so a run
+that is repeated with more seeds or traces computes only those. The published set-up is the default
+with --seeds 5, for each --fleet.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import os
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from tandem.simulate.scalers import Fixed, LawGroup, OperatorLaw, Scaler
-from tandem.traces.read import read_trace
-from tandem.traces.trace import Trace, TraceError, cut
-from tandem_operator.plan.scaling.policy import Policy
+from tandem.simulate.run import SimulationError
+from tandem.traces.trace import TraceError
 
-from benchmarks.autoscaling.reference import (
-    StaticPeak,
-    clairvoyant,
-    most_streams,
-    scaled_to_peak,
+from benchmarks.autoscaling.cases import Case, Plan
+from benchmarks.autoscaling.claims import (
+    Result,
+    best_settings,
+    geometric_mean,
+    hypervolume,
+    mean_losses,
+    ratio_by_seed,
+    regret,
+    trace_losses,
+    upper_bound,
 )
-from benchmarks.autoscaling.rivals import (
-    Bounds,
-    Hpa,
-    IntervalForecast,
-    PerPool,
-    SloLaw,
-    TokenVelocity,
-    concurrency,
-    output_work,
-    prompt_work,
-    queue_depth,
-)
-from benchmarks.autoscaling.setup import FLEETS, FleetKind, Score, make_setup, play, prompt_s, score
-from benchmarks.report import finish
+from benchmarks.autoscaling.policies import DEFAULT, OURS, POLICIES
+from benchmarks.autoscaling.setup import FLEETS, Score
+from benchmarks.report import Target, finish
 
-OURS = "tandem"
-CLAIRVOYANT = "clairvoyant"
 STATIC = "static peak"
-HEADROOM = 1.25
+CLAIRVOYANT = "clairvoyant"
+HINDSIGHT = (STATIC, CLAIRVOYANT)
+MOST_EVENTS_PER_H = 20
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 130)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One trace at one seed."""
+def results_of(case: Case, policies: Sequence[str]) -> list[Result]:
+    """The policies on a case, beside what only hindsight knows."""
+    least = case.clairvoyant.gpu_hours
 
-    name: str
-    kind: FleetKind
-    peak: StaticPeak
-    startup_s: float
+    def result(policy: str, setting: float, found: Score) -> Result:
+        loss, ratio = found.loss(least), found.gpu_hours / least
+        return Result(case.trace_name, case.seed, policy, setting, found, loss, ratio)
 
-    @property
-    def bounds(self) -> dict[str, Bounds]:
-        return {n: Bounds(1, math.ceil(HEADROOM * s)) for n, s in self.peak.sizes.items()}
-
-    @property
-    def first_sizes(self) -> dict[str, int]:
-        return {name: math.ceil(size / 2) for name, size in self.peak.sizes.items()}
-
-    def score(self, scaler: Scaler) -> Score:
-        setup = make_setup(self.kind, self.first_sizes, self.startup_s)
-        return score(play(setup, self.peak.trace, scaler), self.kind)
+    results = [result(CLAIRVOYANT, 0.0, case.clairvoyant), result(STATIC, 0.0, case.static)]
+    for name in policies:
+        make, grid = POLICIES[name]
+        for setting in grid:
+            label = f"{name} {setting:g}"
+            found = case.score(label, lambda c, m=make, s=setting: m(c, s), law=name == OURS)  # type: ignore[misc]
+            results.append(result(name, setting, found))
+    return results
 
 
-Make = Callable[[Case, float], Scaler]
-
-
-def ours(case: Case) -> Scaler:
-    """The operator's law with its default policy."""
-    policies = {
-        name: Policy(
-            role="prefill" if name == "prefill" else "decode",
-            min_replicas=bound.least,
-            max_replicas=bound.most,
-            ttft_ms=1000.0,
-            tpot_ms=1e3 * case.kind.tpot_s,
-            gpus_per_replica=case.kind.replica.gpus,
-        )
-        for name, bound in case.bounds.items()
-    }
-    return OperatorLaw([LawGroup(policies)])
-
-
-def _hpa(case: Case, target: float) -> Scaler:
-    most = most_streams(case.kind, case.peak.trace)
-    rules = {"prefill": Hpa(concurrency, target * 4), "decode": Hpa(concurrency, target * most)}
-    return PerPool(rules, case.bounds)
-
-
-def _keda(case: Case, target: float) -> Scaler:
-    rules = {name: Hpa(queue_depth, target, every_s=30.0) for name in ("prefill", "decode")}
-    return PerPool(rules, case.bounds)
-
-
-def _slo(case: Case, high: float) -> Scaler:
-    low, tpot_ms = high * 0.40 / 0.55, 1e3 * case.kind.tpot_s
-    rules = {
-        "prefill": SloLaw(lambda load: load.ttft_ms, 1000.0, high, low),
-        "decode": SloLaw(lambda load: load.tpot_ms, tpot_ms, high, low),
-    }
-    return PerPool(rules, case.bounds)
-
-
-def _profile(case: Case) -> tuple[float, float]:
-    """Prompt tokens/s and output tokens/s of a full replica of the trace's mean context."""
-    replica, trace = case.kind.replica, case.peak.trace
-    streams = most_streams(case.kind, trace)
-    context = (sum(trace.prompt_tokens) + sum(trace.output_tokens) / 2) / len(trace)
-    return 2048 / prompt_s(replica, 2048), streams / replica.decode_s(streams, streams * context)
-
-
-def _forecast(case: Case, use: float) -> Scaler:
-    prompts, outputs = _profile(case)
-    rules = {
-        "prefill": IntervalForecast(prompt_work, prompts, use),
-        "decode": IntervalForecast(output_work, outputs, use),
-    }
-    return PerPool(rules, case.bounds)
-
-
-def _velocity(case: Case, use: float) -> Scaler:
-    prompts, outputs = _profile(case)
-    rules = {
-        "prefill": TokenVelocity(prompt_work, prompts, use),
-        "decode": TokenVelocity(output_work, outputs, use),
-    }
-    return PerPool(rules, case.bounds)
-
-
-RIVALS: dict[str, tuple[Make, tuple[float, ...]]] = {
-    "HPA on concurrency": (_hpa, (0.06, 0.12, 0.25, 0.5)),
-    "KEDA on queue depth": (_keda, (0.1, 0.3, 1.0, 5.0)),
-    "llm-d SLO law": (_slo, (0.1, 0.2, 0.3, 0.55)),
-    "forecast per 180 s": (_forecast, (0.1, 0.2, 0.4, 0.6)),
-    "token velocity": (_velocity, (0.1, 0.2, 0.4, 0.6)),
-}
-
-
-@dataclass(frozen=True)
-class Result:
-    """A policy at one setting on one case."""
-
-    case: str
-    policy: str
-    setting: float | None
-    score: Score
-    loss: float
-
-
-def results_of(case: Case) -> tuple[str, list[Result]]:
-    """All policies on a case, the clairvoyant plan first."""
-    most = {name: bound.most for name, bound in case.bounds.items()}
-    plan, work_hours = clairvoyant(case.kind, case.peak, most, case.startup_s)
-    least = plan.gpu_hours
-    sentence = (
-        f"{case.name}: {len(case.peak.trace):,} requests ({case.peak.factor:.2f}x), "
-        f"static peak {dict(case.peak.sizes)}; clairvoyant {least:.2f} GPU-hours at "
-        f"{plan.attained:.2%}, {least / work_hours:.2f}x its work alone"
+def told(case: Case) -> str:
+    found = case.found
+    least, work = case.clairvoyant, found["work_hours"]
+    return (
+        f"{case.trace_name}, seed {case.seed}: {found['requests']:,} requests "
+        f"({found['factor']:.2f}x), static peak {dict(case.sizes)}; clairvoyant "
+        f"{least.gpu_hours:.2f} GPU-hours at {least.attained:.2%}, "
+        f"{least.gpu_hours / work:.2f}x its work alone"
     )
 
-    def result(policy: str, setting: float | None, found: Score) -> Result:
-        return Result(case.name, policy, setting, found, found.loss(least))
 
-    setup = make_setup(case.kind, case.peak.sizes, case.startup_s)
-    static = score(play(setup, case.peak.trace, Fixed()), case.kind)
-    results = [
-        result(CLAIRVOYANT, None, plan),
-        result(STATIC, None, static),
-        result(OURS, None, case.score(ours(case))),
-    ]
-    for name, (make, grid) in RIVALS.items():
-        results += [result(name, setting, case.score(make(case, setting))) for setting in grid]
-    return sentence, results
-
-
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
-def best_settings(results: list[Result]) -> dict[str, float | None]:
-    """Of each policy the one setting with the least loss over all cases."""
-    losses: dict[tuple[str, float | None], list[float]] = defaultdict(list)
-    for result in results:
-        losses[result.policy, result.setting].append(result.loss)
-    best: dict[str, float | None] = {}
-    for (policy, setting), values in losses.items():
-        known = losses.get((policy, best.get(policy, setting)), values)
-        if policy not in best or geometric_mean(values) < geometric_mean(known):
-            best[policy] = setting
-    return best
-
-
-def show(results: list[Result], best: Mapping[str, float | None]) -> None:
-    """A table for each case, of the settings that were chosen; then the means."""
-    chosen = [r for r in results if best[r.policy] == r.setting]
-    for case in dict.fromkeys(r.case for r in chosen):
-        table = Table(title=case, title_justify="left")
-        for heading in ("policy", "setting", "within targets", "GPU-hours", "x clairvoyant",
-                        "loss", "scale events/h"):  # fmt: skip
+def show(results: Sequence[Result], settings: dict[str, float]) -> None:
+    """A table for each trace: the means of its seeds, at the settings that count."""
+    for trace in dict.fromkeys(r.trace for r in results):
+        table = Table(title=trace, title_justify="left")
+        for heading in ("policy", "setting", "within targets", "x clairvoyant", "loss",
+                        "scale events/h"):  # fmt: skip
             table.add_column(heading, justify="left" if heading == "policy" else "right")
-        least = next(r.score.gpu_hours for r in chosen if (r.case, r.policy) == (case, CLAIRVOYANT))
-        for r in (r for r in chosen if r.case == case):
+        for policy, setting in settings.items():
+            rows = [
+                r for r in results if (r.trace, r.policy, r.setting) == (trace, policy, setting)
+            ]
+            count = len(rows)
             table.add_row(
-                r.policy, "" if r.setting is None else f"{r.setting:g}", f"{r.score.attained:.2%}",
-                f"{r.score.gpu_hours:.2f}", f"{r.score.gpu_hours / least:.2f}", f"{r.loss:.2f}",
-                f"{r.score.scale_events_per_h:.0f}",
+                policy, "" if policy in HINDSIGHT else f"{setting:g}",
+                f"{sum(r.score.attained for r in rows) / count:.2%}",
+                f"{geometric_mean(r.ratio for r in rows):.2f}",
+                f"{geometric_mean(r.loss for r in rows):.2f}",
+                f"{max(r.score.scale_events_per_h for r in rows):.0f}",
             )  # fmt: skip
         console.print(table)
-    for policy, (_, grid) in RIVALS.items():
-        if best[policy] in (grid[0], grid[-1]):
+    for policy, (_, grid) in POLICIES.items():
+        if policy != OURS and settings.get(policy) in (grid[0], grid[-1]):
             console.print(f"{policy}: its best setting is at the grid's edge; a wider one may help")
-    for policy, loss in sorted(mean_losses(chosen).items(), key=lambda item: item[1]):
+    for policy, loss in sorted(mean_losses(results, settings).items(), key=lambda item: item[1]):
         console.print(f"{policy}: geometric mean of the loss {loss:.2f}")
 
 
-def mean_losses(chosen: list[Result]) -> dict[str, float]:
-    losses: dict[str, list[float]] = defaultdict(list)
-    for result in chosen:
-        losses[result.policy].append(result.loss)
-    return {policy: geometric_mean(values) for policy, values in losses.items()}
+def claims(results: Sequence[Result], settings: dict[str, float]) -> list[Target]:
+    """What the issue of this benchmark is: ours against rivals, each with its bound."""
+    ours = [r for r in results if (r.policy, r.setting) == (OURS, settings[OURS])]
+    targets = [
+        Target("scale events per hour and pool", max(r.score.scale_events_per_h for r in ours),
+               MOST_EVENTS_PER_H),
+    ]  # fmt: skip
+    rivals = {p: s for p, s in settings.items() if p not in (OURS, *HINDSIGHT)}
+    if not rivals:
+        return targets
+    losses = mean_losses(results, settings)
+    rival = min(rivals, key=lambda name: losses[name])
+    ratios = ratio_by_seed(results, (OURS, settings[OURS]), (rival, rivals[rival]))
+    mine = trace_losses(results, OURS, settings[OURS])
+    theirs = trace_losses(results, rival, rivals[rival])
+    regrets = regret(results, OURS)
+    return [
+        Target(f"loss over that of {rival}", geometric_mean(ratios), 0.80),
+        Target("likewise, its upper 95 % bound over seeds", upper_bound(ratios), 0.80),
+        Target("traces on which that rival is better",
+               float(sum(mine[t] > theirs[t] for t in mine)), 1),
+        Target("regret in GPU-hours, 90 to 99.5 %", geometric_mean(regrets.values()), 1.10),
+        Target("likewise, the worst trace", max(regrets.values()), 1.25),
+        *targets,
+    ]  # fmt: skip
 
 
-def run_case(path: Path, seed: int, arguments: argparse.Namespace) -> tuple[str, list[Result]]:
-    """All policies on one trace at one seed, and what the trace became. Raises TraceError."""
-    kind = FLEETS[arguments.fleet]
-    trace = _long(cut(read_trace(path), length_s=60.0 * arguments.minutes), arguments.minutes)
-    name = path.name.partition(".")[0] + (f", seed {seed}" if arguments.seeds > 1 else "")
-    peak = scaled_to_peak(kind, trace, arguments.peak_replicas, arguments.startup_s, seed)
-    return results_of(Case(name, kind, peak, arguments.startup_s))
-
-
-def _long(trace: Trace, minutes: float) -> Trace:
-    """Raises TraceError: nothing would be left after the first 300 s."""
-    if trace.duration_s < 600:
-        raise TraceError(
-            f"{trace.name} has {trace.duration_s:.0f} s in its first {minutes:g} minutes: at least "
-            "600 s are needed, of which 300 s are not counted"
-        )
-    return trace
+def volumes(results: Sequence[Result], headroom: float) -> dict[str, dict[str, float]]:
+    """Hypervolumes of the frontiers by trace and policy, means over seeds."""
+    found: dict[str, dict[str, float]] = {}
+    for trace in dict.fromkeys(r.trace for r in results):
+        for policy in dict.fromkeys(r.policy for r in results):
+            values = []
+            for seed in sorted({r.seed for r in results}):
+                here = [r for r in results if (r.trace, r.seed) == (trace, seed)]
+                static = next(r.ratio for r in here if r.policy == STATIC)
+                values.append(hypervolume(here, policy, headroom * static))
+            found.setdefault(trace, {})[policy] = sum(values) / len(values)
+    return found
 
 
 def main() -> None:
@@ -267,41 +155,50 @@ def main() -> None:
         prog="benchmarks.autoscaling", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    plan = Plan()
     parser.add_argument("--trace", type=Path, nargs="+", required=True)
-    parser.add_argument("--fleet", choices=sorted(FLEETS), default="8b")
-    parser.add_argument("--peak-replicas", type=int, default=6)
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--fleet", choices=sorted(FLEETS), default=plan.fleet)
+    parser.add_argument("--peak-replicas", type=int, default=plan.peak_replicas)
+    parser.add_argument("--minutes", type=float, default=plan.minutes)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--startup-s", type=float, default=100)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--startup-s", type=float, default=plan.startup_s)
+    parser.add_argument("--kernel-s", type=float, default=plan.kernel_s)
+    parser.add_argument("--headroom", type=float, default=plan.headroom)
+    parser.add_argument("--slowdown", type=float, default=plan.slowdown)
+    parser.add_argument("--policy", nargs="+", choices=sorted(POLICIES), default=list(POLICIES))
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
     arguments = parser.parse_args()
-    console.print(f"settings: { {name: grid for name, (_, grid) in RIVALS.items()} }")
+    plan = Plan(**{name: getattr(arguments, name) for name in asdict(plan)})
+    policies = [OURS, *(name for name in arguments.policy if name != OURS)]
+    console.print(f"settings: { {name: POLICIES[name][1] for name in policies} }")
     results: list[Result] = []
-    jobs = [(path, seed) for path in arguments.trace for seed in range(arguments.seeds)]
     try:
-        with ProcessPoolExecutor(min(len(jobs), arguments.jobs)) as pool:
-            runs = [pool.submit(run_case, path, seed, arguments) for path, seed in jobs]
-            for run in runs:
-                sentence, found = run.result()
-                console.print(sentence)
-                results += found
-    except TraceError as error:
+        for path in arguments.trace:
+            for seed in range(arguments.seeds):
+                case = Case(path, seed, plan)
+                results += results_of(case, policies)
+                console.print(told(case))
+    except (TraceError, SimulationError) as error:
         console.print(f"[red]{error}[/red]")
         raise SystemExit(1) from error
-    best = best_settings(results)
-    show(results, best)
-    finish("autoscaling", [], figures(results, best, arguments), save=arguments.save)
+    settings = {**best_settings(results), OURS: DEFAULT}
+    show(results, settings)
+    finish("autoscaling", claims(results, settings),
+           figures(results, settings, plan, arguments), save=arguments.save)  # fmt: skip
 
 
 def figures(
-    results: list[Result], best: Mapping[str, float | None], arguments: argparse.Namespace
+    results: Sequence[Result],
+    settings: dict[str, float],
+    plan: Plan,
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
+    traces = [path.name for path in arguments.trace]
     return {
-        "set_up": {k: v for k, v in vars(arguments).items() if k not in ("trace", "save", "jobs")}
-        | {"traces": [path.name for path in arguments.trace]},
-        "best_settings": dict(best),
-        "mean_losses": mean_losses([r for r in results if best[r.policy] == r.setting]),
+        "set_up": asdict(plan) | {"traces": traces, "seeds": arguments.seeds},
+        "settings": settings,
+        "mean_losses": mean_losses(results, settings),
+        "hypervolumes": volumes(results, plan.headroom),
         "runs": [asdict(result) for result in results],
     }
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from tandem.simulate.requests import Fate
-from tandem.simulate.run import Run
+import numpy as np
 from tandem.simulate.scalers import Choice, Fixed
 from tandem.traces.trace import Trace
 from tandem_operator.plan.scaling.window import PoolWindow
 
+from benchmarks.autoscaling.compiled.state import FINISHED, SLOTS
+from benchmarks.autoscaling.fast import FastRun
 from benchmarks.autoscaling.resample import resample
 from benchmarks.autoscaling.setup import (
     LEAST_TTFT_S,
@@ -32,6 +33,7 @@ SLOT_S: Final = 10.0
 LONGEST_WINDOW: Final = 6
 """Slots over which a burst of prompts is looked at."""
 MARGINS: Final = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5)
+SHARES: Final = (0.5, 0.6, 0.7, 0.8, 0.9)
 _ROUNDS: Final = 3
 
 
@@ -50,13 +52,14 @@ class StaticPeak:
 
 
 def scaled_to_peak(
-    kind: FleetKind, trace: Trace, replicas: int, startup_s: float, seed: int
+    kind: FleetKind, trace: Trace, replicas: int, startup_s: float, kernel_s: float = 10.0
 ) -> StaticPeak:
-    """The trace, multiplied until its static peak is about so many replicas."""
+    """The trace at seed 0, multiplied until its static peak is about so many replicas."""
     factor = replicas / _estimate(needs(kind, trace, startup_s, PLENTY))
     for _ in range(_ROUNDS):
-        peak = static_peak(kind, resample(trace, factor, seed), factor, startup_s, replicas)
-        if abs(peak.replicas - replicas) <= max(1, replicas // 12):
+        larger = resample(trace, factor, 0, kernel_s)
+        peak = static_peak(kind, larger, factor, startup_s, replicas)
+        if abs(peak.replicas - replicas) <= max(1, replicas // 24):
             break
         factor *= replicas / peak.replicas
     return peak
@@ -65,32 +68,28 @@ def scaled_to_peak(
 def static_peak(
     kind: FleetKind, trace: Trace, factor: float, startup_s: float, about: int
 ) -> StaticPeak:
-    """Prefill first, beside plenty of decode replicas; then decode; then both, if need be."""
-    plenty = 3 * about
+    """Prefill first, with answers of one token; then decode; then both, if need be."""
+    plenty = min(3 * about, SLOTS)
+    short = replace(trace, output_tokens=[1] * len(trace))
 
-    def attained(prefill: int, decode: int) -> Score:
+    def attained(prefill: int, decode: int, of: Trace = trace) -> Score:
         sizes = {"prefill": prefill, "decode": decode}
-        return score(play(make_setup(kind, sizes, startup_s), trace, Fixed()), kind)
+        return score(play(make_setup(kind, sizes, startup_s), of, Fixed()), kind)
 
-    prefill = _least(lambda n: attained(n, plenty).attained >= GOAL, about // 2, plenty)
-    decode = _least(lambda n: attained(prefill, n).attained >= GOAL - 0.005, about // 2, plenty)
+    prefill = _least(lambda n: attained(n, 1, short).attained >= GOAL, plenty)
+    decode = _least(lambda n: attained(prefill, n).attained >= GOAL - 0.005, plenty)
     found = attained(prefill, decode)
-    while found.attained < GOAL and decode < plenty:
-        decode += 1
-        found = attained(prefill, decode)
+    while found.attained < GOAL and prefill + decode < 2 * plenty:
+        sizes = [(prefill + 1, decode), (prefill, decode + 1)]
+        scores = [attained(*size) for size in sizes]
+        better = int(scores[1].attained > scores[0].attained)
+        (prefill, decode), found = sizes[better], scores[better]
     return StaticPeak(trace, factor, {"prefill": prefill, "decode": decode}, found)
 
 
-def _least(enough: Callable[[int], bool], guess: int, most: int) -> int:
-    """The least number that is enough, looked for around a guess."""
-    guess = min(max(guess, 1), most)
-    if enough(guess):
-        while guess > 1 and enough(guess - 1):
-            guess -= 1
-        return guess
-    while guess < most and not enough(guess + 1):
-        guess += 1
-    return min(guess + 1, most)
+def _least(enough: Callable[[int], bool], most: int) -> int:
+    """The least number that is enough, by bisection; more never is worse."""
+    return 1 + bisect_right(range(1, most), False, key=enough)
 
 
 def _estimate(needed: Needs) -> float:
@@ -115,21 +114,16 @@ def needs(kind: FleetKind, trace: Trace, startup_s: float, plenty: int) -> Needs
     sizes = {"prefill": plenty, "decode": plenty}
     run = play(make_setup(kind, sizes, startup_s), trace, Fixed())
     slots = math.ceil(run.ended_s / SLOT_S) + 1
-    seconds = [0.0] * slots
-    for request, at_s in enumerate(trace.arrival_s):
-        tokens = trace.prompt_tokens[request] - run.requests.cached[request]
-        seconds[int(at_s / SLOT_S)] += _full_prompt_s(kind, tokens)
+    uncached = np.asarray(trace.prompt_tokens) - run.cached
+    slot = (np.asarray(trace.arrival_s) / SLOT_S).astype(np.int64)
+    per_token_s = prompt_s(kind.replica, 2048) / 2048
+    seconds = list(map(float, per_token_s * np.bincount(slot, uncached, slots)))
     streams = _streams(run, slots)
     most = most_streams(kind, trace)
     prefill = _prompt_needs(seconds)
     decode = [count / most for count in streams]
     hours = (sum(seconds) + sum(decode) * SLOT_S) * kind.replica.gpus / 3600
     return Needs({"prefill": prefill, "decode": decode}, hours)
-
-
-def _full_prompt_s(kind: FleetKind, tokens: int) -> float:
-    """A prompt's share of full chunks: what it costs a busy replica."""
-    return tokens * prompt_s(kind.replica, 2048) / 2048
 
 
 def _prompt_needs(seconds: Sequence[float]) -> list[float]:
@@ -145,18 +139,20 @@ def _prompt_needs(seconds: Sequence[float]) -> list[float]:
     return needed
 
 
-def _streams(run: Run, slots: int) -> list[float]:
+def _streams(run: FastRun, slots: int) -> list[float]:
     """Running streams on average in each slot."""
-    requests, total = run.requests, [0.0] * slots
-    for request, fate in enumerate(requests.fate):
-        if fate is not Fate.FINISHED:
-            continue
-        begin = requests.arrival_s[request] + requests.first_token_s[request]
-        end = requests.finished_s[request]
-        for slot in range(int(begin / SLOT_S), min(int(end / SLOT_S), slots - 1) + 1):
-            low, high = max(begin, slot * SLOT_S), min(end, (slot + 1) * SLOT_S)
-            total[slot] += max(high - low, 0.0) / SLOT_S
-    return total
+    begin = np.asarray(run.trace.arrival_s) + run.first_token_s
+    finished = run.fate == FINISHED
+    edges = np.arange(slots + 1) * SLOT_S
+
+    def seconds_before(at_s: Any) -> Any:
+        """Of all moments in `at_s`, the seconds that have passed since, at each edge."""
+        ordered = np.sort(at_s)
+        count = np.searchsorted(ordered, edges)
+        return count * edges - np.concatenate(([0.0], np.cumsum(ordered)))[count]
+
+    passed = seconds_before(begin[finished]) - seconds_before(run.finished_s[finished])
+    return list(map(float, np.diff(passed) / SLOT_S))
 
 
 def most_streams(kind: FleetKind, trace: Trace) -> int:
@@ -189,17 +185,21 @@ class Clairvoyant:
 def clairvoyant(
     kind: FleetKind, peak: StaticPeak, most: Mapping[str, int], startup_s: float
 ) -> tuple[Score, float]:
-    """The cheapest plan of all margins that keeps 99 %, else the one that keeps most; its margin.
+    """The cheapest plan that keeps 99 %, the static peak among them; GPU-hours of the work alone.
 
     Margins of the two pools are searched apart: prefill's first, beside a generous decode pool.
     """
-    needed = needs(kind, peak.trace, startup_s, 3 * peak.replicas)
+    needed = needs(kind, peak.trace, startup_s, min(3 * peak.replicas, SLOTS))
 
-    def played(prefill: float, decode: float) -> Score:
+    def played(prefill: float, decode: float, share: float = 0.0) -> Score:
         margins = {"prefill": prefill, "decode": decode}
         plan = {
-            name: [min(max(1, math.ceil(margins[name] * x)), most[name]) for x in values]
-            for name, values in needed.by_pool.items()
+            name: [
+                min(max(1, math.ceil(margins[name] * x), math.ceil(share * static)), most[name])
+                for x in values
+            ]
+            for name, static in peak.sizes.items()
+            for values in [needed.by_pool[name]]
         }
         sizes = {
             name: max(1, max(values[: int(startup_s / SLOT_S)])) for name, values in plan.items()
@@ -208,19 +208,21 @@ def clairvoyant(
         return score(play(make_setup(kind, sizes, startup_s), peak.trace, scaler), kind)
 
     generous = MARGINS[-1]
-    found: dict[tuple[float, float], Score] = {}
     first = _first_of(MARGINS, lambda m: played(m, generous).attained >= GOAL)
     second = _first_of(MARGINS, lambda m: played(first, m).attained >= GOAL - 0.003)
-    for prefill in MARGINS[MARGINS.index(first) : MARGINS.index(first) + 2]:
-        for decode in MARGINS[MARGINS.index(second) : MARGINS.index(second) + 2]:
-            found[prefill, decode] = played(prefill, decode)
-    good = [s for s in found.values() if s.attained >= GOAL]
-    best = (
-        min(good, key=lambda s: s.gpu_hours)
-        if good
-        else max(found.values(), key=lambda s: s.attained)
-    )
-    return best, needed.work_hours
+    found = [
+        played(prefill, decode)
+        for prefill in MARGINS[MARGINS.index(first) : MARGINS.index(first) + 2]
+        for decode in MARGINS[MARGINS.index(second) : MARGINS.index(second) + 2]
+    ]
+    good = [s for s in found if s.attained >= GOAL]
+    # Where margins alone do not do (waits behind long prompts), beside a share of the static sizes.
+    for share in () if good else SHARES:
+        found.append(played(first, second, share))
+        good = [s for s in found if s.attained >= GOAL]
+        if good:
+            break
+    return min([*good, peak.score], key=lambda s: s.gpu_hours), needed.work_hours
 
 
 def _first_of(values: Sequence[float], enough: Callable[[float], bool]) -> float:

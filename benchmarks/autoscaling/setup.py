@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 from tandem.plan.gpus import find_gpu
 from tandem.plan.known import find_model
 from tandem.plan.model import ServedModel
 from tandem.plan.replica import Replica
 from tandem.simulate.engine_spec import EngineSpec
 from tandem.simulate.pool import PoolSpec
-from tandem.simulate.report import output_token_s
-from tandem.simulate.requests import Fate
-from tandem.simulate.run import Run, Setup
+from tandem.simulate.run import Setup
 from tandem.simulate.scalers import Scaler
-from tandem.simulate.world import World
 from tandem.traces.trace import Trace
+
+from benchmarks.autoscaling.compiled.state import FINISHED
+from benchmarks.autoscaling.fast import FastRun, simulate
 
 SKIP_S: Final = 300.0
 EXPIRY_S: Final = 30.0
@@ -88,36 +89,34 @@ def make_setup(
     )
 
 
-def play(setup: Setup, trace: Trace, scaler: Scaler) -> Run:
+def play(setup: Setup, trace: Trace, scaler: Scaler) -> FastRun:
     """One run."""
-    return World(setup, trace, scaler).run()
+    return simulate(setup, trace, scaler)
 
 
-def score(run: Run, kind: FleetKind) -> Score:
+def score(run: FastRun, kind: FleetKind) -> Score:
     """Of all requests after the first SKIP_S, those within both targets; GPU-hours after it."""
-    requests = run.requests
-    counted = kept = 0
-    for request, at_s in enumerate(requests.arrival_s):
-        if at_s < SKIP_S:
-            continue
-        counted += 1
-        if requests.fate[request] is not Fate.FINISHED:
-            continue
-        uncached = requests.trace.prompt_tokens[request] - requests.cached[request]
-        if requests.first_token_s[request] > ttft_target_s(kind, uncached):
-            continue
-        if requests.trace.output_tokens[request] >= LEAST_OUTPUT_TOKENS:
-            tpot_s = output_token_s(run, request)
-            if tpot_s is not None and tpot_s > kind.tpot_s:
-                continue
-        kept += 1
-    skipped = next((s.replica_s for s in run.samples if s.at_s >= SKIP_S), run.replica_s)
-    replica_s = sum(all_s - before for all_s, before in zip(run.replica_s, skipped, strict=True))
+    trace = run.trace
+    arrival_s, outputs = np.asarray(trace.arrival_s), np.asarray(trace.output_tokens)
+    uncached = np.asarray(trace.prompt_tokens) - run.cached
+    kept = (run.fate == FINISHED) & (run.first_token_s <= _targets_s(kind, uncached))
+    more = np.maximum(outputs - 1, 1)
+    token_s = (run.finished_s - arrival_s - run.first_token_s) / more
+    kept &= (outputs < LEAST_OUTPUT_TOKENS) | (token_s <= kind.tpot_s)
+    counted = arrival_s >= SKIP_S
+    skipped = run.replica_s[min(np.searchsorted(run.at_s, SKIP_S), len(run.at_s) - 1)]
+    replica_s = float((run.replica_s[-1] - skipped).sum())
     return Score(
-        attained=kept / counted if counted else 1.0,
+        attained=float(kept[counted].mean()) if counted.any() else 1.0,
         gpu_hours=replica_s * kind.replica.gpus / 3600,
         scale_events_per_h=max(run.scale_events) / (run.ended_s / 3600),
     )
+
+
+def _targets_s(kind: FleetKind, uncached: Any) -> Any:
+    """ttft_target_s of many prompts."""
+    grid, places = np.unique(-(-uncached // _GRID_TOKENS), return_inverse=True)
+    return np.array([ttft_target_s(kind, int(n) * _GRID_TOKENS) for n in grid])[places]
 
 
 def ttft_target_s(kind: FleetKind, uncached_tokens: int) -> float:

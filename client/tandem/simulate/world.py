@@ -367,8 +367,10 @@ class World:
             self._end(request, Fate.EXPIRED, now_s)
 
     def _waiting(self, pool: PoolState) -> Waiting:
-        if pool is self._decode and self._prefill is not None:
+        if self._prefill is None:
+            return Waiting(len(self._held) + len(self._streams), self._held_tokens)
+        if pool is self._decode:
             # From zero a decode replica is needed as soon as anything waits for the fleet.
             held = len(self._held) if pool.size == 0 else 0
             return Waiting(len(self._streams) + held, 0)
-        return Waiting(len(self._held) + len(self._streams), self._held_tokens)
+        return Waiting(len(self._held), self._held_tokens)

@@ -9,6 +9,15 @@ from simulated_fleet import trace_of
 from tandem.traces.trace import Trace
 from tandem_operator.plan.scaling.window import Load, PoolWindow
 
+from benchmarks.autoscaling.claims import (
+    LEVELS,
+    Result,
+    best_settings,
+    hypervolume,
+    ratio_by_seed,
+    regret,
+    upper_bound,
+)
 from benchmarks.autoscaling.reference import _prompt_needs, clairvoyant, static_peak
 from benchmarks.autoscaling.resample import resample
 from benchmarks.autoscaling.rivals import (
@@ -131,3 +140,35 @@ def test_static_peak_is_the_least_that_keeps_99_percent() -> None:
     assert plan.attained >= 0.99
     assert plan.gpu_hours <= peak.score.gpu_hours * 1.05
     assert plan.gpu_hours > 0.5 * work_hours
+
+
+def result(policy: str, setting: float, attained: float, hours: float, seed: int = 0) -> Result:
+    found = Score(attained, hours, 0.0)
+    return Result("t", seed, policy, setting, found, found.loss(10.0), hours / 10.0)
+
+
+def test_the_setting_with_the_least_loss_counts() -> None:
+    results = [result("a", 0.1, 0.99, 15.0), result("a", 0.2, 0.97, 11.0), result("b", 1, 1.0, 9.0)]
+    assert best_settings(results) == {"a": 0.2, "b": 1}
+
+
+def test_regret_compares_hours_at_equal_attainment() -> None:
+    results = [result("a", 1, 0.999, 12.0), result("b", 1, 0.999, 10.0), result("b", 2, 0.93, 6.0)]
+    low = sum(level <= 0.93 for level in LEVELS)
+    expected = (2.0**low * 1.2 ** (len(LEVELS) - low)) ** (1 / len(LEVELS))
+    assert regret(results, "a")["t"] == pytest.approx(expected)
+    assert regret(results, "b")["t"] == pytest.approx(1.0)
+
+
+def test_a_level_that_is_never_reached_saves_nothing() -> None:
+    assert hypervolume([result("a", 1, 0.5, 1.0)], "a", 2.0) == 0
+    assert hypervolume([result("a", 1, 0.999, 10.0)], "a", 2.0) == pytest.approx(0.5)
+
+
+def test_a_claim_has_a_bound_over_seeds() -> None:
+    results = [result("a", 1, 1.0, hours, seed) for seed, hours in enumerate((8.0, 9.0, 10.0))]
+    results += [result("b", 1, 1.0, 10.0, seed) for seed in range(3)]
+    ratios = ratio_by_seed(results, ("a", 1), ("b", 1))
+    assert ratios == pytest.approx([0.8, 0.9, 1.0])
+    assert 0.9 < upper_bound(ratios) < 1.2
+    assert upper_bound(ratios[:1]) == float("inf")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from math import log
 
 from tandem_operator.plan.scaling.state import Sample, ScalingState, Seen
 
@@ -21,17 +22,18 @@ LEVELS = tuple(0.25 * 2.0 ** (i / 2.0) for i in range(24))
 FORGET = 0.998
 """What a new moment leaves of older ones of its kind."""
 MOST_SEEN = 48
-"""Pairs of a kind and what followed: they are kept in a status."""
+"""Pairs of a kind and what followed: they are kept in a status, so the most alike become one."""
+SMALL = 0.1
+"""Replicas: needs under it are alike."""
 LEAST_SEEN = 1e-3
 """Moments; what is left of fewer is forgotten."""
 BURST = 1.5
 """Kinds between a moment and a burst that follows on it."""
-MARGIN = 1.41
-"""Of what is provided for bursts, half an octave."""
+MARGIN = 1.25
+"""Of what is provided for bursts."""
 PRIOR = 4.0
 """Weight of "the need stays" before anything was seen."""
 SHORTEST_S = 8.0
-ALMOST = 1e-9
 
 
 def look(state: ScalingState, need: float, startup_s: float, now_s: float) -> ScalingState:
@@ -50,7 +52,7 @@ def look(state: ScalingState, need: float, startup_s: float, now_s: float) -> Sc
         ended = past[-1]
         first = max((i for i, s in enumerate(past) if s.at_s <= ended.at_s - startup_s), default=-1)
         if first >= 0:
-            seen = _counted(seen, level(past[first].need), ended.need)
+            seen = _counted(seen, Seen(level(past[first].need), ended.need, 1.0))
             past = past[first:]
     past.append(Sample(now_s, need))
     return replace(state, past=tuple(past), seen=seen)
@@ -99,37 +101,46 @@ def _groups(seen: tuple[Seen, ...], price: float) -> list[_Group]:
 
 
 def _cheapest(seen: list[Seen], price: float) -> float:
-    """The need for which keeping replicas and missing work cost the least together."""
+    """The need for which keeping replicas and missing work cost the least together: a quantile of
+    what followed, weighted by its work."""
     moments = PRIOR + sum(one.moments for one in seen)
-    sizes = [0.0, *(one.work / one.moments for one in seen)]
-    return min(sizes, key=lambda size: (size * moments + price * _missed(seen, size), size))
-
-
-def _missed(seen: list[Seen], size: float) -> float:
-    """Work that needed more than this."""
-    return sum(one.work for one in seen if one.work > size * one.moments * (1.0 + ALMOST))
+    largest_first = sorted(seen, key=lambda one: -one.followed)
+    best, cheapest, missed = 0.0, price * sum(one.followed * one.moments for one in seen), 0.0
+    for one in largest_first:
+        cost = one.followed * moments + price * missed
+        if cost <= cheapest:
+            best, cheapest = one.followed, cost
+        missed += one.followed * one.moments
+    return best
 
 
 def _safe(group: _Group) -> float:
     """Of bursts less is known than of load that stays: the next one may be larger."""
-    usual = sum(s.kind * s.moments for s in group.seen) / sum(s.moments for s in group.seen)
+    moments = sum(one.moments for one in group.seen)
+    usual = sum(one.kind * one.moments for one in group.seen) / moments
     return MARGIN * group.size if level(group.size) > usual + BURST else group.size
 
 
-def _counted(seen: tuple[Seen, ...], kind: int, need: float) -> tuple[Seen, ...]:
-    """With one more moment of this kind that was followed by this need."""
-    followed = level(need)
-    kept, new = [], Seen(kind, followed, 1.0, need)
+def _counted(seen: tuple[Seen, ...], new: Seen) -> tuple[Seen, ...]:
+    """With one more moment, which its kind's older ones fade behind."""
+    kept = [new]
     for one in seen:
-        if one.kind != kind:
-            kept.append(one)
-            continue
-        old = Seen(kind, one.followed, FORGET * one.moments, FORGET * one.work)
-        if one.followed == followed:
-            new = Seen(kind, followed, old.moments + 1.0, old.work + need)
-        elif old.moments > LEAST_SEEN:
-            kept.append(old)
-    kept.append(new)
+        moments = one.moments * (FORGET if one.kind == new.kind else 1.0)
+        if moments > LEAST_SEEN:
+            kept.append(Seen(one.kind, one.followed, moments))
+    kept.sort()
     if len(kept) > MOST_SEEN:
-        kept.remove(min(kept[:-1], key=lambda one: one.moments + one.work))
-    return tuple(sorted(kept, key=lambda one: (one.kind, one.followed)))
+        i = min(range(len(kept) - 1), key=lambda k: _apart(kept[k], kept[k + 1]))
+        one, other = kept[i : i + 2]
+        moments = one.moments + other.moments
+        work = one.followed * one.moments + other.followed * other.moments
+        # Of two kinds, the lower one: what followed on less load counts for more of it too.
+        kept[i : i + 2] = [Seen(one.kind, work / moments, moments)]
+    return tuple(kept)
+
+
+def _apart(one: Seen, other: Seen) -> float:
+    """What is lost if two neighbours become one: little where they are alike, or seldom seen."""
+    kinds = abs(other.kind - one.kind)
+    gap = abs(log((other.followed + SMALL) / (one.followed + SMALL)))
+    return (gap + kinds) * min(one.moments, other.moments)

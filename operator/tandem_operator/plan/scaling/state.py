@@ -20,16 +20,14 @@ class Sample:
 
 
 class Seen(NamedTuple):
-    """Past moments of one kind that were followed, a start-up time later, by about one need."""
+    """Past moments of one kind that were followed, a start-up time later, by about this need."""
 
     kind: int
     """By their own need (forecast.level)."""
-    followed: int
-    """Likewise, of what followed."""
+    followed: float
+    """In replicas, their mean."""
     moments: float
     """How many, older ones counted less."""
-    work: float
-    """The sum of the needs that followed."""
 
 
 @dataclass(frozen=True)
