@@ -480,3 +480,28 @@ def test_blocks_that_are_pinned_outlive_other_prompts(make_engine: MakeEngine) -
     assert engine.keeping.pinned_tokens(keys) < 160
     engine.keeping.unpin(keys)
     engine.check_integrity()
+
+
+def test_what_is_kept_after_a_drop_is_not_dropped(make_engine: MakeEngine) -> None:
+    jobs = JobThread()
+    engine = make_engine(tiers=cache(memory_pages=12, jobs=jobs), page_tokens=PAGE)
+    assert keep(engine, DOCUMENTS[0], "memory") is not None
+    held, letting_go = threading.Event(), threading.Event()
+    jobs.put(lambda: (held.set(), letting_go.wait(20))[0], urgent=True)
+    assert held.wait(20)
+    assert engine.tiers is not None
+    engine.tiers.drop("book")
+    request = Request(
+        "again", DOCUMENTS[1], Sampling(max_tokens=1), export=True, keep=Keep("book", "memory")
+    )
+    assert engine.add(request) is None  # its look-up is urgent, and waits behind the drop
+    letting_go.set()
+    while engine.has_work or engine.stats().waiting:
+        engine.step()
+    until(lambda: bool(engine.keeping.offered("again")))
+    told: list[Kept | None] = []
+    engine.tiers.kept("book", told.append)
+    until(lambda: bool(told))
+    assert told[0] is not None
+    assert told[0].stored == 4
+    engine.close()

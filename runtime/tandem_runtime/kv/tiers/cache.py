@@ -218,7 +218,8 @@ class TierCache:
 
     def drop(self, name: str) -> None:
         """Keep nothing under this name any more; pages stay as long as they are worth it."""
-        self._jobs.put(lambda: self._kept.drop(name))
+        # In order with `fetch`: what is kept under the name from then on is not meant.
+        self._jobs.put(lambda: self._kept.drop(name), urgent=True)
 
     @property
     def room_pages(self) -> int:
