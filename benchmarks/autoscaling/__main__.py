@@ -19,6 +19,7 @@ with --seeds 5, for each --fleet.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -183,7 +184,12 @@ def main() -> None:
         raise SystemExit(1) from error
     settings = {**best_settings(results), OURS: DEFAULT}
     show(results, settings)
-    finish("autoscaling", claims(results, settings),
+    claimed = claims(results, settings)
+    for target in claimed:
+        if not math.isfinite(target.value):
+            console.print(f"{target.name}: not reached, or not known from one seed")
+    claimed = [target for target in claimed if math.isfinite(target.value)]
+    finish("autoscaling", claimed,
            figures(results, settings, plan, arguments), save=arguments.save)  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def static_peak(
     prefill = _least(lambda n: attained(n, 1, short).attained >= GOAL, plenty)
     decode = _least(lambda n: attained(prefill, n).attained >= GOAL - 0.005, plenty)
     found = attained(prefill, decode)
-    while found.attained < GOAL and prefill + decode < 2 * plenty:
+    while found.attained < GOAL and max(prefill, decode) < plenty:
         sizes = [(prefill + 1, decode), (prefill, decode + 1)]
         scores = [attained(*size) for size in sizes]
         better = int(scores[1].attained > scores[0].attained)

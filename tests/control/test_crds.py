@@ -134,7 +134,7 @@ REFUSED = {
         "should be greater than or equal to 30",
     ),
     "equal bands": (
-        policy(bands={"lowPercent": 85}),
+        policy(bands={"lowPercent": 95}),
         "lowPercent must be under highPercent: a size between the bands is one that stays",
     ),
     "bands the wrong way round": (

@@ -27,9 +27,9 @@ class Bands(ApiModel):
         ),
     )
 
-    high_percent: Percent = 85
+    high_percent: Percent = 95
     """A load over this share of what the replicas can take adds replicas."""
-    low_percent: Percent = 70
+    low_percent: Percent = 75
     """Replicas are removed only if the load stays under this share of what the others can take."""
     tolerance_percent: Annotated[int, Field(ge=0, le=100)] = 10
     """By how much a percentile may exceed its target before that corrects the learned capacity."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tandem_operator.plan.scaling.decision import ScaleReason
 from tandem_operator.plan.scaling.law import decide
+from tandem_operator.plan.scaling.need import _spare
 from tandem_operator.plan.scaling.policy import Policy
 from tandem_operator.plan.scaling.state import ScalingState
 from tandem_operator.plan.scaling.window import Load, PoolWindow
@@ -246,3 +247,9 @@ def test_a_backlog_is_no_sign_of_a_wrong_capacity(plant: Make) -> None:
         pool.tick(prompt_tokens_s=(0.5 if tick < 20 else 3.0) * RATE)
     assert max(d.numbers.latency_ms or 0.0 for d in pool.decisions) > 5000.0
     assert pool.state.trim == 1.0
+
+
+def test_long_prompts_get_replicas_to_wait_less_and_short_ones_none() -> None:
+    assert _spare(6.0, own_s=0.3, slack_s=0.6) > 4.0 * _spare(6.0, own_s=0.03, slack_s=0.9)
+    assert _spare(6.0, own_s=3.0, slack_s=0.1) == pytest.approx(2.33 * 5.0**0.5)
+    assert _spare(1.0, own_s=3.0, slack_s=0.1) == 0.0

@@ -215,7 +215,7 @@ def test_idle_pools_sleep_and_are_woken(tmp_path: Path) -> None:
         ({}, "other", "ScalingPolicy calm does not exist in namespace"),
         ({"gpuBudget": 1}, "calm", "gpuBudget of ScalingPolicy calm is 1"),
         ({"mode": "Loud"}, "calm", "spec.mode: input should be 'Active' or 'Shadow'"),
-        ({"bands": {"lowPercent": 90}}, "calm", "lowPercent must be under highPercent"),
+        ({"bands": {"lowPercent": 95}}, "calm", "lowPercent must be under highPercent"),
     ],
 )
 def test_a_bad_policy_is_refused_with_a_sentence(

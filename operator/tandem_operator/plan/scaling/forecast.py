@@ -29,7 +29,7 @@ LEAST_SEEN = 1e-3
 """Moments; what is left of fewer is forgotten."""
 BURST = 1.5
 """Kinds between a moment and a burst that follows on it."""
-MARGIN = 1.25
+MARGIN = 1.1
 """Of what is provided for bursts."""
 PRIOR = 4.0
 """Weight of "the need stays" before anything was seen."""

@@ -14,6 +14,7 @@ larger of the two.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log, sqrt
 
 from tandem_operator.plan.scaling.capacity import prompt_rate, step_s, streams_at
 from tandem_operator.plan.scaling.policy import Policy
@@ -24,6 +25,12 @@ from tandem_operator.plan.scaling.window import Load, StepCost
 MOST_WINDOWS = 24
 LEAST_SLACK = 0.25
 """Of the target, for prompts that take most of it themselves."""
+WAITS = 0.01
+"""Of prompts, may wait for longer than their slack."""
+SPREAD = 2.33
+"""Standard deviations that WAITS is away from the mean."""
+UNEVEN = 2.0
+"""The work beside which a prompt waits is that of long ones, over the mean prompt's."""
 STEADY_S = 15.0
 """Over which running streams are averaged: their number at one moment is chance."""
 Arrivals = tuple[tuple[float, float], ...]
@@ -97,9 +104,23 @@ def _prompts(policy: Policy, rate: float, arrivals: Arrivals, load: Load, startu
     own_s = (load.prompt_tokens / load.requests if load.requests else 0.0) / rate
     slack_s = max(target_s - own_s, LEAST_SLACK * target_s) if tokens else target_s
     asked = most_work(arrivals, slack_s)
+    asked += rate * _spare(asked / rate, own_s, slack_s)
     # What waits has to be gone by the time that a new replica serves.
     demand = asked + load.queued_tokens / (startup_s + slack_s)
     return Need(demand, rate, demand / rate, asked / rate)
+
+
+def _spare(busy: float, own_s: float, slack_s: float) -> float:
+    """Replicas beside the busy ones, so that few prompts wait for longer than their slack.
+
+    A prompt takes one replica for its own time, however many there are. In M/M/c the wait exceeds t
+    with a chance of P(wait) x exp(-(c - busy) t / service): WAITS of one either way, by so many
+    that hardly any waits (square-root staffing), or by waits that are short. Where one replica does
+    the work there is none: for chance alone the pool would cost twice as much.
+    """
+    by_count = SPREAD * sqrt(max(busy - 1.0, 0.0))
+    by_wait = -log(WAITS) * UNEVEN * own_s / slack_s
+    return min(by_count, by_wait)
 
 
 def _streams(

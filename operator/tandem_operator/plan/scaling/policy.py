@@ -21,9 +21,9 @@ class Policy:
     """Target of the time to first token; the law of a decode pool does not look at it."""
     tpot_ms: float = DEFAULT_TPOT_MS
     """Target of the time per output token; the law of a prefill pool does not look at it."""
-    high_percent: int = 85
+    high_percent: int = 95
     """Load over this share of what the replicas can take scales out."""
-    low_percent: int = 70
+    low_percent: int = 75
     """A size is left for a smaller one only if that one's load stays under this share."""
     tolerance_percent: int = 10
     """A percentile over its target by less than this is no breach."""
