@@ -172,7 +172,7 @@ async def serving_pods() -> AsyncIterator[MakePod]:
         handoff_port = 0
         if pod.exporter is not None:
             handoff_port = await pod.exporter.listen("127.0.0.1", 0)
-        pod.keep_contexts()
+        await pod.keep_contexts()
         server = HttpServer("127.0.0.1", 0)
         server.app = create_pod_app(pod, inference_service(pod))
         port = await server.start()

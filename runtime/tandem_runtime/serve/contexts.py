@@ -75,12 +75,16 @@ class PodContexts:
         """Ids, in the order in which they changed."""
         self._settling: tuple[str, asyncio.Task[None]] | None = None
 
+    async def load(self) -> None:
+        """What a pod before this one kept. Before anybody asks, who would be told of none."""
+        if self._files is None:
+            return
+        for context in await asyncio.to_thread(self._files.load):
+            if context.fleet == self._model.card.fleet and self._book.take(context):
+                self._unsettled[context.id] = None
+
     async def run(self) -> None:
         """Until cancelled."""
-        if self._files is not None:
-            for context in await asyncio.to_thread(self._files.load):
-                if context.fleet == self._model.card.fleet and self._book.take(context):
-                    self._unsettled[context.id] = None
         while True:
             self._look_around()
             while self._unsettled:

@@ -100,14 +100,15 @@ class Pod:
 
     async def open(self) -> None:
         """Keeps contexts, listens for pods that want KV of this one, and watches the devices."""
-        self.keep_contexts()
+        await self.keep_contexts()
         if self.options.engine.device == "cuda":
             self.devices.start()
         if self.exporter is not None:
             await self.exporter.listen(self.options.host, self.options.handoff_port)
 
-    def keep_contexts(self) -> None:
+    async def keep_contexts(self) -> None:
         """From now on, until it is closed."""
+        await self.contexts.load()
         self._keeping = asyncio.create_task(self.contexts.run(), name="the keeping of contexts")
 
     async def close(self) -> None:

@@ -233,6 +233,24 @@ async def test_pages_and_context_are_there_again_after_a_crash(
     assert ids(answered) == continuation(list(range(10)), 5)
 
 
+async def test_a_pod_that_answers_knows_what_was_kept_before(
+    make_pod: MakePod, client_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await make_pod(tiers=tiers_of("disk", tmp_path), disk=tmp_path)
+    made = await create(client_of(first), ttl_seconds=600)
+    await status(client_of(first), made["id"], "ready")
+    await first.end()
+    load = ContextFiles.load
+
+    def slow(files: ContextFiles) -> list[Context]:
+        time.sleep(0.5)
+        return load(files)
+
+    monkeypatch.setattr(ContextFiles, "load", slow)
+    second = await make_pod(tiers=tiers_of("disk", tmp_path), disk=tmp_path)
+    assert (await get(client_of(second), made["id"]))["id"] == made["id"]
+
+
 async def test_damaged_pages_are_computed_and_kept_again(
     make_pod: MakePod, client_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
