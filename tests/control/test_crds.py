@@ -338,6 +338,10 @@ REFUSED = {
         model(quantization={"weights": "int3"}),
         'supported values: "none", "fp8", "int8", "int4"',
     ),
+    "nothing to exclude from": (
+        model(quantization={"exclude": ["attention"]}),
+        "exclude is of weights that are quantised; set weights, or leave exclude out",
+    ),
     "unknown cache": (
         model(quantization={"kvCache": "int8"}),
         'supported values: "auto", "fp8"',
@@ -435,6 +439,7 @@ ACCEPTED = {
     "fp8": model(quantization={"weights": "fp8", "kvCache": "fp8"}),
     "int8": model(quantization={"weights": "int8"}),
     "int4": model(quantization={"weights": "int4", "kvCache": "auto"}),
+    "partly": model(quantization={"weights": "fp8", "exclude": ["attention", "last-layer"]}),
 }
 
 
