@@ -10,6 +10,7 @@ from tandem_operator.api.fleet import Objective, Objectives, PoolTemplate
 from tandem_operator.api.scaling_policy import ScalingPolicySpec
 from tandem_operator.names import Reason
 from tandem_operator.plan.scaling.policy import DEFAULT_TPOT_MS, DEFAULT_TTFT_MS, Policy
+from tandem_operator.plan.schedules import Field, least_gpus, schedule_fault, schedules_of
 from tandem_operator.plan.views import FleetView, PoolView, ScalingPolicyView
 
 if TYPE_CHECKING:
@@ -54,9 +55,14 @@ class Scalings:
     """By pool name."""
 
 
+def field_of(pool: PoolView) -> Field:
+    """The field of a fleet's spec, and of a schedule, that is this pool."""
+    return "prefill" if pool.spec.role == "prefill" else "decode"
+
+
 def template_of(fleet: FleetView, pool: PoolView) -> PoolTemplate | None:
     """The part of the fleet's spec that is this pool."""
-    return fleet.spec.prefill if pool.spec.role == "prefill" else fleet.spec.decode
+    return fleet.spec.prefill if field_of(pool) == "prefill" else fleet.spec.decode
 
 
 def scalings(
@@ -91,6 +97,13 @@ def scalings(
                 "promql",
             )
             continue
+        fault = schedule_fault(spec, field_of(pool), template.scaling)
+        if fault is not None and ref is not None:
+            troubles[pool.name] = Trouble(
+                Reason.SCHEDULE_UNUSABLE,
+                f"ScalingPolicy {ref.name}: {fault}; Pool {pool.name} keeps its size",
+            )
+            continue
         group = shared.setdefault(ref.name if ref is not None else None, {})
         group[pool.name] = _pool_policy(fleet, pool, template, spec)
     groups: list[Group] = []
@@ -107,12 +120,13 @@ def scalings(
 def _budget_trouble(
     name: str | None, members: Mapping[str, PoolPolicy], budget: int | None
 ) -> Trouble | None:
-    least = sum(m.law.gpus_per_replica * m.law.min_replicas for m in members.values())
+    least, schedule = least_gpus(member.law for member in members.values())
     if budget is None or least <= budget:
         return None
     return Trouble(
         Reason.BUDGET_TOO_SMALL,
-        f"minReplicas of {', '.join(sorted(members))} take {least} GPUs, and gpuBudget of "
+        f"minReplicas of {', '.join(sorted(members))} take {least} GPUs"
+        f"{f' in schedule {schedule}' if schedule else ''}, and gpuBudget of "
         f"ScalingPolicy {name} is {budget}; the pools keep their sizes. Raise gpuBudget, or lower "
         "minReplicas",
     )
@@ -147,6 +161,7 @@ def _pool_policy(
         in_interval_s=float(spec.steps.scale_in.interval_seconds),
         idle_s=float(spec.windows.idle_seconds) if bounds.min_replicas == 0 else None,
         gpus_per_replica=template.accelerator.count if template.accelerator else 1,
+        schedules=schedules_of(spec, field_of(pool)),
     )
     promql = spec.promql.model_dump(by_alias=True, exclude_none=True) if spec.promql else {}
     shadow = spec.mode == "Shadow"
