@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tandem_operator.api.fleet import Objective, Objectives, PoolTemplate
+from tandem_operator.api.fleet import Objective, Objectives, PoolTemplate, Scaling
 from tandem_operator.api.scaling_policy import ScalingPolicySpec
 from tandem_operator.names import Reason
 from tandem_operator.plan.scaling.policy import DEFAULT_TPOT_MS, DEFAULT_TTFT_MS, Policy
@@ -80,30 +80,13 @@ def scalings(
         template = template_of(fleet, pool)
         if template is None or template.scaling is None:
             continue
-        ref = template.scaling.policy_ref
-        if ref is not None and ref.name not in known:
-            troubles[pool.name] = Trouble(
-                Reason.POLICY_NOT_FOUND,
-                f"ScalingPolicy {ref.name} does not exist in namespace {fleet.namespace}; Pool "
-                f"{pool.name} keeps its size. Create the policy, or remove policyRef",
-            )
-            continue
-        spec = known[ref.name] if ref is not None else ScalingPolicySpec()
-        if spec.promql is not None and ref is not None and not prometheus:
-            troubles[pool.name] = Trouble(
-                Reason.PROMETHEUS_MISSING,
-                f"ScalingPolicy {ref.name} has promql, and the operator knows no Prometheus; Pool "
-                f"{pool.name} keeps its size. Set TANDEM_PROMETHEUS_URL of the operator, or remove "
-                "promql",
-            )
-            continue
-        fault = schedule_fault(spec, field_of(pool), template.scaling)
-        if fault is not None and ref is not None:
-            troubles[pool.name] = Trouble(
-                Reason.SCHEDULE_UNUSABLE,
-                f"ScalingPolicy {ref.name}: {fault}; Pool {pool.name} keeps its size",
-            )
-            continue
+        ref, spec = template.scaling.policy_ref, ScalingPolicySpec()
+        if ref is not None:
+            trouble = _trouble(ref.name, known.get(ref.name), pool, template.scaling, prometheus)
+            if trouble is not None:
+                troubles[pool.name] = trouble
+                continue
+            spec = known[ref.name]
         group = shared.setdefault(ref.name if ref is not None else None, {})
         group[pool.name] = _pool_policy(fleet, pool, template, spec)
     groups: list[Group] = []
@@ -115,6 +98,29 @@ def scalings(
         else:
             troubles |= dict.fromkeys(members, trouble)
     return Scalings(tuple(groups), troubles)
+
+
+def _trouble(
+    name: str, spec: ScalingPolicySpec | None, pool: PoolView, own: Scaling, prometheus: bool
+) -> Trouble | None:
+    """Why a pool with the bounds `own` cannot follow the policy of that name."""
+    keeps = f"Pool {pool.name} keeps its size"
+    if spec is None:
+        return Trouble(
+            Reason.POLICY_NOT_FOUND,
+            f"ScalingPolicy {name} does not exist in namespace {pool.namespace}; {keeps}. Create "
+            "the policy, or remove policyRef",
+        )
+    if spec.promql is not None and not prometheus:
+        return Trouble(
+            Reason.PROMETHEUS_MISSING,
+            f"ScalingPolicy {name} has promql, and the operator knows no Prometheus; {keeps}. Set "
+            "TANDEM_PROMETHEUS_URL of the operator, or remove promql",
+        )
+    fault = schedule_fault(spec, field_of(pool), own)
+    if fault is not None:
+        return Trouble(Reason.SCHEDULE_UNUSABLE, f"ScalingPolicy {name}: {fault}; {keeps}")
+    return None
 
 
 def _budget_trouble(
