@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -69,6 +70,10 @@ def simulate_command(
     prompt_tokens: Annotated[float, typer.Option(help="Mean, of a synthetic load.")] = 1000.0,
     output_tokens: Annotated[float, typer.Option(help="Mean, of a synthetic load.")] = 200.0,
     start_s: Annotated[float, typer.Option(help="Where in the trace to begin.")] = 0.0,
+    begins_at: Annotated[
+        str,
+        typer.Option(help="When that is, for a policy's schedules: 2024-01-01T08:00+01:00, say."),
+    ] = "2024-01-01T00:00Z",
     speed: Annotated[float, typer.Option(help="Replay so many times as fast.")] = 1.0,
     rate_share: Annotated[
         float, typer.Option(help="Share of a rate file's requests to make.")
@@ -124,7 +129,7 @@ def simulate_command(
 
     replayed = _attempt(requests)
     begun_s = time.perf_counter()
-    run = _attempt(lambda: _simulate(fleet, policy, hardware(), replayed))
+    run = _attempt(lambda: _simulate(fleet, policy, hardware(), replayed, _unix_s(begins_at)))
     took_s = time.perf_counter() - begun_s
     _print(run, skip_s, took_s)
     title = f"{fleet.stem} under {replayed.name}"
@@ -136,11 +141,25 @@ def simulate_command(
         write_html(run, summary_rows(summarise(run, skip_s)), title, html)
 
 
-def _simulate(fleet: Path, policy: Path | None, hardware: Hardware, trace: Trace) -> Run:
+def _unix_s(text: str) -> float:
+    """Raises SimulationError."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise SimulationError(
+            f"--begins-at {text} is no date and time: give 2024-01-01T08:00 (UTC) or "
+            "2024-01-01T08:00+01:00"
+        ) from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def _simulate(
+    fleet: Path, policy: Path | None, hardware: Hardware, trace: Trace, begins_s: float
+) -> Run:
     view = read_fleet(fleet)
     policies = () if policy is None else read_policies(policy)
     setup = make_setup(view.spec, hardware)
-    return World(setup, trace, make_scaler(view, setup, policies)).run()
+    return World(setup, trace, make_scaler(view, setup, policies, begins_s)).run()
 
 
 def run_json(run: Run, skip_s: float) -> dict[str, Any]:
