@@ -30,6 +30,7 @@ from tandem.plan.commands import (
 from tandem.plan.errors import PlanError
 from tandem.plan.known import KNOWN, find_model
 from tandem.plan.model import ServedModel
+from tandem.simulate.nodes.command import simulate_nodes_command
 from tandem.simulate.objects import Hardware, make_scaler, make_setup, read_fleet, read_policies
 from tandem.simulate.plot import summary_rows, write_html, write_png
 from tandem.simulate.report import course, summarise
@@ -48,6 +49,7 @@ T = TypeVar("T")
 def register(app: typer.Typer) -> None:
     """Adds the command to the `tandem` program."""
     app.command("simulate")(simulate_command)
+    app.command("simulate-nodes")(simulate_nodes_command)
 
 
 def simulate_command(
