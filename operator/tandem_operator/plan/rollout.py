@@ -2,7 +2,7 @@
 
 `next_step` sees every pool of a fleet at once, since a revision serves only with a Ready prefill
 and a Ready decode pod. No step counter is stored: the step follows from the pods, so a restarted
-operator continues. `all_steps` iterates it on an idealised cluster.
+operator continues.
 
 Words. A pool of `size` pods moves to revision `target`; `serving` is the revision that was last
 rolled out completely. A pod is *leaving* once it drains. A revision is *routable* when the gateway
@@ -371,38 +371,3 @@ def _returning(pool: PoolState, revision: str, count: int) -> tuple[str, ...]:
     gone = [m for m in pool.members if m.leaving and m.ready and not m.displaced]
     able = [m for m in gone if m.revision == revision]
     return tuple(m.name for m in sorted(able, key=lambda m: m.slot)[:count])
-
-
-# -- the whole way ---------------------------------------------------------------------------------
-
-
-def all_steps(pools: Sequence[PoolState], limit: int = 10_000) -> list[Step]:
-    """Every step until nothing is left to do, on a cluster where each step succeeds at once.
-
-    Raises RuntimeError when `limit` steps are not enough: the rollout would never end.
-    """
-    states = list(pools)
-    steps: list[Step] = []
-    for serial in range(limit):
-        step = next_step(states)
-        if step.idle and all(m.ready and not m.leaving for p in states for m in p.members):
-            return steps
-        steps.append(step)
-        states = [
-            _settled(state, pool_step, serial)
-            for state, pool_step in zip(states, step.pools, strict=True)
-        ]
-    raise RuntimeError(f"no end after {limit} steps")
-
-
-def _settled(pool: PoolState, step: PoolStep, serial: int) -> PoolState:
-    """The pool after a step: what left is gone, what was made last time is Ready."""
-    kept = [m for m in pool.members if not m.leaving and m.name not in step.leave]
-    stayed = [m for m in pool.members if m.name in step.stay]
-    members = [replace(m, ready=not m.broken and not m.starved, leaving=False) for m in kept]
-    members += [replace(m, leaving=False) for m in stayed]
-    members += [
-        Member(f"{revision}-{serial}-{i}", revision, alone=pool.role == "both")
-        for i, revision in enumerate(step.create)
-    ]
-    return replace(pool, members=tuple(members))

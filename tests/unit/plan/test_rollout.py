@@ -14,11 +14,11 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from ideal_rollout import all_steps
 from tandem_operator.plan.rollout import (
     Member,
     PoolState,
     PoolStep,
-    all_steps,
     complete,
     next_step,
     routable,
