@@ -50,13 +50,11 @@ class Cluster:
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
         self._failures = failures
-        names = [f"node-{i:05d}" for i in range(spec.nodes)]
+        self._names = names = [f"node-{i:05d}" for i in range(spec.nodes)]
         self._nodes = {n: Node(n, i // spec.rack_nodes, healthy(n)) for i, n in enumerate(names)}
         self._views = {name: node.view for name, node in self._nodes.items()}
-        self._names = names
         self._racks = {name: node.rack for name, node in self._nodes.items()}
-        self._on: dict[str, dict[str, Pool]] = {name: {} for name in names}
-        """Pods by node."""
+        self._on: dict[str, dict[str, Pool]] = {name: {} for name in names}  # Pods by node.
         self._placed: dict[str, PlacedPod] = {}
         self._free = dict.fromkeys(names)
         """Nodes without pods, in the order in which they became so."""
@@ -391,7 +389,9 @@ class Cluster:
     def _measure(self, pool: Pool) -> None:
         nodes = {uid: pod.node for uid, pod in pool.pods.items()}
         for straggler in self._watch.window(pool, nodes):
-            self._found.setdefault(straggler.pod_uid, straggler)
+            if straggler.pod_uid in self._found:
+                continue
+            self._found[straggler.pod_uid] = straggler
             node = self._nodes[nodes[straggler.pod_uid]]
             if node.failure and node.slow > 1.0:
                 self.counts.found_after_s.append(self.now_s - node.failure.at_s)
