@@ -12,7 +12,7 @@ from tandem_operator.plan.scaling.law import decide
 from tandem_operator.plan.scaling.need import _spare
 from tandem_operator.plan.scaling.policy import Policy
 from tandem_operator.plan.scaling.state import ScalingState
-from tandem_operator.plan.scaling.window import Load, PoolWindow
+from tandem_operator.plan.scaling.window import Load, PoolWindow, StepSums
 
 Make = Callable[..., Any]
 RATE = 47_700.0
@@ -29,6 +29,30 @@ def test_prefill_follows_prompt_tokens_and_decode_streams(plant: Make) -> None:
     # more prefill replicas, of which the low band lets some stay.
     assert 6 <= prefill.size <= 8
     assert decode.size == 5
+
+
+def test_more_streams_are_not_taken_for_longer_ones() -> None:
+    """After a burst of streams, twice the load that runs now once asked for less than it alone."""
+    steps = StepSums(20.0, 20.0, 0.0, 20.0, 0.0, 0.0, 20.0, 0.0, 20.0)
+    burst = replace(NOBODY, streams=5351.0, steps=steps)
+    quiet, last = replace(NOBODY, streams=1.0), replace(NOBODY, requests=1.0, max_streams=64.0)
+    policy = Policy("decode", 1, 17)
+    state, now_s = ScalingState(), 1e6
+    for window_s, load in ((4.0, burst), (8.0, quiet)):
+        now_s += window_s
+        state = decide(policy, state, PoolWindow(window_s, 7, 7, load=load), now_s).state
+    demands = [
+        decide(
+            policy,
+            state,
+            PoolWindow(
+                10.0, 13, 13, load=replace(last, streams=3.0 * factor, queued_requests=factor)
+            ),
+            now_s + 10.0,
+        ).numbers.demand
+        for factor in (1.0, 2.0)
+    ]
+    assert demands[1] >= demands[0] > 0.0
 
 
 def test_it_asks_at_once_and_not_twice_while_pods_start(plant: Make) -> None:

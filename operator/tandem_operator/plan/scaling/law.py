@@ -27,7 +27,7 @@ from tandem_operator.plan.scaling.feedback import trimmed
 from tandem_operator.plan.scaling.need import Need, arrived, need_of
 from tandem_operator.plan.scaling.policy import Policy
 from tandem_operator.plan.scaling.state import Sample, ScalingState
-from tandem_operator.plan.scaling.streams import served, stream_work
+from tandem_operator.plan.scaling.streams import served, service_s, stream_work
 from tandem_operator.plan.scaling.window import Load, PoolWindow
 
 STARTUP_WEIGHT = 0.3
@@ -67,7 +67,8 @@ def decide(policy: Policy, state: ScalingState, window: PoolWindow, now_s: float
     load = window.load
     if load.requests > 0 or load.queued_requests > 0 or load.streams > 0:
         state = replace(state, last_load_s=now_s)
-    work = load.prompt_tokens
+    # Of the looks before: else more streams would seem longer ones, which may wait for longer.
+    stream_s, work = service_s(state), load.prompt_tokens
     if policy.role == "decode":
         state = served(state, load, window.window_s)
         work = stream_work(state, load, window)
@@ -78,7 +79,7 @@ def decide(policy: Policy, state: ScalingState, window: PoolWindow, now_s: float
     )
     cost = fit(state.steps, state.cost)
     state = replace(state, cost=cost)
-    need = need_of(policy, cost, state, load, startup_s) if cost else None
+    need = need_of(policy, cost, state, load, startup_s, stream_s) if cost else None
     if need is None or not need.capacity:
         wish = _unlearned(policy, state, window, load, now_s)
         return _limited(policy, state, window, wish, numbers, now_s)

@@ -19,7 +19,6 @@ from math import log, sqrt
 from tandem_operator.plan.scaling.capacity import prompt_rate, step_s, streams_at
 from tandem_operator.plan.scaling.policy import Policy
 from tandem_operator.plan.scaling.state import ScalingState
-from tandem_operator.plan.scaling.streams import service_s
 from tandem_operator.plan.scaling.window import Load, StepCost
 
 MOST_WINDOWS = 24
@@ -83,15 +82,29 @@ def lately(arrivals: Arrivals) -> float:
 
 
 def need_of(
-    policy: Policy, cost: StepCost, state: ScalingState, load: Load, startup_s: float
+    policy: Policy,
+    cost: StepCost,
+    state: ScalingState,
+    load: Load,
+    startup_s: float,
+    stream_s: float,
 ) -> Need:
-    """The need of a pool's load."""
+    """The need of a pool's load.
+
+    Args:
+        policy: its role and targets.
+        cost: of a step.
+        state: with this load's work in it.
+        load: of the last window.
+        startup_s: of a replica.
+        stream_s: of a stream; 0: not known.
+    """
     needs = []
     if policy.role != "decode":
         rate = prompt_rate(cost, state.steps, load)
         needs.append(_prompts(policy, rate, state.arrivals, load, startup_s))
     if policy.role != "prefill":
-        needs.append(_streams(policy, cost, state, load, startup_s))
+        needs.append(_streams(policy, cost, state, load, startup_s, stream_s))
     # Streams account for the prompts between their tokens, but not for a burst of prompts.
     return max(needs, key=lambda need: (need.replicas, need.capacity))
 
@@ -124,9 +137,14 @@ def _spare(busy: float, own_s: float, slack_s: float) -> float:
 
 
 def _streams(
-    policy: Policy, cost: StepCost, state: ScalingState, load: Load, startup_s: float
+    policy: Policy,
+    cost: StepCost,
+    state: ScalingState,
+    load: Load,
+    startup_s: float,
+    stream_s: float,
 ) -> Need:
-    tpot_s, stream_s = policy.tpot_ms / 1000.0, service_s(state)
+    tpot_s = policy.tpot_ms / 1000.0
     capacity = streams_at(cost, state.steps, load, tpot_s)
     if capacity <= 0.0:
         return Need(0.0, 0.0, 0.0, 0.0)
