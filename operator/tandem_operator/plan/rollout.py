@@ -243,7 +243,11 @@ def _may_leave(
     in_place = _replaces_in_place(pool, others)
     if not (proven or abandoned or in_place) or halted:
         # Nothing of the target serves: the serving revision only shrinks to the pool's size.
-        kept = sum(m.revision == pool.serving for m in after_pool.active)
+        # Displaced pods will go: others of it that took their place do not count as too many.
+        kept = sum(
+            m.revision == pool.serving and (member.displaced or not m.displaced)
+            for m in after_pool.active
+        )
         if member.revision == pool.serving and kept < pool.size:
             return False  # Not Ready yet, it may be a pod that was made to take another's place.
         return _available(after_pool, after) >= pool.size and _covered(pool, others, after)
