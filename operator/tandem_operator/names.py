@@ -105,6 +105,7 @@ class Reason(StrEnum):
     SHADOW = "Shadow"
     POLICY_NOT_FOUND = "PolicyNotFound"
     BUDGET_TOO_SMALL = "BudgetTooSmall"
+    SCHEDULE_UNUSABLE = "ScheduleUnusable"
     NO_LOAD_DATA = "NoLoadData"
     PROMETHEUS_MISSING = "PrometheusMissing"
     PROMETHEUS_FAILED = "PrometheusFailed"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from tandem_runtime.checkpoint.quantization import WEIGHT_FORMATS
+from tandem_runtime.checkpoint.quantization import EXCLUDABLE, WEIGHT_FORMATS
 from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.kv.layout import ITEM_BYTES, KV_FORMATS
 from tandem_runtime.kv.tiers.stores import check_uri
@@ -48,6 +48,8 @@ class EngineConfig:
     weights: str = "none"
     """What the layers' linears are quantised to at load: none, fp8, int8 or int4
     (model/quantize.py)."""
+    weights_exclude: tuple[str, ...] = ()
+    """Linears that are not: attention, first-layer, last-layer."""
     kv_cache: str = "auto"
     """What the KV cache holds: auto for `dtype`, or fp8."""
     device: Device = "cpu"
@@ -89,6 +91,13 @@ class EngineConfig:
             raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(ITEM_BYTES)}")
         if self.weights not in WEIGHT_FORMATS:
             raise ValueError(f"weights {self.weights!r} is none of {', '.join(WEIGHT_FORMATS)}")
+        if self.weights_exclude and self.weights == "none":
+            raise ValueError(
+                "weights_exclude is given, but weights are not quantised: leave it out"
+            )
+        for kind in self.weights_exclude:
+            if kind not in EXCLUDABLE:
+                raise ValueError(f"weights_exclude {kind!r} is none of {', '.join(EXCLUDABLE)}")
         if self.kv_cache not in KV_FORMATS:
             raise ValueError(f"kv_cache {self.kv_cache!r} is none of {', '.join(KV_FORMATS)}")
         if self.device not in ("cpu", "cuda"):
@@ -137,7 +146,8 @@ class EngineConfig:
         """What decides the cache's values beside the model and the cache's dtype."""
         if (self.weights, self.kv_cache) == ("none", "auto"):
             return ""
-        return f"weights {self.weights}, computed in {self.dtype}"
+        excluded = "".join(f" but {kind}" for kind in EXCLUDABLE if kind in self.weights_exclude)
+        return f"weights {self.weights}{excluded}, computed in {self.dtype}"
 
     @property
     def swap_capacity_bytes(self) -> int:

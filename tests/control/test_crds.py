@@ -61,6 +61,21 @@ def policy(**spec: Any) -> Body:
     return POLICY | {"spec": spec}
 
 
+SCHEDULE: Body = {
+    "name": "workdays",
+    "cron": "0 8 * * 1-5",
+    "durationSeconds": 36000,
+    "timeZone": "Europe/Berlin",
+    "decode": {"minReplicas": 4},
+}
+
+
+def schedule(**fields: Any) -> Body:
+    """A policy with one; None takes a field out."""
+    full = SCHEDULE | fields
+    return policy(schedules=[{name: v for name, v in full.items() if v is not None}])
+
+
 def fleet(**spec: Any) -> Body:
     body = copy.deepcopy(FLEET)
     body["spec"] |= spec
@@ -203,7 +218,24 @@ REFUSED = {
         health(drain={"afterDeadline": "Evict"}),
         'supported values: "Wait", "Delete"',
     ),
-    "a schedule": (policy(schedules=[]), 'unknown field "spec.schedules"'),
+    "a schedule of four fields": (
+        schedule(cron="0 8 * *"),
+        "cron must have five fields, minute, hour, day of month, month and day of week",
+    ),
+    "a schedule for longer than a week": (
+        schedule(durationSeconds=604801),
+        "durationSeconds must be at most 604800, a week",
+    ),
+    "a schedule of no pool": (schedule(decode=None), "give prefill, decode or both"),
+    "a schedule of no bounds": (schedule(decode={}), "give minReplicas, maxReplicas or both"),
+    "a schedule with min over max": (
+        schedule(decode={"minReplicas": 5, "maxReplicas": 4}),
+        "minReplicas exceeds maxReplicas; lower one or raise the other",
+    ),
+    "a schedule of another's name": (
+        policy(schedules=[SCHEDULE, SCHEDULE]),
+        "two schedules have the same name",
+    ),
     "no accelerators": (
         fleet(decode={"accelerator": {"count": 0}}),
         "should be greater than or equal to 1",
@@ -338,6 +370,10 @@ REFUSED = {
         model(quantization={"weights": "int3"}),
         'supported values: "none", "fp8", "int8", "int4"',
     ),
+    "nothing to exclude from": (
+        model(quantization={"exclude": ["attention"]}),
+        "exclude is of weights that are quantised; set weights, or leave exclude out",
+    ),
     "unknown cache": (
         model(quantization={"kvCache": "int8"}),
         'supported values: "auto", "fp8"',
@@ -389,6 +425,7 @@ ACCEPTED = {
         bands={"lowPercent": 50},
         windows={"holdSeconds": 0},
         forecast={"percent": 0},
+        schedules=[SCHEDULE, SCHEDULE | {"name": "nights", "decode": {"maxReplicas": 2}}],
     ),
     "smallest policy for nodes": health(),
     "policy for nodes": health(
@@ -435,6 +472,7 @@ ACCEPTED = {
     "fp8": model(quantization={"weights": "fp8", "kvCache": "fp8"}),
     "int8": model(quantization={"weights": "int8"}),
     "int4": model(quantization={"weights": "int4", "kvCache": "auto"}),
+    "partly": model(quantization={"weights": "fp8", "exclude": ["attention", "last-layer"]}),
 }
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -29,6 +30,7 @@ from tandem.plan.commands import (
 from tandem.plan.errors import PlanError
 from tandem.plan.known import KNOWN, find_model
 from tandem.plan.model import ServedModel
+from tandem.simulate.nodes.command import simulate_nodes_command
 from tandem.simulate.objects import Hardware, make_scaler, make_setup, read_fleet, read_policies
 from tandem.simulate.plot import summary_rows, write_html, write_png
 from tandem.simulate.report import course, summarise
@@ -47,6 +49,7 @@ T = TypeVar("T")
 def register(app: typer.Typer) -> None:
     """Adds the command to the `tandem` program."""
     app.command("simulate")(simulate_command)
+    app.command("simulate-nodes")(simulate_nodes_command)
 
 
 def simulate_command(
@@ -69,6 +72,10 @@ def simulate_command(
     prompt_tokens: Annotated[float, typer.Option(help="Mean, of a synthetic load.")] = 1000.0,
     output_tokens: Annotated[float, typer.Option(help="Mean, of a synthetic load.")] = 200.0,
     start_s: Annotated[float, typer.Option(help="Where in the trace to begin.")] = 0.0,
+    begins_at: Annotated[
+        str,
+        typer.Option(help="When that is, for a policy's schedules: 2024-01-01T08:00+01:00, say."),
+    ] = "2024-01-01T00:00Z",
     speed: Annotated[float, typer.Option(help="Replay so many times as fast.")] = 1.0,
     rate_share: Annotated[
         float, typer.Option(help="Share of a rate file's requests to make.")
@@ -124,7 +131,7 @@ def simulate_command(
 
     replayed = _attempt(requests)
     begun_s = time.perf_counter()
-    run = _attempt(lambda: _simulate(fleet, policy, hardware(), replayed))
+    run = _attempt(lambda: _simulate(fleet, policy, hardware(), replayed, _unix_s(begins_at)))
     took_s = time.perf_counter() - begun_s
     _print(run, skip_s, took_s)
     title = f"{fleet.stem} under {replayed.name}"
@@ -136,11 +143,25 @@ def simulate_command(
         write_html(run, summary_rows(summarise(run, skip_s)), title, html)
 
 
-def _simulate(fleet: Path, policy: Path | None, hardware: Hardware, trace: Trace) -> Run:
+def _unix_s(text: str) -> float:
+    """Raises SimulationError."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise SimulationError(
+            f"--begins-at {text} is no date and time: give 2024-01-01T08:00 (UTC) or "
+            "2024-01-01T08:00+01:00"
+        ) from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def _simulate(
+    fleet: Path, policy: Path | None, hardware: Hardware, trace: Trace, begins_s: float
+) -> Run:
     view = read_fleet(fleet)
     policies = () if policy is None else read_policies(policy)
     setup = make_setup(view.spec, hardware)
-    return World(setup, trace, make_scaler(view, setup, policies)).run()
+    return World(setup, trace, make_scaler(view, setup, policies, begins_s)).run()
 
 
 def run_json(run: Run, skip_s: float) -> dict[str, Any]:

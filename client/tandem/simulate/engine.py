@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import islice
 
@@ -53,6 +54,8 @@ class Engine:
         self._join_count = 0
         self._step = 0
         self._base: list[float] = [0.0]
+        self._rated, self._next_spec = spec, spec
+        """As it was made, and from the next event on."""
         # -- the event in flight
         self.busy = False
         self.version = 0
@@ -114,6 +117,12 @@ class Engine:
         self.joining_tokens += self._requests.context[request]
         return self._interrupt(now_s)
 
+    def slow_down(self, factor: float, now_s: float) -> bool:
+        """Steps take that much longer than they were made to, from the next event on. True: the
+        engine's next event has changed."""
+        self._next_spec = replace(self._rated, slowdown=factor * self._rated.slowdown)
+        return self._interrupt(now_s)
+
     def look(self, now_s: float) -> None:
         """Counts the steps that an epoch has done by now."""
         if self.busy and not self._mixed:
@@ -166,6 +175,8 @@ class Engine:
         return True
 
     def _begin(self, now_s: float, outcome: StepOutcome) -> None:
+        if self._next_spec is not self.spec:
+            self.spec, self._base = self._next_spec, [0.0]
         self._admit()
         self._drop_expired(now_s, outcome)
         if self.queue and (self._head_done or self.has_room(self._requests.context[self.queue[0]])):

@@ -148,8 +148,14 @@ def make_setup(fleet: FleetSpec, hardware: Hardware) -> Setup:
     )
 
 
-def make_scaler(fleet: FleetView, setup: Setup, policies: Sequence[ScalingPolicyView]) -> Scaler:
+def make_scaler(
+    fleet: FleetView,
+    setup: Setup,
+    policies: Sequence[ScalingPolicyView],
+    begins_s: float = 0.0,
+) -> Scaler:
     """What the operator makes of the objects: its law for pools with `scaling`; others stay.
+    `begins_s`: when the run begins, in Unix seconds.
 
     Raises SimulationError: the operator would not scale a pool.
     """
@@ -166,7 +172,7 @@ def make_scaler(fleet: FleetView, setup: Setup, policies: Sequence[ScalingPolicy
         )
         for group in found.groups
     ]
-    return OperatorLaw(groups) if groups else Fixed()
+    return OperatorLaw(groups, begins_s=begins_s) if groups else Fixed()
 
 
 def _pool_view(fleet: FleetView, spec: PoolSpec) -> PoolView:

@@ -51,9 +51,12 @@ class OperatorLaw:
 
     groups: Sequence[LawGroup]
     states: dict[str, ScalingState] = field(default_factory=dict)
+    begins_s: float = 0.0
+    """When the run begins, in Unix seconds: schedules go by the calendar."""
 
     def decide(self, windows: Mapping[str, PoolWindow], now_s: float) -> Mapping[str, Choice]:
         choices: dict[str, Choice] = {}
+        now_s += self.begins_s
         for group in self.groups:
             seen = {name: windows[name] for name in group.policies}
             decided = decide_fleet(group.policies, self.states, seen, group.budget_gpus, now_s)

@@ -57,11 +57,28 @@ class ModelSource(ApiModel):
     HF_ENDPOINT, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION, ..."""
 
 
+Excluded = Annotated[
+    tuple[Literal["attention", "first-layer", "last-layer"], ...],
+    Field(max_length=3, json_schema_extra={"x-kubernetes-list-type": "set"}),
+]
+
+
 class Quantization(ApiModel):
     """How weights and KV cache are stored; apart from dtype, which is what is computed with."""
 
+    cel: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.exclude) || self.exclude.size() == 0 || "
+            "has(self.weights) && self.weights != 'none'",
+            "exclude is of weights that are quantised; set weights, or leave exclude out",
+        ),
+    )
+
     weights: Literal["none", "fp8", "int8", "int4"] = "none"
     """Of the layers' linears, quantised at load; none: as the source stores them."""
+    exclude: Excluded = ()
+    """Linears that stay in dtype all the same: those that lose most. Not of sources that store
+    quantised weights, which have decided."""
     kv_cache: Literal["auto", "fp8"] = "auto"
     """auto: the dtype."""
 

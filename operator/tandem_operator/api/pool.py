@@ -49,6 +49,16 @@ class ScalingDecision(ApiModel):
     starting: int
     limited_by: Annotated[str, Field(max_length=63)] = ""
     """What cut the size: minReplicas, maxReplicas, step or budget."""
+    schedule: Annotated[str, Field(max_length=63)] = ""
+    """The schedule that cut it, or else whose bounds held."""
+
+
+class ScheduleInForce(ApiModel):
+    """A schedule of the policy whose bounds hold now, and what they are."""
+
+    name: Annotated[str, Field(max_length=63)]
+    min_replicas: int
+    max_replicas: int
 
 
 class PoolScaling(ApiModel):
@@ -62,6 +72,8 @@ class PoolScaling(ApiModel):
         None
     )
     """Somebody else wrote the pool's size: the policy leaves it alone until then."""
+    schedule: ScheduleInForce | None = None
+    """Absent where the bounds are the fleet's."""
 
 
 class PoolStatus(ApiModel):

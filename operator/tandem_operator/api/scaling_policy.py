@@ -11,9 +11,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from tandem_operator.api.fleet import MAX_REPLICAS, Objectives
-from tandem_operator.api.meta import ApiModel, Conditions, Rule
+from tandem_operator.api.meta import ApiModel, Conditions, Rule, rules
 
 MAX_SECONDS = 86_400
+MAX_WINDOW_SECONDS = 604_800
 Percent = Annotated[int, Field(ge=1, le=100)]
 
 
@@ -96,8 +97,91 @@ class Promql(ApiModel):
     waiting_requests: Query | None = None
 
 
+class ScheduleBounds(ApiModel):
+    """What a pool's size may be in a window, within the bounds that its fleet gives it."""
+
+    cel: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.minReplicas) || has(self.maxReplicas)",
+            "give minReplicas, maxReplicas or both: what a window changes",
+        ),
+        Rule(
+            "!has(self.minReplicas) || !has(self.maxReplicas) || "
+            "self.minReplicas <= self.maxReplicas",
+            "minReplicas exceeds maxReplicas; lower one or raise the other",
+        ),
+    )
+
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
+    """So many are Ready when the window begins: they are started ahead."""
+    max_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] | None = None
+
+
+WindowSeconds = Annotated[
+    int,
+    Field(
+        ge=60,
+        json_schema_extra=rules(
+            Rule(
+                f"self <= {MAX_WINDOW_SECONDS}",
+                f"durationSeconds must be at most {MAX_WINDOW_SECONDS}, a week; for longer, change "
+                "the bounds in the fleet",
+            )
+        ),
+    ),
+]
+Cron = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=128,
+        json_schema_extra=rules(
+            Rule(
+                "self.matches('^ *[0-9*/,A-Za-z#-]+( +[0-9*/,A-Za-z#-]+){4} *$')",
+                "cron must have five fields, minute, hour, day of month, month and day of week, "
+                'such as "0 8 * * 1-5"',
+            )
+        ),
+    ),
+]
+
+
+class Schedule(ApiModel):
+    """Windows of time in which pools have other bounds."""
+
+    cel: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.prefill) || has(self.decode)",
+            "give prefill, decode or both: the pools whose bounds are others in a window",
+        ),
+    )
+
+    name: Annotated[
+        str, Field(min_length=1, max_length=63, pattern="^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    ]
+    """For people: decisions name it."""
+    cron: Cron
+    """When a window begins: minute, hour, day of month, month, day of week."""
+    duration_seconds: WindowSeconds
+    """How long it lasts."""
+    time_zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Of the IANA database, such as Europe/Berlin; without it, UTC."""
+    prefill: ScheduleBounds | None = None
+    decode: ScheduleBounds | None = None
+    """Also of a pool that does both."""
+
+
 class ScalingPolicySpec(ApiModel):
     """How pools that refer to this policy scale."""
+
+    cel: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.schedules) || "
+            "self.schedules.all(s, self.schedules.exists_one(t, t.name == s.name))",
+            "two schedules have the same name; decisions name the one that counts, so each needs "
+            "its own",
+        ),
+    )
 
     mode: Literal["Active", "Shadow"] = "Active"
     """Shadow decides and reports in the fleet's status, and leaves every size as it is."""
@@ -110,6 +194,8 @@ class ScalingPolicySpec(ApiModel):
     windows: Windows = Windows()
     steps: Steps = Steps()
     forecast: Forecast = Forecast()
+    schedules: Annotated[tuple[Schedule, ...], Field(max_length=16)] | None = None
+    """Where windows overlap, the one that is listed last counts, alone, for the pools it names."""
     promql: Promql | None = None
     """Only with a Prometheus in the operator's settings."""
 

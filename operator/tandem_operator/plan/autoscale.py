@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tandem_operator.api.fleet import Objective, Objectives, PoolTemplate
+from tandem_operator.api.fleet import Objective, Objectives, PoolTemplate, Scaling
 from tandem_operator.api.scaling_policy import ScalingPolicySpec
 from tandem_operator.names import Reason
 from tandem_operator.plan.scaling.policy import DEFAULT_TPOT_MS, DEFAULT_TTFT_MS, Policy
+from tandem_operator.plan.schedules import Field, least_gpus, schedule_fault, schedules_of
 from tandem_operator.plan.views import FleetView, PoolView, ScalingPolicyView
 
 if TYPE_CHECKING:
@@ -54,9 +55,14 @@ class Scalings:
     """By pool name."""
 
 
+def field_of(pool: PoolView) -> Field:
+    """The field of a fleet's spec, and of a schedule, that is this pool."""
+    return "prefill" if pool.spec.role == "prefill" else "decode"
+
+
 def template_of(fleet: FleetView, pool: PoolView) -> PoolTemplate | None:
     """The part of the fleet's spec that is this pool."""
-    return fleet.spec.prefill if pool.spec.role == "prefill" else fleet.spec.decode
+    return fleet.spec.prefill if field_of(pool) == "prefill" else fleet.spec.decode
 
 
 def scalings(
@@ -74,23 +80,13 @@ def scalings(
         template = template_of(fleet, pool)
         if template is None or template.scaling is None:
             continue
-        ref = template.scaling.policy_ref
-        if ref is not None and ref.name not in known:
-            troubles[pool.name] = Trouble(
-                Reason.POLICY_NOT_FOUND,
-                f"ScalingPolicy {ref.name} does not exist in namespace {fleet.namespace}; Pool "
-                f"{pool.name} keeps its size. Create the policy, or remove policyRef",
-            )
-            continue
-        spec = known[ref.name] if ref is not None else ScalingPolicySpec()
-        if spec.promql is not None and ref is not None and not prometheus:
-            troubles[pool.name] = Trouble(
-                Reason.PROMETHEUS_MISSING,
-                f"ScalingPolicy {ref.name} has promql, and the operator knows no Prometheus; Pool "
-                f"{pool.name} keeps its size. Set TANDEM_PROMETHEUS_URL of the operator, or remove "
-                "promql",
-            )
-            continue
+        ref, spec = template.scaling.policy_ref, ScalingPolicySpec()
+        if ref is not None:
+            trouble = _trouble(ref.name, known.get(ref.name), pool, template.scaling, prometheus)
+            if trouble is not None:
+                troubles[pool.name] = trouble
+                continue
+            spec = known[ref.name]
         group = shared.setdefault(ref.name if ref is not None else None, {})
         group[pool.name] = _pool_policy(fleet, pool, template, spec)
     groups: list[Group] = []
@@ -104,15 +100,39 @@ def scalings(
     return Scalings(tuple(groups), troubles)
 
 
+def _trouble(
+    name: str, spec: ScalingPolicySpec | None, pool: PoolView, own: Scaling, prometheus: bool
+) -> Trouble | None:
+    """Why a pool with the bounds `own` cannot follow the policy of that name."""
+    keeps = f"Pool {pool.name} keeps its size"
+    if spec is None:
+        return Trouble(
+            Reason.POLICY_NOT_FOUND,
+            f"ScalingPolicy {name} does not exist in namespace {pool.namespace}; {keeps}. Create "
+            "the policy, or remove policyRef",
+        )
+    if spec.promql is not None and not prometheus:
+        return Trouble(
+            Reason.PROMETHEUS_MISSING,
+            f"ScalingPolicy {name} has promql, and the operator knows no Prometheus; {keeps}. Set "
+            "TANDEM_PROMETHEUS_URL of the operator, or remove promql",
+        )
+    fault = schedule_fault(spec, field_of(pool), own)
+    if fault is not None:
+        return Trouble(Reason.SCHEDULE_UNUSABLE, f"ScalingPolicy {name}: {fault}; {keeps}")
+    return None
+
+
 def _budget_trouble(
     name: str | None, members: Mapping[str, PoolPolicy], budget: int | None
 ) -> Trouble | None:
-    least = sum(m.law.gpus_per_replica * m.law.min_replicas for m in members.values())
+    least, schedule = least_gpus(member.law for member in members.values())
     if budget is None or least <= budget:
         return None
     return Trouble(
         Reason.BUDGET_TOO_SMALL,
-        f"minReplicas of {', '.join(sorted(members))} take {least} GPUs, and gpuBudget of "
+        f"minReplicas of {', '.join(sorted(members))} take {least} GPUs"
+        f"{f' in schedule {schedule}' if schedule else ''}, and gpuBudget of "
         f"ScalingPolicy {name} is {budget}; the pools keep their sizes. Raise gpuBudget, or lower "
         "minReplicas",
     )
@@ -147,6 +167,7 @@ def _pool_policy(
         in_interval_s=float(spec.steps.scale_in.interval_seconds),
         idle_s=float(spec.windows.idle_seconds) if bounds.min_replicas == 0 else None,
         gpus_per_replica=template.accelerator.count if template.accelerator else 1,
+        schedules=schedules_of(spec, field_of(pool)),
     )
     promql = spec.promql.model_dump(by_alias=True, exclude_none=True) if spec.promql else {}
     shadow = spec.mode == "Shadow"

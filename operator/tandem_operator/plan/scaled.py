@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from tandem_operator.api.pool import PoolScaling, ScalingDecision
+from tandem_operator.api.pool import PoolScaling, ScalingDecision, ScheduleInForce
 from tandem_operator.names import Reason
 from tandem_operator.plan.autoscale import Trouble
 from tandem_operator.plan.scaling.decision import Decision, ScaleReason
@@ -99,7 +99,10 @@ def troubled(before: Scaled | None, pool: PoolView, trouble: Trouble) -> Scaled:
     """A pool that cannot be decided on keeps its size."""
     size = pool.spec.replicas
     found = before or _found(pool)
-    return replace(found, size=size, target=size, decision=None, trouble=trouble)
+    published = found.published.model_copy(update={"schedule": None})
+    return replace(
+        found, size=size, target=size, decision=None, trouble=trouble, published=published
+    )
 
 
 def _found(pool: PoolView) -> Scaled:
@@ -145,6 +148,7 @@ def _published(new: Scaled, before: Scaled, decision: Decision, now_s: float) ->
     until = None
     if new.foreign_s is not None:
         until = to_text(new.foreign_s + STAND_BACK_S)
+    schedule = _schedule(decision)
     decisions = before.published.decisions
     entry = _entry(new, decision, now_s)
     stale = not 0.0 <= now_s - before.published_s < WRITE_S
@@ -153,14 +157,29 @@ def _published(new: Scaled, before: Scaled, decision: Decision, now_s: float) ->
     if news:
         decisions = (*decisions, entry)[-MOST_DECISIONS:]
     drifted = stale and changed(before.published_state, decision.state)
-    if not news and not drifted and until == before.published.stands_back_until:
+    told = (before.published.stands_back_until, before.published.schedule)
+    if not news and not drifted and told == (until, schedule):
         return new
     text = state_text(decision.state)
     return replace(
         new,
-        published=PoolScaling(decisions=decisions, state=text, stands_back_until=until),
+        published=PoolScaling(
+            decisions=decisions, state=text, stands_back_until=until, schedule=schedule
+        ),
         published_s=now_s,
         published_state=decision.state,
+    )
+
+
+def _schedule(decision: Decision) -> ScheduleInForce | None:
+    """The schedule whose bounds hold, if one's do."""
+    numbers = decision.numbers
+    if not numbers.schedule:
+        return None
+    return ScheduleInForce(
+        name=numbers.schedule,
+        min_replicas=numbers.min_replicas,
+        max_replicas=numbers.max_replicas,
     )
 
 
@@ -192,6 +211,7 @@ def _entry(scaled: Scaled, decision: Decision, now_s: float) -> ScalingDecision:
         ready=numbers.ready,
         starting=numbers.starting,
         limited_by=numbers.limited_by,
+        schedule=numbers.schedule,
     )
 
 
@@ -211,6 +231,7 @@ def sentence(decision: ScalingDecision, pool: str) -> str:
         else ""
     )
     limit = f", limited by {decision.limited_by}" if decision.limited_by else ""
+    limit += f", in schedule {decision.schedule}" if decision.schedule else ""
     return (
         f"Pool {pool}: {decision.replicas_before} -> {decision.replicas} replicas, "
         f"{decision.reason}: {load}{growth}{latency}; {decision.ready} ready, "

@@ -17,9 +17,14 @@ def is_fetched(uri: str) -> bool:
 
 def quantization_args(quantization: Quantization) -> list[str]:
     """Flags of the runtime; none where nothing is quantised."""
-    asked = {"--weights": quantization.weights, "--kv-cache": quantization.kv_cache}
+    asked: dict[str, str] = {
+        "--weights": quantization.weights,
+        "--kv-cache": quantization.kv_cache,
+    }
     usual = (Quantization().weights, Quantization().kv_cache)
-    return [word for flag, value in asked.items() if value not in usual for word in (flag, value)]
+    pairs = [(flag, value) for flag, value in asked.items() if value not in usual]
+    pairs += [("--weights-exclude", kind) for kind in quantization.exclude]
+    return [word for pair in pairs for word in pair]
 
 
 def weights_volumes(uri: str) -> list[Manifest]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -79,14 +79,21 @@ class Checkpoint:
         names = self.config.tensor_shapes() if self.stored else ()
         return [name for name in names if _dtype(self.tensors[name]) == FP8_DTYPE]
 
-    def form(self, weights: str) -> str:
-        """What linears become, as `quantization.misfit` names it, where `weights` is asked for.
+    def form(self, weights: str, exclude: Collection[str] = ()) -> str:
+        """What linears become, as `quantization.misfit` names it, where `weights` is asked for, of
+        all but `exclude` (`quantization.EXCLUDABLE`).
 
         Raises:
-            ModelError: they are stored in another format.
+            ModelError: they are stored in another format, or others of them are.
         """
         if self.stored is None:
             return weights
+        if exclude:
+            raise ModelError(
+                "BadConfig",
+                f"{self.path} stores fp8 weights ({self.stored.method}) and what it left out of "
+                "them: leave out quantization.exclude",
+            )
         if weights not in ("none", "fp8"):
             raise ModelError(
                 "BadConfig",

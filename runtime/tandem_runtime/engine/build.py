@@ -60,7 +60,9 @@ def build_engine(
     checkpoint = open_checkpoint(resolve_source(config.model_uri))
     shape = checkpoint.config
     context_tokens = shape.limit_context(config.max_context_tokens)
-    check_fits(shape, config.tensor_parallel, checkpoint.form(config.weights))
+    check_fits(
+        shape, config.tensor_parallel, checkpoint.form(config.weights, config.weights_exclude)
+    )
     sharding = Sharding(shape, config.tensor_parallel)
     layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.kv_dtype)
     runner: Runner
@@ -111,6 +113,7 @@ def build_runner(
             device,
             ranks=ranks,
             quantization="none" if checkpoint.stored else config.weights,
+            exclude=config.weights_exclude,
         )
         shape = model.config
         layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.kv_dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tandem_runtime import kernels
 from tandem_runtime.checkpoint.config import MLP_NAMES, ROUTER, ModelConfig, expert_names
+from tandem_runtime.checkpoint.quantization import excluded
 from tandem_runtime.kernels import AttentionWork, ExpertLinears
 from tandem_runtime.model.linear import Linear, Projection, quantized_linear
 from tandem_runtime.model.parallel import ALONE, Ranks, ShardedWeights
@@ -81,6 +82,7 @@ class Decoder:
         ranks: who computes it together.
         quantization: of the layers' linears (model/quantize.py), "none" for as they are;
             embedding, head, norms and routers stay in the weights' dtype.
+        exclude: which linears do, too (`checkpoint.quantization.EXCLUDABLE`).
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Decoder:
         device: torch.device,
         ranks: Ranks = ALONE,
         quantization: str = "none",
+        exclude: Collection[str] = (),
     ) -> None:
         if ranks.size > 1:
             sharding = Sharding(config, ranks.size)
@@ -103,7 +106,8 @@ class Decoder:
         self.context_tokens = context_tokens
         self.dtype = weights.dtype
         self._scale = config.head_dim**-0.5
-        load = _Loader(weights, config, config.tensor_shapes().keys(), device, quantization)
+        names = config.tensor_shapes().keys()
+        load = _Loader(weights, config, names, device, quantization, exclude)
         self._embedding = load.tensor("model.embed_tokens.weight")
         self._layers = [load.layer(index) for index in range(config.layers)]
         self._norm = load.tensor("model.norm.weight")
@@ -163,6 +167,7 @@ class _Loader:
     """Of all tensors that the model has."""
     device: torch.device
     quantization: str
+    exclude: Collection[str]
 
     def tensor(self, *names: str) -> Tensor:
         """These tensors, one after the other."""
@@ -174,9 +179,10 @@ class _Loader:
         return Linear(self.tensor(*(f"{name}.weight" for name in names)), self._bias(names))
 
     def linear(self, *names: str) -> Projection:
-        """The same, quantised where the model is."""
+        """The same, quantised where the model is. All of them are excluded, or none is."""
         stored = [self.weights.quantized(f"{name}.weight") for name in names]
-        if self.quantization == "none" and None in stored:
+        whole = self.quantization == "none" or excluded(names[0], self.config.layers, self.exclude)
+        if whole and None in stored:
             return self.dense(*names)
         parts = []
         for name, part in zip(names, stored, strict=True):

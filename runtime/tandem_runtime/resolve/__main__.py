@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from tandem_runtime.checkpoint.quantization import WEIGHT_FORMATS
+from tandem_runtime.checkpoint.quantization import EXCLUDABLE, WEIGHT_FORMATS
 from tandem_runtime.contract import EXIT_BAD_CONFIG, TERMINATION_LOG
 from tandem_runtime.kv.layout import ITEM_BYTES, KV_FORMATS
 from tandem_runtime.resolve.report import MAX_BYTES, resolve
@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--uri", required=True)
     parser.add_argument("--dtype", required=True, choices=list(ITEM_BYTES))
     parser.add_argument("--weights", default="none", choices=WEIGHT_FORMATS)
+    parser.add_argument("--weights-exclude", action="append", default=[], choices=EXCLUDABLE)
     parser.add_argument("--kv-cache", default="auto", choices=KV_FORMATS)
     parser.add_argument("--max-context-tokens", type=int)
     parser.add_argument("--out", type=Path, default=Path(TERMINATION_LOG))
@@ -32,7 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tandem_runtime").setLevel(logging.INFO)
     report = resolve(
-        options.uri, options.dtype, options.max_context_tokens, options.weights, options.kv_cache
+        options.uri,
+        options.dtype,
+        options.max_context_tokens,
+        options.weights,
+        options.kv_cache,
+        options.weights_exclude,
     )
     text = json.dumps(report, ensure_ascii=False).encode(errors="replace")
     assert len(text) <= MAX_BYTES

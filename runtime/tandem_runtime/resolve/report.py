@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
-from tandem_runtime.checkpoint.quantization import loaded_bytes
+from tandem_runtime.checkpoint.quantization import loaded_bytes, quantized_names
 from tandem_runtime.checkpoint.source import resolve_source
 from tandem_runtime.kv.layout import ITEM_BYTES, KvLayout
 from tandem_runtime.model.sharding import check_fits, sizes_that_fit
@@ -22,6 +23,7 @@ def resolve(
     max_context_tokens: int | None,
     weights: str = "none",
     kv_cache: str = "auto",
+    exclude: Collection[str] = (),
 ) -> dict[str, Any]:
     """The resolver's answer, for a model that can be served or not.
 
@@ -30,13 +32,15 @@ def resolve(
         dtype: what it is to be computed in.
         max_context_tokens: as for `ModelConfig.limit_context`.
         weights, kv_cache: what they are to be quantised to, as `EngineConfig` names it.
+        exclude: the same as its `weights_exclude`.
     """
     try:
         checkpoint = open_checkpoint(resolve_source(uri, headers_only=True))
-        weights = checkpoint.form(weights)
+        weights = checkpoint.form(weights, exclude)
         check_fits(checkpoint.config, 1, weights)
         kv_dtype = dtype if kv_cache == "auto" else kv_cache
-        return _success(checkpoint, dtype, max_context_tokens, weights, kv_dtype)
+        answer = _success(checkpoint, max_context_tokens, weights, kv_dtype)
+        return answer | {"loadedBytes": _loaded_bytes(checkpoint, weights, dtype, exclude)}
     except ModelError as error:
         return _failure(error.reason, error.message)
     except OSError as error:
@@ -45,7 +49,6 @@ def resolve(
 
 def _success(
     checkpoint: Checkpoint,
-    dtype: str,
     max_context_tokens: int | None,
     weights: str,
     kv_dtype: str,
@@ -59,7 +62,6 @@ def _success(
         "digest": checkpoint.digest(),
         "parameters": checkpoint.parameters,
         "weightsBytes": checkpoint.weights_bytes,
-        "loadedBytes": loaded_bytes(config, weights, ITEM_BYTES[dtype], checkpoint.fp8_weights),
         "kvBytesPerToken": layout.token_bytes,
         "layers": config.layers,
         "heads": config.heads,
@@ -69,6 +71,14 @@ def _success(
         "tensorParallelSizes": sizes_that_fit(config, weights),
         "contextTokens": config.limit_context(max_context_tokens),
     }
+
+
+def _loaded_bytes(
+    checkpoint: Checkpoint, weights: str, dtype: str, exclude: Collection[str]
+) -> int:
+    config = checkpoint.config
+    quantized = checkpoint.fp8_weights if checkpoint.stored else quantized_names(config, exclude)
+    return loaded_bytes(config, weights, ITEM_BYTES[dtype], quantized)
 
 
 def _failure(reason: str, message: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def open_model(config: EngineConfig) -> Checkpoint:
     """Reads headers alone, so a wrong URI or a damaged file is told at once. Raises `BadConfig`."""
     with no_restart_helps():
         checkpoint = open_checkpoint(resolve_source(config.model_uri))
-        form = checkpoint.form(config.weights)
+        form = checkpoint.form(config.weights, config.weights_exclude)
         check_fits(checkpoint.config, config.tensor_parallel, form)
     return checkpoint
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tandem_runtime import contract
-from tandem_runtime.checkpoint.quantization import WEIGHT_FORMATS
+from tandem_runtime.checkpoint.quantization import EXCLUDABLE, WEIGHT_FORMATS
 from tandem_runtime.config import DEFAULT_REMOTE_TTL_S, EngineConfig, RemoteStore
 from tandem_runtime.contract import Role
 from tandem_runtime.frontend.process import BadConfig, read_secret
@@ -77,6 +77,13 @@ def parser() -> argparse.ArgumentParser:
     )
     model.add_argument(
         "--weights", default="none", choices=WEIGHT_FORMATS, help="what linears are quantised to"
+    )
+    model.add_argument(
+        "--weights-exclude",
+        action="append",
+        default=[],
+        choices=EXCLUDABLE,
+        help="linears that are not quantised; repeatable",
     )
     model.add_argument(
         "--kv-cache", default="auto", choices=KV_FORMATS, help="what it holds; auto: the dtype"
@@ -172,6 +179,7 @@ def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineC
             model_uri=args.model_uri,
             dtype=args.dtype,
             weights=args.weights,
+            weights_exclude=tuple(args.weights_exclude),
             kv_cache=args.kv_cache,
             device="cpu" if pretended else args.device,
             threads=args.threads or max(1, int(float(cpus or 1))),

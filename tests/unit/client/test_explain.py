@@ -65,6 +65,16 @@ def test_who_decides(decode: dict[str, Any], head: str) -> None:
     assert (one.pool, one.head, one.decisions) == ("chat-decode", head, ())
 
 
+def test_a_schedule_is_named_with_its_bounds() -> None:
+    schedule = {"name": "workdays", "minReplicas": 4, "maxReplicas": 8}
+    last = DECISION | {"reason": "Schedule", "limitedBy": "minReplicas", "schedule": "workdays"}
+    (one,) = explained(fleet(scaling=SCALING), [pool(decisions=[last], schedule=schedule)])
+    assert one.head.endswith(
+        "between 1 and 8 by ScalingPolicy p, and between 4 and 8 by its schedule workdays"
+    )
+    assert one.decisions[0].endswith("; limited by minReplicas; in schedule workdays")
+
+
 def test_decisions_come_newest_first_with_their_inputs() -> None:
     later = DECISION | {"time": "2026-01-01T00:10:00Z", "shadow": True, "limitedBy": "step"}
     unlearned = DECISION | {"capacity": 0}

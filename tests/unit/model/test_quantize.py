@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from tandem_runtime.checkpoint.errors import ModelError
+from tandem_runtime.checkpoint.open import open_checkpoint
+from tandem_runtime.checkpoint.quantization import loaded_bytes, quantized_names
 from tandem_runtime.config import EngineConfig
 from tandem_runtime.engine.build import build_engine
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request
 from tandem_runtime.kernels.fp8_quantize import fp8_quantize_reference
 from tandem_runtime.kernels.scaled_linear import scaled_linear_reference
+from tandem_runtime.model.decoder import Decoder
 from tandem_runtime.model.linear import quantized_linear
 from tandem_runtime.model.quantize import Quantized, quantize, stack
 from tandem_runtime.model.sharding import check_fits, sizes_that_fit
+from tandem_runtime.model.weights import open_weights
 from tandem_runtime.protocol import Sampling
 from torch.nn import functional
 
@@ -138,11 +142,39 @@ def test_fp8_groups_are_the_formula() -> None:
     torch.testing.assert_close(y, expected, rtol=2**-8, atol=1e-5)
 
 
+@pytest.mark.parametrize("weights", FORMATS)
+def test_excluded_linears_stay_as_they_are(
+    weights: str, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint(num_hidden_layers=4))
+    config, x = checkpoint.config, randn(3, checkpoint.config.hidden)
+
+    def outputs(quantization: str, *exclude: str) -> list[torch.Tensor]:
+        """Of each layer's attention projections."""
+        opened, cpu = open_weights(checkpoint, torch.bfloat16), torch.device("cpu")
+        form = {"quantization": quantization, "exclude": exclude}
+        return [layer.qkv(x).clone() for layer in Decoder(config, opened, 64, cpu, **form)._layers]
+
+    whole, quantized = outputs("none"), outputs(weights)
+    assert not torch.equal(whole[1], quantized[1])
+    for exclude, kept in (
+        (("first-layer", "last-layer"), {0, 3}),
+        (("first-layer",), {0}),
+        (("attention",), {0, 1, 2, 3}),
+    ):
+        for index, output in enumerate(outputs(weights, *exclude)):
+            assert torch.equal(output, (whole if index in kept else quantized)[index]), exclude
+        names = quantized_names(config, exclude)
+        assert len(names) == (12 if exclude == ("attention",) else 7 * (4 - len(kept)))
+        assert loaded_bytes(config, weights, 2, names) > loaded_bytes(config, weights, 2)
+
+
 def test_what_the_kv_was_computed_with_is_in_the_layout_hash(
     tiny_checkpoint: Callable[..., Path],
 ) -> None:
     uri = f"file://{tiny_checkpoint()}"
     setups = [{"weights": form} for form in ("none", *FORMATS)]
+    setups += [{"weights": "fp8", "weights_exclude": ("attention",)}]
     setups += [{"kv_cache": "fp8"}, {"kv_cache": "fp8", "dtype": "float32"}]
     engines = [build_engine(EngineConfig(uri, kv_cache_bytes=1 << 22, **s)) for s in setups]
     assert len({engine.layout_hash for engine in engines}) == len(setups)
@@ -152,8 +184,6 @@ def test_what_the_kv_was_computed_with_is_in_the_layout_hash(
 def test_what_cannot_be_quantised_is_refused_with_what_works(
     tiny_checkpoint: Callable[..., Path],
 ) -> None:
-    from tandem_runtime.checkpoint.open import open_checkpoint
-
     odd = open_checkpoint(tiny_checkpoint(hidden_size=72, num_attention_heads=2)).config
     sentence = r"q_proj.weight has shape \(128, 72\); int8 .* multiples of 16: use weights none"
     with pytest.raises(ModelError, match=sentence):
@@ -170,5 +200,9 @@ def test_what_cannot_be_quantised_is_refused_with_what_works(
         check_fits(mixtral, 1, "fp8")
     with pytest.raises(ValueError, match="kv_cache 'int8' is none of auto, fp8"):
         EngineConfig("file:///m", kv_cache="int8")
+    with pytest.raises(ValueError, match="weights_exclude is given, but weights are not quantised"):
+        EngineConfig("file:///m", weights_exclude=("attention",))
+    with pytest.raises(ValueError, match="weights_exclude 'mlp' is none of attention, first-layer"):
+        EngineConfig("file:///m", weights="fp8", weights_exclude=("mlp",))
     with pytest.raises(ValueError, match="weights 'int5' is none of none, fp8, int8, int4"):
         EngineConfig("file:///m", weights="int5")

@@ -170,6 +170,8 @@ def test_blocks_are_not_cut(make: Make) -> None:
         check_fits(checkpoint.config, 8, "fp8 in blocks")
     with pytest.raises(ModelError, match=r"use quantization\.weights none or fp8"):
         checkpoint.form("int4")
+    with pytest.raises(ModelError, match=r"leave out quantization\.exclude"):
+        checkpoint.form("fp8", ("attention",))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,12 @@ def status(world: World) -> dict[str, Any]:
     return found
 
 
+def always(**decode: Any) -> dict[str, Any]:
+    """A schedule that is always open."""
+    window = {"name": "day", "cron": "* * * * *", "durationSeconds": 3600}
+    return {**window, "decode": decode}
+
+
 def refer(world: World, name: str = "p") -> None:
     scaling = SCALING | {"policyRef": {"name": name}}
     world.edit(FLEETS, "chat", lambda b: b["spec"]["decode"].update(scaling=scaling))
@@ -180,6 +186,49 @@ async def test_a_pool_that_was_deleted_comes_back_to_its_load(world: World, load
     [
         (None, "PolicyNotFound", "ScalingPolicy p does not exist in namespace team"),
         ({"gpuBudget": 1}, "BudgetTooSmall", "minReplicas of chat-decode take 2 GPUs"),
+        (
+            {"gpuBudget": 3, "schedules": [always(minReplicas=4)]},
+            "BudgetTooSmall",
+            "minReplicas of chat-decode take 4 GPUs in schedule day, and gpuBudget of",
+        ),
+        (
+            {"schedules": [always(minReplicas=9)]},
+            "ScheduleUnusable",
+            "ScalingPolicy p: schedule day: minReplicas 9 of decode is not between "
+            "spec.decode.scaling's 2 and 8; a schedule stays within the fleet's bounds, so change "
+            "it or them; Pool chat-decode keeps its size",
+        ),
+        (
+            {"schedules": [always(maxReplicas=1)]},
+            "ScheduleUnusable",
+            "maxReplicas 1 of decode is not between",
+        ),
+        (
+            {"schedules": [always(minReplicas=5, maxReplicas=4)]},
+            "ScheduleUnusable",
+            "minReplicas of decode exceeds maxReplicas",
+        ),
+        ({"schedules": [always()]}, "ScheduleUnusable", "give minReplicas or maxReplicas of decod"),
+        (
+            {"schedules": [always(minReplicas=4) | {"cron": "0 8 * * 9"}]},
+            "ScheduleUnusable",
+            'cron "0 8 * * 9" is not understood (bad day-of-week)',
+        ),
+        (
+            {"schedules": [always(minReplicas=4) | {"timeZone": "Mars"}]},
+            "ScheduleUnusable",
+            'timeZone "Mars" is not known',
+        ),
+        (
+            {"schedules": [always(minReplicas=4) | {"durationSeconds": 604801}]},
+            "ScheduleUnusable",
+            "durationSeconds must be at most 604800, a week",
+        ),
+        (
+            {"schedules": [always(minReplicas=4), always(minReplicas=3)]},
+            "ScheduleUnusable",
+            "two schedules have this name",
+        ),
     ],
 )
 async def test_a_policy_that_cannot_work_holds(
@@ -201,6 +250,33 @@ async def test_a_policy_that_cannot_work_holds(
         await load.look()
     assert size(world) > 1
     assert world.condition("ScalingActive")[:2] == ("True", "Scaling")
+
+
+@pytest.mark.parametrize("mode", ["Active", "Shadow"])
+async def test_a_schedule_sets_the_bounds_and_the_status_names_it(
+    world: World, load: Load, mode: str
+) -> None:
+    schedule = always(minReplicas=3, maxReplicas=4)
+    world.kube.user_write(policy(mode=mode, schedules=[schedule]))
+    refer(world)
+    load.streams = 0.0
+    await load.look()
+    await load.look()
+    assert size(world) == (3 if mode == "Active" else 1)
+    found = status(world)
+    assert found["schedule"] == {"name": "day", "minReplicas": 3, "maxReplicas": 4}
+    (last,) = found["decisions"]
+    assert (last["replicas"], last["reason"], last["limitedBy"], last["schedule"]) == (
+        3,
+        "Schedule",
+        "minReplicas",
+        "day",
+    )
+    assert last["shadow"] is (mode == "Shadow")
+    # Without it the bounds are the fleet's again.
+    world.kube.user_write(policy(mode=mode))
+    await load.look()
+    assert "schedule" not in status(world)
 
 
 async def test_pods_that_do_not_answer_hold_the_size(world: World, load: Load) -> None:

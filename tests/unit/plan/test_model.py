@@ -209,8 +209,8 @@ def test_inputs_change_with_what_decides_the_answer_alone() -> None:
 
 
 async def test_quantisation_reaches_resolver_and_pods() -> None:
-    quantization = {"weights": "int4", "kvCache": "fp8"}
-    flags = "--weights int4 --kv-cache fp8"
+    quantization = {"weights": "int4", "exclude": ["last-layer"], "kvCache": "fp8"}
+    flags = "--weights int4 --kv-cache fp8 --weights-exclude last-layer"
     world = World()
     world.kube.user_write(model_body(resolved=False, quantization=quantization))
     await world.reconcile()

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from node_cluster import CONDITIONS, GPU, NOW_S, Cluster, node, pod
+from tandem_operator.api.node_health import Signals
+from tandem_operator.plan.nodes.signs import signs_of, suspects
+from tandem_operator.plan.nodes.view import NodesSnapshot, Straggler
 
 
 def test_a_healthy_cluster_is_left_alone_and_nothing_is_written_twice() -> None:
@@ -135,3 +140,39 @@ def test_a_condition_that_no_node_has_is_named() -> None:
     reason, message = cluster.says("Ready")
     assert reason == "ConditionUnknown"
     assert "no node reports the condition KernelDeadlok; nodes report: KernelDeadlock, " in message
+
+
+@given(
+    st.sampled_from(["True", "False", "Unknown"]),
+    st.sampled_from(["True", "False"]),
+    st.sampled_from(["8", "1", "0", "half"]),
+    st.lists(st.integers(1, 9), max_size=2),
+    st.booleans(),
+    st.sets(st.sampled_from(["xid", "report", "straggler", "taint"])),
+)
+def test_no_node_with_a_sign_is_passed_over(
+    ready: str, stuck: str, left: str, used: list[int], watched: bool, told: set[str]
+) -> None:
+    taints = [{"key": "broken"}]
+    wanted: dict[str, object] = {"accelerators": {}, "xids": {}, "reports": {}, "stragglers": {}}
+    signals = Signals.model_validate(
+        {**CONDITIONS["signals"], "taints": taints, **(wanted if watched else {})}
+    )
+    seen = node(
+        "n0",
+        conditions={"Ready": ready, "KernelDeadlock": stuck, "StorageReady": "True"},
+        allocatable={GPU: left},
+        taints=(("broken", "", "NoSchedule"),) if "taint" in told else (),
+    )
+    pods = tuple(pod(f"p{i}", "n0", accelerators={GPU: count}) for i, count in enumerate(used))
+    snapshot = NodesSnapshot(
+        now_s=NOW_S,
+        policy=None,
+        nodes=(seen,),
+        pods=pods,
+        xids={"n0": {79: (NOW_S - 1,)}} if "xid" in told else {},
+        reports={"uid-p0": "broken"} if "report" in told else {},
+        stragglers=(Straggler("uid-p0", "slow"),) if "straggler" in told else (),
+    )
+    shown = signs_of(seen, pods, signals, snapshot, None)
+    assert not shown or suspects((seen,), {"n0": pods}, signals, snapshot, {}) == {"n0"}

@@ -238,6 +238,21 @@ def test_displaced_pods_are_replaced_all_at_once_and_leave_one_for_one() -> None
     assert len(next_step([one]).pools[0].leave) == 1
 
 
+def test_what_takes_a_displaced_pods_place_in_mid_rollout_does_not_leave() -> None:
+    """Nothing of the target serves: once such a pod was made and sent away again without end."""
+    tainted = displaced(pool("decode", 3), 1, 2)
+    states = [replace(pool("prefill", 0), serving="a"), tainted]
+    (_, step) = next_step(states).pools
+    assert step == PoolStep(create=("a",))
+    come = with_members(tainted, Member("decode-a-3", "a", slot=3))
+    assert next_step([states[0], come]).pools[1].leave == ()
+    (_, step) = next_step(
+        [states[0], replace(come, members=tuple(replace(m, ready=True) for m in come.members))]
+    ).pools
+    assert len(step.displaced) <= 1
+    assert step.leave == step.displaced
+
+
 def test_without_room_for_another_a_displaced_pod_stays() -> None:
     """Its going would free nothing that the other could use: its node takes no pods."""
     tainted = displaced(pool("both", 2), 1)

@@ -38,6 +38,9 @@ def test_weights_and_kv_are_quantised_where_asked(secret: Path) -> None:
     arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
     assert parse(arguments, {}).engine.weights == "none"
     assert parse([*arguments, "--weights", "int4"], {}).engine.weights == "int4"
+    kept = [f"--weights-exclude={kind}" for kind in ("attention", "last-layer")]
+    engine = parse([*arguments, "--weights", "int4", *kept], {}).engine
+    assert engine.weights_exclude == ("attention", "last-layer")
     assert parse(arguments, {}).engine.kv_dtype == "bfloat16"
     assert parse([*arguments, "--kv-cache", "fp8"], {}).engine.kv_dtype == "fp8"
 

@@ -209,6 +209,30 @@ def test_idle_pools_sleep_and_are_woken(tmp_path: Path) -> None:
     assert 0 < summary["gpu_hours"] < 2
 
 
+def test_a_schedule_goes_by_the_time_at_which_the_run_begins(tmp_path: Path) -> None:
+    day = {"name": "day", "cron": "0 8 * * 1-5", "durationSeconds": 36000,
+           "timeZone": "Europe/Berlin", "prefill": {"minReplicas": 3}}  # fmt: skip
+    policy = policy_file(tmp_path, {"schedules": [day]})
+    found = {}
+    for begins in ("2024-01-01T07:50+01:00", "2023-12-31T07:50+01:00"):
+        file = tmp_path / "run.json"
+        answer = simulate(
+            write(tmp_path, scaled()), "--load", "poisson", "--rate", "1", "--duration-s", "900",
+            "--policy", policy, "--begins-at", begins, "--json", str(file),
+        )  # fmt: skip
+        assert answer.exit_code == 0, answer.output
+        found[begins] = json.loads(file.read_text())["decisions"]
+    monday, sunday = found.values()
+    assert sunday == []
+    # Ready, after 100 s, when the window begins.
+    assert [d["at_s"] for d in monday] == [pytest.approx(490.0, abs=10.0)]
+    assert [sum(d["sizes"]) for d in monday] == [4]
+    assert "Schedule" in monday[0]["reasons"]
+    bad = simulate(write(tmp_path, scaled()), *STEP, "--begins-at", "monday")
+    assert bad.exit_code == 1
+    assert "--begins-at monday is no date and time" in bad.output
+
+
 @pytest.mark.parametrize(
     ("spec", "name", "sentence"),
     [
@@ -216,6 +240,11 @@ def test_idle_pools_sleep_and_are_woken(tmp_path: Path) -> None:
         ({"gpuBudget": 1}, "calm", "gpuBudget of ScalingPolicy calm is 1"),
         ({"mode": "Loud"}, "calm", "spec.mode: input should be 'Active' or 'Shadow'"),
         ({"bands": {"lowPercent": 95}}, "calm", "lowPercent must be under highPercent"),
+        (
+            {"schedules": [{"name": "s", "cron": "0 8 * *", "durationSeconds": 60}]},
+            "calm",
+            'schedule s: cron "0 8 * *" is not understood (it has 4 fields)',
+        ),
     ],
 )
 def test_a_bad_policy_is_refused_with_a_sentence(

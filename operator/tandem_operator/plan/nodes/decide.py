@@ -18,7 +18,7 @@ from tandem_operator.api.node_health import MAX_NODES, NodeStatus, Phase, SeenSi
 from tandem_operator.plan.nodes import brakes
 from tandem_operator.plan.nodes.memory import advance, ripe
 from tandem_operator.plan.nodes.repair import IN_REPAIR
-from tandem_operator.plan.nodes.signs import Sign, signs_of
+from tandem_operator.plan.nodes.signs import Sign, signs_of, suspects
 from tandem_operator.plan.nodes.view import (
     NodesSnapshot,
     NodeView,
@@ -65,17 +65,23 @@ def look_at(snapshot: NodesSnapshot, policy: PolicyView) -> Look:
         if entry.name in nodes and nodes[entry.name].uid == entry.uid
     }
     pods: dict[str, list[PlacedPod]] = {}
-    for pod in sorted(snapshot.pods, key=lambda p: (p.namespace, p.name)):
+    for pod in snapshot.pods:
         pods.setdefault(pod.node, []).append(pod)
-    by_node = {name: tuple(found) for name, found in pods.items()}
+    by_node = {name: _in_order(found) for name, found in pods.items()}
     carrying = frozenset(p.node for p in snapshot.pods if p.runtime and p.node in nodes)
     signals = policy.spec.signals
-    signs = {
-        name: signs_of(node, by_node.get(name, ()), signals, snapshot, before.get(name))
-        for name, node in nodes.items()
-    }
+    signs: dict[str, tuple[Sign, ...]] = dict.fromkeys(nodes, ())
+    for name in suspects(snapshot.nodes, by_node, signals, snapshot, before) & nodes.keys():
+        here = by_node.get(name, ())
+        signs[name] = signs_of(nodes[name], here, signals, snapshot, before.get(name))
     outage = brakes.outage(policy.spec.brakes, signs, carrying, policy.status, snapshot.now_s)
     return Look(snapshot, policy, nodes, before, by_node, signs, outage, carrying)
+
+
+def _in_order(pods: list[PlacedPod]) -> tuple[PlacedPod, ...]:
+    if len(pods) == 1:
+        return (pods[0],)
+    return tuple(sorted(pods, key=lambda p: (p.namespace, p.name)))
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class _Tally:
 def decide(look: Look) -> Decided:
     """The phases of all nodes."""
     tally = _Tally()
-    for name in sorted(look.nodes):
+    for name in sorted(n for n, shown in look.signs.items() if shown or n in look.before):
         _sort_in(look, look.nodes[name], tally)
     in_repair = {n for n, entry in tally.entries.items() if entry.phase in IN_REPAIR}
     carrying = len(look.carrying | in_repair)

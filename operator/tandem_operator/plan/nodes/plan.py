@@ -32,10 +32,11 @@ def plan_nodes(snapshot: NodesSnapshot) -> Plan:
     decided = decide(look)
     actions: list[Action] = [*status_write(snapshot, policy, look, decided)]
     actions += _events(look, decided)
-    for name, node in sorted(look.nodes.items()):
-        entry = decided.entries.get(name)
-        in_repair = entry is not None and entry.phase in IN_REPAIR
-        actions += step(look, entry) if entry is not None and in_repair else release(node)
+    in_repair = {n: entry for n, entry in decided.entries.items() if entry.phase in IN_REPAIR}
+    ours = {n for n, node in look.nodes.items() if node.cordoned_by_us or node.given_up_by_us}
+    for name in sorted(in_repair.keys() | ours):
+        entry = in_repair.get(name)
+        actions += step(look, entry) if entry is not None else release(look.nodes[name])
     return Plan(tuple(actions), _requeue(look, decided))
 
 
@@ -62,7 +63,8 @@ _EVENTS = {
 def _events(look: Look, decided: Decided) -> list[Action]:
     """One for each node whose phase changes, on the node."""
     events: list[Action] = []
-    for name, node in sorted(look.nodes.items()):
+    for name in sorted(look.before.keys() | decided.entries.keys()):
+        node = look.nodes[name]
         before, after = look.before.get(name), decided.entries.get(name)
         if after is not None and (before is None or before.phase != after.phase):
             events += _told(look, after)

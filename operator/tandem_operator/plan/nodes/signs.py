@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tandem_operator.api.node_health import DEFAULT_FOR_SECONDS, NodeStatus, Signals
@@ -28,6 +28,46 @@ class Sign:
     """Any node can show it, not only one that carries pods of Tandem."""
     pods: tuple[str, ...] = ()
     """Uids: it is about these pods alone."""
+
+
+def suspects(
+    nodes: Sequence[NodeView],
+    pods: Mapping[str, tuple[PlacedPod, ...]],
+    signals: Signals,
+    snapshot: NodesSnapshot,
+    before: Mapping[str, NodeStatus],
+) -> set[str]:
+    """Nodes that may show a sign; of the others `signs_of` is empty.
+
+    It is cheap, since it looks at every node of the cluster at every look.
+    """
+    told = snapshot.reports.keys() | {s.pod_uid for s in snapshot.stragglers}
+    found = {*before, *snapshot.xids}
+    if told:
+        found.update(p.node for p in snapshot.pods if p.uid in told)
+    bad = [(wanted.type, wanted.status) for wanted in signals.conditions]
+    for node in nodes:
+        conditions = node.conditions
+        if conditions.get("Ready") != "True" or (node.taints and signals.taints):
+            found.add(node.name)
+        for type_, status in bad:
+            if conditions.get(type_) == status:
+                found.add(node.name)
+    if signals.accelerators is not None:
+        found.update(node.name for node in nodes if _short(node, pods.get(node.name, ())))
+    return found
+
+
+def _short(node: NodeView, pods: tuple[PlacedPod, ...]) -> bool:
+    """Whether it may have less allocatable than its pods have."""
+    if len(pods) != 1:
+        return bool(pods)
+    allocatable = node.allocatable
+    for resource, count in pods[0].accelerators.items():
+        left = allocatable.get(resource, "0")
+        if left.isdigit() and int(left) < count:
+            return True
+    return False
 
 
 def signs_of(
@@ -143,7 +183,11 @@ def _stragglers(
 
 def unknown_conditions(signals: Signals, nodes: Iterable[NodeView]) -> Mapping[str, str]:
     """Condition types of the policy that no node reports, with a sentence; most are misspelled."""
-    reported = sorted({type_ for node in nodes for type_ in node.conditions})
+    seen = tuple(nodes)
+    wanted_types = {wanted.type for wanted in signals.conditions}
+    if all(any(type_ in node.conditions for node in seen) for type_ in wanted_types):
+        return {}
+    reported = sorted({type_ for node in seen for type_ in node.conditions})
     if not reported:
         return {}
     return {

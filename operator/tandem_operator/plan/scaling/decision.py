@@ -33,6 +33,8 @@ class ScaleReason(StrEnum):
     """No step has been seen yet, so what a replica can do is not known: the size stays."""
     OUT_OF_BOUNDS = "OutOfBounds"
     """The size is brought between minReplicas and maxReplicas."""
+    SCHEDULE = "Schedule"
+    """Likewise, by the bounds of a schedule."""
     BUDGET = "Budget"
     """The GPU budget leaves no more."""
 
@@ -60,6 +62,11 @@ class Numbers:
     starting: int = 0
     limited_by: str = ""
     """`maxReplicas`, `minReplicas`, `step` or `budget`, where that cut the size."""
+    min_replicas: int = 0
+    """The bounds that hold now."""
+    max_replicas: int = 0
+    schedule: str = ""
+    """The schedule that set the bound which cut the size, else one whose bounds hold."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 Each pool decides for itself first. Where their wishes exceed the budget, replicas go one at a time
 to the pool with the largest need per replica, from the pool that has the smallest even without it,
 so that prefill and decode exchange replicas as the load shifts between them. A replica that leaves
-holds its GPUs until it is gone: what it gives up can be used only then.
+holds its GPUs until it is gone: what it gives up can be used only then. A pool under its lower
+bound comes before any need: a schedule may have raised it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import inf
 
 from tandem_operator.plan.scaling.decision import Decision, ScaleReason
 from tandem_operator.plan.scaling.law import decide
@@ -29,9 +31,15 @@ def decide_fleet(
     now_s: float,
 ) -> dict[str, Decision]:
     """A decision for every pool of `policies`, by name. A pool without a state is a new one."""
+    known = {name: states.get(name, ScalingState()) for name in sorted(policies)}
+    policies = {
+        name: policies[name].scheduled(
+            now_s, state.startup_s or policies[name].startup_s, windows[name].window_s
+        )
+        for name, state in known.items()
+    }
     decisions = {
-        name: decide(policies[name], states.get(name, ScalingState()), windows[name], now_s)
-        for name in sorted(policies)
+        name: decide(policies[name], state, windows[name], now_s) for name, state in known.items()
     }
     if budget_gpus is None:
         return decisions
@@ -50,32 +58,33 @@ def _shared(
 ) -> dict[str, int]:
     """Sizes within the budget: none is more than its pool decided."""
     gpus = {name: policy.gpus_per_replica for name, policy in policies.items()}
+    floors = {n: min(policies[n].min_replicas, d.target) for n, d in decisions.items()}
     least = {
-        name: max(
-            min(policies[name].min_replicas, decision.target),
-            windows[name].size - policies[name].largest_in(windows[name].size),
-        )
-        for name, decision in decisions.items()
+        n: max(floor, windows[n].size - policies[n].largest_in(windows[n].size))
+        for n, floor in floors.items()
     }
+
+    def pressure(name: str, replicas: int) -> float:
+        """Forecast need for each replica that the pool would have."""
+        return inf if replicas < floors[name] else _pressure(decisions[name], replicas)
+
     targets = {n: max(min(windows[n].size, d.target), least[n]) for n, d in decisions.items()}
     left = budget_gpus - sum(gpus[n] * target for n, target in targets.items())
     for _ in range(2 * sum(d.target for d in decisions.values()) + sum(targets.values())):
         hungry = [n for n, d in decisions.items() if targets[n] < d.target]
         giving = [n for n in targets if targets[n] > least[n]]
-        taker = max(hungry, key=lambda n: (_pressure(decisions[n], targets[n]), n), default=None)
-        giver = min(
-            giving, key=lambda n: (_pressure(decisions[n], targets[n] - 1), n), default=None
-        )
+        taker = max(hungry, key=lambda n: (pressure(n, targets[n]), n), default=None)
+        giver = min(giving, key=lambda n: (pressure(n, targets[n] - 1), n), default=None)
         if taker is not None and gpus[taker] <= left:
             targets[taker] += 1
             left -= gpus[taker]
-        elif giver is not None and (left < 0 or _better(decisions, targets, taker, giver)):
+        elif giver is not None and (left < 0 or _better(pressure, targets, taker, giver)):
             targets[giver] -= 1
             left += gpus[giver]
         else:
             break
     # What a pool with larger replicas could not use.
-    for name in sorted(targets, key=lambda n: -_pressure(decisions[n], targets[n])):
+    for name in sorted(targets, key=lambda n: -pressure(n, targets[n])):
         more = min(decisions[name].target - targets[name], max(left, 0) // gpus[name])
         targets[name] += more
         left -= more * gpus[name]
@@ -83,13 +92,16 @@ def _shared(
 
 
 def _better(
-    decisions: Mapping[str, Decision], targets: dict[str, int], taker: str | None, giver: str
+    pressure: Callable[[str, int], float],
+    targets: Mapping[str, int],
+    taker: str | None,
+    giver: str,
 ) -> bool:
     """Whether a replica is worth moving: by enough, or two pools would exchange one for ever."""
     if taker is None or taker == giver:
         return False
-    given = _pressure(decisions[giver], targets[giver] - 1)
-    return _pressure(decisions[taker], targets[taker]) > (1.0 + EXCHANGE_GAIN) * given
+    given = pressure(giver, targets[giver] - 1)
+    return pressure(taker, targets[taker]) > (1.0 + EXCHANGE_GAIN) * given
 
 
 def _when_free(
@@ -113,7 +125,6 @@ def _when_free(
 
 
 def _pressure(decision: Decision, replicas: int) -> float:
-    """Forecast need for each replica that the pool would have."""
     wanted = max(decision.numbers.likely, decision.numbers.held)
     # A pool whose need is not known asks for what it has.
     return (wanted or float(decision.target)) / max(replicas, 0.5)

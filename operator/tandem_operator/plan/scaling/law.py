@@ -57,6 +57,9 @@ def decide(policy: Policy, state: ScalingState, window: PoolWindow, now_s: float
         startup_s=startup_s,
         ready=window.ready,
         starting=len(window.starting_s),
+        min_replicas=policy.min_replicas,
+        max_replicas=policy.max_replicas,
+        schedule=policy.min_from or policy.max_from,
     )
     if window.load is None:
         wish = _Wish(window.size, ScaleReason.NO_DATA)
@@ -201,7 +204,7 @@ def _limited(
     now_s: float,
 ) -> Decision:
     """The wish within step limits and bounds; bounds win."""
-    size, target, limited_by = window.size, wish.target, ""
+    size, target, limited_by, schedule = window.size, wish.target, "", ""
     if target > size and target - size > policy.largest_out(size):
         target, limited_by = size + policy.largest_out(size), "step"
     if 0 < target < size and size - target > policy.largest_in(size):
@@ -209,15 +212,21 @@ def _limited(
     resting = target == 0 and policy.min_replicas == 0
     low = 0 if resting else policy.floor
     if target > policy.max_replicas:
-        target, limited_by = policy.max_replicas, "maxReplicas"
+        target, limited_by, schedule = policy.max_replicas, "maxReplicas", policy.max_from
     if target < low:
-        target, limited_by = low, "minReplicas"
+        target, limited_by, schedule = low, "minReplicas", policy.min_from
     reason = wish.reason
-    if wish.target == size and target != size:
-        reason = ScaleReason.OUT_OF_BOUNDS
+    if target != size and (wish.target - size) * (target - size) <= 0:
+        # Not what the load asks for.
+        reason = ScaleReason.SCHEDULE if schedule else ScaleReason.OUT_OF_BOUNDS
     if target < size:
         state = replace(state, last_in_s=now_s)
-    return Decision(target, reason, replace(numbers, limited_by=limited_by), state)
+    numbers = replace(
+        numbers,
+        limited_by=limited_by,
+        schedule=schedule if limited_by.endswith("Replicas") else numbers.schedule,
+    )
+    return Decision(target, reason, numbers, state)
 
 
 def _watched(state: ScalingState, window: PoolWindow, now_s: float) -> ScalingState:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tandem_operator.plan.scaling.schedule import Bounds, Schedule, bounds_at, lead_s
 from tandem_operator.plan.scaling.window import Role
 
 DEFAULT_TTFT_MS = 500.0
@@ -49,6 +50,28 @@ class Policy:
     """Without any request for that long a pool with min_replicas 0 goes to zero; None: never."""
     gpus_per_replica: int = 1
     """What the replica takes from a budget."""
+    schedules: tuple[Schedule, ...] = ()
+    """Windows with other bounds; the last one that is open counts."""
+    min_from: str = ""
+    """The schedule that min_replicas is of; "": none."""
+    max_from: str = ""
+    """Likewise."""
+
+    def scheduled(self, now_s: float, startup_s: float, look_s: float) -> Policy:
+        """The policy with the bounds that hold now, for a pod that takes `startup_s` to start and
+        a next look in `look_s`."""
+        if not self.schedules:
+            return self
+        own = Bounds(self.min_replicas, self.max_replicas)
+        now = bounds_at(self.schedules, own, now_s, lead_s(startup_s, look_s))
+        return replace(
+            self,
+            schedules=(),
+            min_replicas=now.min_replicas,
+            max_replicas=now.max_replicas,
+            min_from=now.min_from,
+            max_from=now.max_from,
+        )
 
     @property
     def floor(self) -> int:
