@@ -1,4 +1,5 @@
-"""llama.cpp with batched decoding through its low-level API. Argument: the GGUF file."""
+"""llama.cpp with batched decoding through its low-level API. Arguments: the GGUF file, and
+`--without-amx` where its tiles end in an illegal instruction."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ def main() -> None:
     import numpy as np
     from prompts import answer  # type: ignore[import-not-found]
 
-    model = api.llama_model_load_from_file(sys.argv[1].encode(), api.llama_model_default_params())
+    how = api.llama_model_default_params()
+    how.use_extra_bufts = "--without-amx" not in sys.argv
+    model = api.llama_model_load_from_file(sys.argv[1].encode(), how)
     params = api.llama_context_default_params()
     params.n_ctx, params.n_seq_max, params.kv_unified = CONTEXT_TOKENS, STREAMS, True
     params.n_batch = params.n_ubatch = BATCH_TOKENS

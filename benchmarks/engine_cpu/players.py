@@ -96,7 +96,12 @@ def vllm(script: Path = HERE / "play_vllm.py") -> Player:
 def llama() -> Player:
     folder = _environment("llama", [LLAMA, "numpy"])
     python, script = str(folder / "bin" / "python"), str(HERE / "play_llama.py")
-    return Player("llama.cpp", [python, script, str(_gguf())])
+    command = [python, script, str(_gguf())]
+    if "amx_tile" in Path("/proc/cpuinfo").read_text():
+        # Its worker threads load tiles that were not configured (llama-cpp-python 0.3.36).
+        note("llama.cpp plays without AMX, where it ends with an illegal instruction")
+        command.append("--without-amx")
+    return Player("llama.cpp", command)
 
 
 def _gguf() -> Path:
