@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from tandem_operator.plan.costs import costs_of
 from tandem_operator.plan.nodes.view import Straggler
 from tandem_operator.plan.scaling.window import StepSums
 
@@ -134,36 +135,7 @@ def _least_squares(rows: Sequence[tuple[tuple[float, ...], float]]) -> tuple[flo
             right[i] += share
             for j in range(n):
                 matrix[i][j] += share * work[j] / taken_s
-    terms = [i for i in range(n) if matrix[i][i] > 0.0]
-    while terms:
-        found = _solve([[matrix[i][j] for j in terms] for i in terms], [right[i] for i in terms])
-        if min(found) >= 0.0:
-            costs = [0.0] * n
-            for i, value in zip(terms, found, strict=True):
-                costs[i] = value
-            return tuple(costs)
-        terms.pop(min(range(len(terms)), key=lambda k: found[k]))
-    return (0.0,) * n
-
-
-def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """Gaussian elimination of a positive matrix, scaled to a diagonal of ones."""
-    n = len(right)
-    scale = [matrix[i][i] ** -0.5 for i in range(n)]
-    rows = [
-        [matrix[i][j] * scale[i] * scale[j] + (RIDGE if i == j else 0.0) for j in range(n)]
-        + [right[i] * scale[i]]
-        for i in range(n)
-    ]
-    for i in range(n):
-        for k in range(i + 1, n):
-            factor = rows[k][i] / rows[i][i]
-            rows[k] = [x - factor * y for x, y in zip(rows[k], rows[i], strict=True)]
-    found = [0.0] * n
-    for i in reversed(range(n)):
-        rest = sum(rows[i][j] * found[j] for j in range(i + 1, n))
-        found[i] = (rows[i][n] - rest) / rows[i][i]
-    return [value * factor for value, factor in zip(found, scale, strict=True)]
+    return tuple(costs_of(matrix, right, (0.0,) * n, RIDGE) or (0.0,) * n)
 
 
 def stragglers(

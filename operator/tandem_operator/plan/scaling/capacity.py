@@ -11,6 +11,7 @@ open stays as it was.
 
 from __future__ import annotations
 
+from tandem_operator.plan.costs import costs_of
 from tandem_operator.plan.scaling.window import Load, StepCost, StepSums
 
 MOST_STEPS = 20_000.0
@@ -48,47 +49,8 @@ def fit(sums: StepSums, before: StepCost | None) -> StepCost | None:
         sums.seconds_prompt,
         sums.seconds_streams,
     )
-    terms = [i for i in range(3) if matrix[i][i] > 0.0]
-    while terms:
-        found = _solve(
-            [[matrix[i][j] for j in terms] for i in terms],
-            [right[i] for i in terms],
-            [known[i] for i in terms],
-        )
-        if found is not None and min(found) >= 0.0:
-            cost = [0.0, 0.0, 0.0]
-            for i, value in zip(terms, found, strict=True):
-                cost[i] = value
-            return StepCost(*cost)
-        # A cost below zero is noise: without that term the others carry its share.
-        worst = 0 if found is None else min(range(len(terms)), key=lambda k: found[k])
-        terms.pop(worst)
-    return None
-
-
-def _solve(matrix: list[list[float]], right: list[float], known: list[float]) -> list[float] | None:
-    """Gaussian elimination; None where nothing can be said."""
-    n = len(right)
-    # Scaled to a diagonal of ones, so that ALIKE has one meaning.
-    scale = [matrix[i][i] ** -0.5 for i in range(n)]
-    rows = [
-        [matrix[i][j] * scale[i] * scale[j] for j in range(n)] + [right[i] * scale[i]]
-        for i in range(n)
-    ]
-    for i in range(n):
-        rows[i][i] += ALIKE
-        rows[i][n] += ALIKE * known[i] / scale[i]
-    for i in range(n):
-        if rows[i][i] <= 0.0:
-            return None
-        for k in range(i + 1, n):
-            factor = rows[k][i] / rows[i][i]
-            rows[k] = [x - factor * y for x, y in zip(rows[k], rows[i], strict=True)]
-    found = [0.0] * n
-    for i in reversed(range(n)):
-        rest = sum(rows[i][j] * found[j] for j in range(i + 1, n))
-        found[i] = (rows[i][n] - rest) / rows[i][i]
-    return [value * factor for value, factor in zip(found, scale, strict=True)]
+    found = costs_of(matrix, right, known, ALIKE)
+    return None if found is None else StepCost(*found)
 
 
 def prompt_rate(cost: StepCost, sums: StepSums, load: Load) -> float:
