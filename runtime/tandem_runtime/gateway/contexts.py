@@ -243,5 +243,6 @@ class GatewayContexts:
         return None
 
     def _view(self, context: Context) -> ContextView:
-        held = (copies.get(context.id) for copies in self._copies.values())
+        uids = {pod.uid for pod in self._discovery.pods}
+        held = (copies.get(context.id) for uid, copies in self._copies.items() if uid in uids)
         return ContextView(context, tuple(copy for copy in held if copy is not None))

@@ -100,6 +100,16 @@ async def test_a_prefill_pod_keeps_it_for_the_pods_that_decode(
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] >= 512
 
 
+async def test_what_a_pod_kept_that_is_gone_is_not_ready(front: Any, make_pod: MakePod) -> None:
+    pod = await make_pod()
+    front.discovery.show(pod.view())
+    made = await create(front)
+    await ready(front, made["id"])
+    front.discovery.show()
+    found = await front.http.get(f"/v1/contexts/{made['id']}")
+    assert found.json()["status"] == "building"
+
+
 async def test_it_outlives_its_pod_and_its_gateway(
     front: Any, make_pod: MakePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
