@@ -20,6 +20,7 @@ from torch import Tensor
 from tandem_runtime import kernels
 from tandem_runtime.engine.batch import Batch
 from tandem_runtime.engine.graphs import DecodeGraphs, known_ids
+from tandem_runtime.engine.recorded import RecordedSteps
 from tandem_runtime.engine.sampler import Choice, choose
 from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.kernels.attention_plan import GpuWork, Step
@@ -66,14 +67,16 @@ class TorchRunner:
         self.overlaps = on_gpu if overlaps is None else overlaps
         self._chosen = torch.zeros(max_running, dtype=torch.int64, device=self._device)
         """By the newest step; sample by sample."""
-        self._graphs: DecodeGraphs | None = None
+        self._graphs: DecodeGraphs | RecordedSteps | None = None
         self._team = Team(1 if on_gpu else threads)
         self._transfers = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def capture_graphs(self) -> None:
-        """On a GPU: decode steps are replayed from here on."""
+        """Decode steps are replayed from here on, where they can be."""
         if self._device.type == "cuda":
             self._graphs = DecodeGraphs(self._model, self._cache, self._chosen)
+        elif self._model.recordable and self._cache.data.dtype == self._model.dtype:
+            self._graphs = RecordedSteps(self._model, self._cache, self._chosen)
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Launched:
@@ -90,9 +93,10 @@ class TorchRunner:
         step = Step(
             batch.query_tokens, batch.context_tokens, batch.block_tables, self._cache.block_tokens
         )
-        logits = self._graphs.replay(batch, step) if self._graphs is not None else None
-        if logits is None:
-            logits = self._forward(batch, step)
+        with self._team.step():
+            logits = self._graphs.replay(batch, step) if self._graphs is not None else None
+            if logits is None:
+                logits = self._forward(batch, step)
         if not batch.samples or self._model.ranks.rank > 0:  # rank 0 alone decides
             return None
         return choose(logits[: len(batch.samples)], batch.samples)
@@ -121,8 +125,7 @@ class TorchRunner:
         if self.overlaps:
             token_ids = known_ids(token_ids, self._chosen)
         pool = self._cache.data
-        with self._team.step():
-            return self._model.forward(token_ids, positions, slots, pool, work, logit_rows)
+        return self._model.forward(token_ids, positions, slots, pool, work, logit_rows)
 
     def collect(self, launched: Launched) -> list[SampledToken | None]:
         """See `flight.Runner`."""

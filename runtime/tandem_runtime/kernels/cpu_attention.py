@@ -39,13 +39,15 @@ from tandem_runtime.kernels.compiled import (
 from tandem_runtime.kernels.fp8_kv import to_pool, values_of
 from tandem_runtime.kernels.fp8_quantize import FP8
 from tandem_runtime.kernels.softmax import softmax
-from tandem_runtime.kernels.team import PART_ROWS, Kernel, share, share_rows
+from tandem_runtime.kernels.team import PART_ROWS, Kernel, empty, share, share_rows
 from tandem_runtime.kernels.tile import begin, end, product
 
 PIECE_TOKENS: Final = 16
 """Query tokens that are attended together: their scores stay in the processor's cache."""
 TILE_ROWS: Final = 32
 """Of them, times the group, that are multiplied at once."""
+AHEAD: Final = 2
+"""Blocks whose keys are on their way while others are multiplied."""
 LOG2_E: Final = 1.4426950408889634
 
 
@@ -227,6 +229,8 @@ def _attend_piece(
                 k = _looked_up(element, k, named, block, dim, size, p)
             elif r == 0:
                 prefetch(values + table[b] * block_bytes, 4 * size * dim // p)
+                if b + AHEAD < blocks:
+                    prefetch(keys + table[b + AHEAD] * block_bytes, 4 * size * dim // p)
             s, a = scores + 4 * (r * width + b * size), rows + 4 * r * (dim // p)
             product(element, True, s, width, a, dim // p, k, size, dim // p, count, size)
     for r in range(n):
@@ -287,7 +291,7 @@ def paged_attention_cpu(q: Tensor, cache: Tensor, work: CpuWork, scale: float) -
     assert cache.dtype in (q.dtype, FP8), f"q is {q.dtype}, the cache {cache.dtype}"
     named = values_of(q.dtype).data_ptr() if cache.dtype == FP8 else 0
     assert q.stride()[1:] == (dim, 1), f"heads must be adjacent, q has strides {q.stride()}"
-    out = torch.empty(q.shape, dtype=q.dtype)
+    out = empty(q.shape, q.dtype)
     share(
         _ATTEND, q.dtype, len(work.pieces) * kv_heads, q.data_ptr(), q.stride(0), out.data_ptr(),
         cache.data_ptr(), _values_at(cache), named, work.pieces.ctypes.data,

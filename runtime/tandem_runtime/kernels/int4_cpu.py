@@ -37,7 +37,7 @@ from tandem_runtime.kernels.compiled import (
 )
 from tandem_runtime.kernels.int4_linear import unpack_int4
 from tandem_runtime.kernels.linear import PANEL
-from tandem_runtime.kernels.team import Kernel, share
+from tandem_runtime.kernels.team import Kernel, empty, share
 from tandem_runtime.kernels.tile import LANES, begin, end, product
 
 TILE_ROWS: Final = 32
@@ -182,7 +182,7 @@ def int4_linear_cpu(
     assert x.is_contiguous(), f"a linear layer needs contiguous rows, x has strides {x.stride()}"
     assert x.dtype == factors.dtype == torch.bfloat16, f"x is {x.dtype}, scales {factors.dtype}"
     assert inputs == groups * INT4_GROUP, f"x has {inputs} columns, W {groups * INT4_GROUP}"
-    y = torch.empty((rows, outputs), dtype=x.dtype)
+    y = empty((rows, outputs), x.dtype)
     share(
         _INT4_LINEAR, x.dtype, panels * -(-rows // TILE_ROWS), x.data_ptr(), packed.data_ptr(),
         factors.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(), rows, groups,

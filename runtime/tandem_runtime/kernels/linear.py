@@ -23,7 +23,7 @@ from tandem_runtime.kernels.compiled import (
     widen,
     words_of,
 )
-from tandem_runtime.kernels.team import Kernel, share
+from tandem_runtime.kernels.team import Kernel, empty, share
 from tandem_runtime.kernels.tile import begin, end, product
 
 PANEL: Final = 64
@@ -82,7 +82,7 @@ def linear_cpu(x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None = No
     assert x.dtype == packed.dtype, f"x is {x.dtype}, the weight {packed.dtype}"
     assert inputs == words * p, f"x has {inputs} columns, the weight takes {words * p}"
     assert 0 <= panels * PANEL - outputs < PANEL, f"{panels} panels for {outputs} outputs"
-    y = torch.empty((rows, outputs), dtype=x.dtype)
+    y = empty((rows, outputs), x.dtype)
     block_rows = max(BLOCK_BYTES // (4 * words * TILE_ROWS), 1) * TILE_ROWS
     share(
         _LINEAR, x.dtype, panels * -(-rows // block_rows),

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tandem_runtime.kernels.compiled import as_float, float_bits, fma, narrow, pointer, widen
-from tandem_runtime.kernels.team import PART_ROWS, Kernel, share_rows
+from tandem_runtime.kernels.team import PART_ROWS, Kernel, empty, share_rows
 
 
 def rms_norm_reference(
@@ -129,7 +129,7 @@ def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None 
     """The same, row by row, on the CPU."""
     rows, hidden = x.shape
     _check(x, weight, residual)
-    y = torch.empty_like(x)
+    y = empty(x.shape, x.dtype)
     share_rows(
         _RMS_NORM, x.dtype, rows, hidden, x.data_ptr(), weight.data_ptr(),
         0 if residual is None else residual.data_ptr(), y.data_ptr(), float_bits(eps),

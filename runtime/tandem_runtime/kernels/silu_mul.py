@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tandem_runtime.kernels.compiled import exp2, narrow, pointer, widen
-from tandem_runtime.kernels.team import PART_ROWS, Kernel, share_rows
+from tandem_runtime.kernels.team import PART_ROWS, Kernel, empty, share_rows
 
 
 def silu_mul_reference(gate_up: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def silu_mul_cpu(gate_up: Tensor) -> Tensor:
     """The same, row by row, on the CPU."""
     rows, double = gate_up.shape
     _check(gate_up)
-    y = torch.empty((rows, double // 2), dtype=gate_up.dtype)
     width = double // 2
+    y = empty((rows, width), gate_up.dtype)
     share_rows(_SILU_MUL, gate_up.dtype, rows, width, gate_up.data_ptr(), y.data_ptr())
     return y

@@ -6,6 +6,9 @@ left. The others watch the board for the length of a step, in machine code, with
 Who takes which part changes nothing in the result, and a thread that is kept from running holds up
 the part that it has taken and no other.
 
+A step whose operators are those of a step before can be replayed from a `Recording`: Python takes
+longer over an operator than the operator over a few rows.
+
 Words of the board, each on a cache line of its own: a ticket (job | its parts | the next one to
 take, 23, 20 and 20 bits, so that one atomic addition takes a part of the job that it names), parts
 done, the kernel and its arguments, and whether the step is over.
@@ -17,7 +20,7 @@ from __future__ import annotations
 import platform
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Final
@@ -29,6 +32,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from torch import Tensor
 
 from tandem_runtime.kernels.compiled import ELEMENTS, compiled
 
@@ -146,6 +150,12 @@ def _share(board, kernel, arguments, parts):
 
 
 @compiled
+def _replay(board, operators, count):
+    for at in range(operators, operators + 24 * count, 24):
+        _share(board, _load(at), _load(at + 8), _load(at + 16))
+
+
+@compiled
 def _serve(board):
     """Take parts until the step is over."""
     seen, spins = _load(board) >> 2 * _COUNT_BITS, 0
@@ -187,12 +197,65 @@ def share(kernel: Kernel, dtype: torch.dtype, parts: int, *arguments: int) -> No
     assert parts <= MOST_PARTS, f"{parts} parts, {MOST_PARTS} at most"
     values = array("q", arguments)
     address, _ = values.buffer_info()
+    recording: Recording | None = getattr(_mine, "recording", None)
+    if recording is not None:
+        recording.add(kernel.address(dtype), values, parts)
     _share(getattr(_mine, "board", 0), kernel.address(dtype), address, parts)
 
 
 def share_rows(kernel: Kernel, dtype: torch.dtype, rows: int, *arguments: int) -> None:
     """The same in parts of PART_ROWS rows; `rows` is the first argument."""
     share(kernel, dtype, -(-rows // PART_ROWS), rows, *arguments)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """For what an operator computes; of the recording's memory where one is made."""
+    recording: Recording | None = getattr(_mine, "recording", None)
+    if recording is not None:
+        return recording.empty(tuple(shape), dtype)
+    return torch.empty(shape, dtype=dtype)
+
+
+class Recording:
+    """The operators of some rows, over memory that stays: `replay` computes them again, from
+    whatever the tensors hold by then that they were recorded with."""
+
+    def __init__(self) -> None:
+        self._operators = array("q")
+        """Three words of each: kernel, arguments, parts."""
+        self._kept: list[array[int]] = []
+        self._memory: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._half, self._taken = 0, 0
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[None]:
+        """Record what is computed inside. What a layer leaves is there until the layer after the
+        next, which is like it and takes its memory."""
+        self._half, self._taken = index % 2, 0
+        _mine.recording = self
+        try:
+            yield
+        finally:
+            _mine.recording = None
+
+    def add(self, kernel: int, arguments: array[int], parts: int) -> None:
+        address, _ = arguments.buffer_info()
+        self._operators.extend((kernel, address, parts))
+        self._kept.append(arguments)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        memory, at = self._memory[self._half], self._taken
+        if at == len(memory):
+            memory.append(torch.empty(shape, dtype=dtype))
+        found = memory[at]
+        assert found.shape == shape and found.dtype == dtype, "layers are not alike"  # noqa: PT018
+        self._taken += 1
+        return found
+
+    def replay(self) -> None:
+        """Once more, by the team of this thread's step where it has one."""
+        address, words = self._operators.buffer_info()
+        _replay(getattr(_mine, "board", 0), address, words // 3)
 
 
 class Team:

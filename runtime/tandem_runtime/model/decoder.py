@@ -18,7 +18,7 @@ from tandem_runtime import kernels
 from tandem_runtime.checkpoint.config import MLP_NAMES, ROUTER, ModelConfig, expert_names
 from tandem_runtime.checkpoint.quantization import excluded
 from tandem_runtime.kernels import AttentionWork, ExpertLinears
-from tandem_runtime.model.linear import Linear, Projection, quantized_linear
+from tandem_runtime.model.linear import Linear, Projection, quantized_linear, recordable
 from tandem_runtime.model.parallel import ALONE, Ranks, ShardedWeights
 from tandem_runtime.model.quantize import quantize, stack
 from tandem_runtime.model.rope import rope_tables
@@ -58,6 +58,17 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Of a step, in its layers."""
+
+    residual: Tensor
+    """[rows, hidden], to which layers add."""
+    cos: Tensor
+    sin: Tensor
+    """[rows, head dim] of their positions."""
+
+
+@dataclass(frozen=True)
 class Layer:
     """Weights of one decoder layer."""
 
@@ -69,6 +80,12 @@ class Layer:
     mlp: Mlp | Experts
     qk_norm: Tensor | None
     """[heads + kv heads, head dim]: norms of query and key."""
+
+    @property
+    def recordable(self) -> bool:
+        if self.qk_norm is not None or isinstance(self.mlp, Experts):
+            return False
+        return all(map(recordable, (self.qkv, self.output, self.mlp.gate_up, self.mlp.down)))
 
 
 class Decoder:
@@ -136,25 +153,59 @@ class Decoder:
         Returns:
             [n, vocabulary] float32.
         """
-        config, eps = self.config, self.config.rms_eps
-        heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
-        cos, sin = self._cos[positions], self._sin[positions]
+        rows = self.rows(token_ids, positions)
+        x = None
+        for index, layer_cache in enumerate(cache):
+            x = self.layer(index, x, rows, slots, layer_cache, work)
+        assert x is not None
+        return self.logits(self.normed(x, rows)[logit_rows])
+
+    def rows(self, token_ids: Tensor, positions: Tensor) -> Rows:
+        """What a step's rows are before the first layer."""
         residual = self.ranks.embed(token_ids, self._embedding)
-        x = kernels.rms_norm(residual, self._layers[0].input_norm, eps)
-        for index, (layer, layer_cache) in enumerate(zip(self._layers, cache, strict=True)):
-            if index > 0:
-                x = kernels.rms_norm(x, layer.input_norm, eps, residual)
-            qkv = layer.qkv(x).view(-1, heads + 2 * kv_heads, dim)
-            if layer.qk_norm is not None:
-                kernels.head_norm(qkv[:, : heads + kv_heads], layer.qk_norm, eps)
-            kernels.rope(qkv[:, : heads + kv_heads], cos, sin)
-            kernels.store_kv(qkv[:, heads:].view(-1, 2, kv_heads, dim), layer_cache, slots)
-            attended = kernels.paged_attention(qkv[:, :heads], layer_cache, work, self._scale)
-            x = self.ranks.all_reduce(layer.output(attended.view(-1, heads * dim)))
-            x = kernels.rms_norm(x, layer.mlp_norm, eps, residual)
-            x = self.ranks.all_reduce(layer.mlp(x))
-        x = kernels.rms_norm(x, self._norm, eps, residual)
-        return self.ranks.logits(self._head(x[logit_rows]), config.vocab_size).float()
+        return Rows(residual, self._cos[positions], self._sin[positions])
+
+    def layer(
+        self,
+        index: int,
+        x: Tensor | None,
+        rows: Rows,
+        slots: Tensor,
+        cache: Tensor,
+        work: AttentionWork,
+    ) -> Tensor:
+        """One of them. x and the result: [rows, hidden], what a layer adds to the residual, which
+        the next one does; None before the first. `cache` is this layer's."""
+        layer, eps = self._layers[index], self.config.rms_eps
+        heads, kv_heads, dim = self.config.heads, self.config.kv_heads, self.config.head_dim
+        if x is None:
+            x = kernels.rms_norm(rows.residual, layer.input_norm, eps)
+        else:
+            x = kernels.rms_norm(x, layer.input_norm, eps, rows.residual)
+        qkv = layer.qkv(x).view(-1, heads + 2 * kv_heads, dim)
+        if layer.qk_norm is not None:
+            kernels.head_norm(qkv[:, : heads + kv_heads], layer.qk_norm, eps)
+        kernels.rope(qkv[:, : heads + kv_heads], rows.cos, rows.sin)
+        kernels.store_kv(qkv[:, heads:].view(-1, 2, kv_heads, dim), cache, slots)
+        attended = kernels.paged_attention(qkv[:, :heads], cache, work, self._scale)
+        x = self.ranks.all_reduce(layer.output(attended.view(-1, heads * dim)))
+        x = kernels.rms_norm(x, layer.mlp_norm, eps, rows.residual)
+        return self.ranks.all_reduce(layer.mlp(x))
+
+    def normed(self, x: Tensor, rows: Rows) -> Tensor:
+        """After the last layer."""
+        return kernels.rms_norm(x, self._norm, self.config.rms_eps, rows.residual)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[n, vocabulary] float32 of rows of `normed`."""
+        return self.ranks.logits(self._head(x), self.config.vocab_size).float()
+
+    @property
+    def recordable(self) -> bool:
+        """Whether its layers are nothing but kernels of the CPU's team (kernels/team.py)."""
+        if kernels.uses_triton(self.device) or self.ranks.size > 1:
+            return False
+        return all(layer.recordable for layer in self._layers)
 
 
 @dataclass(frozen=True)

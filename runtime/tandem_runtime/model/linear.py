@@ -52,6 +52,11 @@ def quantized_linear(weight: Quantized, bias: Tensor | None, dtype: torch.dtype)
     return Int8Linear(weight, bias) if zeros is None else Int4Linear(weight, bias)
 
 
+def recordable(projection: Projection) -> bool:
+    """Whether it is one kernel of the CPU's team, which `kernels.team.Recording` can repeat."""
+    return isinstance(projection, Linear | Int4Linear)
+
+
 class Fp8Linear:
     """y as in kernels/scaled_linear.py, of rows in fp8 too, on the CPU.
 
