@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tandem_runtime.kernels.head_norm import head_norm_reference, head_norm_triton
+from tandem_runtime.kernels.head_norm import head_norm_cpu, head_norm_reference, head_norm_triton
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(("rows", "heads", "dim"), [(1, 1, 8), (5, 9, 64), (3, 4, 80), (2, 40, 1)])
-def test_kernel_equals_reference(
+def test_kernels_equal_reference(
     rows: int,
     heads: int,
     dim: int,
@@ -21,10 +21,12 @@ def test_kernel_equals_reference(
 ) -> None:
     wide = torch.randn(rows, heads + 3, dim, generator=random).to(dtype)
     weight = torch.randn(heads, dim, generator=random).to(dtype)
-    ours = wide.to(device, copy=True)
-    head_norm_triton(ours[:, :heads], weight.to(device), 1e-5)
+    on_device, on_cpu = wide.to(device, copy=True), wide.clone()
+    head_norm_triton(on_device[:, :heads], weight.to(device), 1e-5)
+    head_norm_cpu(on_cpu[:, :heads], weight, 1e-5)
     head_norm_reference(wide[:, :heads], weight, 1e-5)
-    torch.testing.assert_close(ours.cpu(), wide, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    for ours in (on_device.cpu(), on_cpu):
+        torch.testing.assert_close(ours, wide, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 def test_reference_equals_torch(random: torch.Generator) -> None:

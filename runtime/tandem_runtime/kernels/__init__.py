@@ -24,7 +24,7 @@ from tandem_runtime.kernels.cpu_attention import (
 from tandem_runtime.kernels.cpu_blocks import gather_blocks_cpu, scatter_blocks_cpu
 from tandem_runtime.kernels.fp8_quantize import fp8_quantize_triton
 from tandem_runtime.kernels.gather_blocks import gather_blocks_triton, scatter_blocks_triton
-from tandem_runtime.kernels.head_norm import head_norm_reference, head_norm_triton
+from tandem_runtime.kernels.head_norm import head_norm_cpu, head_norm_triton
 from tandem_runtime.kernels.int4_cpu import int4_linear_cpu as int4_linear_cpu
 from tandem_runtime.kernels.int4_cpu import pack_int4 as pack_int4
 from tandem_runtime.kernels.int4_linear import int4_linear_triton
@@ -63,7 +63,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
 
 def head_norm(x: Tensor, weight: Tensor, eps: float) -> None:
     """See head_norm.py."""
-    run = head_norm_triton if uses_triton(x.device) else head_norm_reference
+    run = head_norm_triton if uses_triton(x.device) else head_norm_cpu
     run(x, weight, eps)
 
 

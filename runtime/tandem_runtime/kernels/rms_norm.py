@@ -19,7 +19,15 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from tandem_runtime.kernels.compiled import as_float, float_bits, fma, narrow, pointer, widen
+from tandem_runtime.kernels.compiled import (
+    as_float,
+    compiled,
+    float_bits,
+    fma,
+    narrow,
+    pointer,
+    widen,
+)
 from tandem_runtime.kernels.team import PART_ROWS, Kernel, empty, share_rows
 
 
@@ -85,18 +93,31 @@ def rms_norm_triton(
     return y
 
 
+@compiled
+def norm(element, wide, n, eps, weight, target):
+    """y as above of one row r, which is in `wide`, float32; addresses of weight and y."""
+    scale, y = pointer(weight, element), pointer(target, element)
+    lanes = np.zeros(64, np.float32)
+    whole = n // 64 * 64
+    for begin in range(0, whole, 64):
+        for lane in range(64):
+            lanes[lane] = fma(wide[begin + lane], wide[begin + lane], lanes[lane])
+    for i in range(whole, n):
+        lanes[i - whole] = fma(wide[i], wide[i], lanes[i - whole])
+    total = np.float32(0)
+    for lane in range(64):
+        total += lanes[lane]
+    factor = np.float32(1) / np.sqrt(total / np.float32(n) + eps)
+    for i in range(n):
+        normed = widen(narrow(wide[i] * factor, element))
+        y[i] = narrow(normed * widen(scale[i]), element)
+
+
 def _rms_norm_rows(a, part, element):
-    rows, hidden = a[0], a[1]
-    source, scale = (
-        pointer(a[2], element),
-        pointer(a[3], element),
-    )
-    kept, target = (
-        pointer(a[4], element),
-        pointer(a[5], element),
-    )
+    rows, hidden, item = a[0], a[1], a[7]
+    source, kept = pointer(a[2], element), pointer(a[4], element)
     eps, has_residual = as_float(a[6]), a[4] != 0
-    lanes, wide = np.empty(64, np.float32), np.empty(hidden, np.float32)
+    wide = np.empty(hidden, np.float32)
     first = part * PART_ROWS
     for start in range(first * hidden, min(first + PART_ROWS, rows) * hidden, hidden):
         for i in range(hidden):
@@ -106,20 +127,7 @@ def _rms_norm_rows(a, part, element):
                 r = narrow(wide[i] + widen(kept[start + i]), element)
                 kept[start + i] = r
                 wide[i] = widen(r)
-        lanes[:] = np.float32(0)
-        whole = hidden // 64 * 64
-        for begin in range(0, whole, 64):
-            for lane in range(64):
-                lanes[lane] = fma(wide[begin + lane], wide[begin + lane], lanes[lane])
-        for i in range(whole, hidden):
-            lanes[i - whole] = fma(wide[i], wide[i], lanes[i - whole])
-        total = np.float32(0)
-        for lane in range(64):
-            total += lanes[lane]
-        factor = np.float32(1) / np.sqrt(total / np.float32(hidden) + eps)
-        for i in range(hidden):
-            normed = widen(narrow(wide[i] * factor, element))
-            target[start + i] = narrow(normed * widen(scale[i]), element)
+        norm(element, wide, hidden, eps, a[3], a[5] + start * item)
 
 
 _RMS_NORM: Final = Kernel(_rms_norm_rows)
@@ -133,5 +141,6 @@ def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None 
     share_rows(
         _RMS_NORM, x.dtype, rows, hidden, x.data_ptr(), weight.data_ptr(),
         0 if residual is None else residual.data_ptr(), y.data_ptr(), float_bits(eps),
+        x.itemsize,
     )  # fmt: skip
     return y

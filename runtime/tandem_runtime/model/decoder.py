@@ -83,7 +83,7 @@ class Layer:
 
     @property
     def recordable(self) -> bool:
-        if self.qk_norm is not None or isinstance(self.mlp, Experts):
+        if isinstance(self.mlp, Experts):
             return False
         return all(map(recordable, (self.qkv, self.output, self.mlp.gate_up, self.mlp.down)))
 
