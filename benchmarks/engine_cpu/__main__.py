@@ -11,6 +11,10 @@ count. Then where a step's time goes, and the same through a pod's HTTP with str
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any, Final
 
@@ -37,6 +41,8 @@ FLOORS: Final = (
 )
 PEERS: Final = {"vLLM": vllm, "llama.cpp": llama}
 HTTP_FLOOR: Final = 0.9
+NEIGHBOUR_CEILING: Final = 2.5
+"""Times as long as alone, beside one busy process (threads that spin take fifty times)."""
 Rates = dict[str, dict[Shape, list[float]]]
 
 
@@ -70,6 +76,26 @@ def take_turns(players: list[Player], url: str, passes: int) -> Rates:
                         rates[name].setdefault(shape, []).append(tokens(shape) / took_s)
         note(f"pass {number} of {passes} is done" if number else "every engine is warm")
     return rates
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def beside_a_neighbour(player: Player) -> float:
+    """How many times as long a player takes while one core is wanted by another process, too."""
+    ratios = []
+    for seed in range(3):
+        alone_s = player.play(SIXTEEN, 7000 + seed)
+        with busy_process():
+            ratios.append(player.play(SIXTEEN, 7000 + seed) / alone_s)
+    return median(ratios)
 
 
 def show(rates: Rates) -> None:
@@ -112,10 +138,15 @@ def main() -> None:
     try:
         with pod.pod() as serving:
             rates = take_turns(players, serving.url, 1 if options.quick else 3)
+        neighbour = beside_a_neighbour(players[-2])
     finally:
         for player in players:
             player.end()
     show(rates)
+    targets = [
+        *targets_of(rates),
+        Target("beside a busy process / alone", round(neighbour, 3), NEIGHBOUR_CEILING, "at most"),
+    ]
     results: dict[str, Any] = {
         "tokens_per_s": {
             name: {str(shape): [round(rate, 1) for rate in found] for shape, found in of.items()}
@@ -124,7 +155,7 @@ def main() -> None:
         "steps": steps.measure(),
     }
     save = not options.quick and len(peers) == len(PEERS)
-    finish("engine_cpu", targets_of(rates), results, ("torch", "numba"), save=save)
+    finish("engine_cpu", targets, results, ("torch", "numba"), save=save)
 
 
 if __name__ == "__main__":
