@@ -3,7 +3,8 @@
     .venv/bin/python -m benchmarks.engine_cpu [--quick] [--peers vLLM llama.cpp]
 
 SmolLM2-135M, the same bfloat16 weights for vLLM and for this engine, llama.cpp with the Q4_1 file
-that they come from; two threads each; random prompts, greedy, no prefix cache. Every engine is a
+that they come from; two threads each; random prompts, greedy, no prefix cache; steps of up to 512
+tokens, as llama.cpp's (vLLM's own choice is larger). Every engine is a
 process of its own that is warmed at every shape; then they take turns, pass by pass, and medians
 count. Then where a step's time goes, and the same through a pod's HTTP with streaming.
 """
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engine_cpu import pod, steps
-from benchmarks.engine_cpu.players import Player, Shape, llama, tandem, vllm
+from benchmarks.engine_cpu.players import STEP_TOKENS, Player, Shape, llama, tandem, vllm
 from benchmarks.fleet import note
 from benchmarks.report import Target, finish
 
@@ -136,7 +137,7 @@ def main() -> None:
     players = [PEERS[name]() for name in peers]
     players += [tandem("tandem"), tandem("tandem int4", weights="int4")]
     try:
-        with pod.pod() as serving:
+        with pod.pod(f"--max-batch-tokens={STEP_TOKENS}") as serving:
             rates = take_turns(players, serving.url, 1 if options.quick else 3)
         neighbour = beside_a_neighbour(players[-2])
     finally:

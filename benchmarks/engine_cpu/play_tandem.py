@@ -11,7 +11,7 @@ from tandem_runtime.engine.build import build_engine
 from tandem_runtime.engine.sequence import Request
 from tandem_runtime.protocol import Sampling
 
-from benchmarks.engine_cpu.players import THREADS
+from benchmarks.engine_cpu.players import STEP_TOKENS, THREADS
 from benchmarks.engine_cpu.prompts import answer
 from benchmarks.fleet import MODEL_URI
 
@@ -20,7 +20,14 @@ def main() -> None:
     """See the module."""
     options = json.loads(sys.argv[1])
     engine = build_engine(
-        EngineConfig(MODEL_URI, dtype="bfloat16", threads=THREADS, prefix_caching=False, **options)
+        EngineConfig(
+            MODEL_URI,
+            dtype="bfloat16",
+            threads=THREADS,
+            prefix_caching=False,
+            max_batch_tokens=STEP_TOKENS,
+            **options,
+        )
     )
 
     def play(prompts: list[list[int]], output_tokens: int) -> float:

