@@ -46,8 +46,6 @@ PIECE_TOKENS: Final = 16
 """Query tokens that are attended together: their scores stay in the processor's cache."""
 TILE_ROWS: Final = 32
 """Of them, times the group, that are multiplied at once."""
-AHEAD: Final = 2
-"""Blocks whose keys are on their way while others are multiplied."""
 LOG2_E: Final = 1.4426950408889634
 
 
@@ -229,8 +227,6 @@ def _attend_piece(
                 k = _looked_up(element, k, named, block, dim, size, p)
             elif r == 0:
                 prefetch(values + table[b] * block_bytes, 4 * size * dim // p)
-                if b + AHEAD < blocks:
-                    prefetch(keys + table[b + AHEAD] * block_bytes, 4 * size * dim // p)
             s, a = scores + 4 * (r * width + b * size), rows + 4 * r * (dim // p)
             product(element, True, s, width, a, dim // p, k, size, dim // p, count, size)
     for r in range(n):
