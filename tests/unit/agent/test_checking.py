@@ -94,7 +94,7 @@ async def test_a_prober_waits_probes_and_stops() -> None:
     spec = {"exec": {"command": ["x"]}, "periodSeconds": 0.01, "failureThreshold": 5}
     probe = Probe.from_spec(ProbeKind.STARTUP, spec)
     prober = Prober(probe, Target("", {}, run), lambda: 0.0, lambda: True, take)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await prober.run()
     assert results == [(None, False), (None, False), (True, True)]
 

@@ -23,7 +23,7 @@ async def test_tightened_while_it_is_waited_for() -> None:
     waiting = asyncio.create_task(deadline.met_by(asyncio.Event()))
     await asyncio.sleep(0.01)
     deadline.tighten(time.time() + 0.01)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         assert not await waiting
 
 

@@ -103,6 +103,6 @@ async def test_news_never_blocks(api: FakeApi, recorder: EventRecorder) -> None:
     await settle()
     api.broken = False
     recorder.record(POD, NORMAL, "Last", "message")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not api.events:  # noqa: ASYNC110 (the recorder offers no event to wait for)
             await asyncio.sleep(0)

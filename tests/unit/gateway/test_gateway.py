@@ -347,4 +347,4 @@ class TestState:
         assert (await front.http.get(contract.PATH_READY)).status_code == 503
         assert not stopping.done()
         assert await running == expected_text(pod, 40)
-        await asyncio.wait_for(stopping, 5)
+        await asyncio.wait_for(stopping, 30)
