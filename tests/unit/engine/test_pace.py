@@ -108,8 +108,8 @@ def test_the_rest_of_a_step_is_slept(taken_s: Callable[..., float]) -> None:
 def test_time_in_which_the_process_is_stopped_is_lost(taken_s: Callable[..., float]) -> None:
     work = batch(*DECODES)
     stated_s = step_s(H100, work)
-    assert taken_s(work, oversleep_s=0.0003) == pytest.approx(stated_s)
-    assert taken_s(work, oversleep_s=0.1) == pytest.approx(stated_s + 0.1, abs=0.003)
+    assert taken_s(work, oversleep_s=0.001) == pytest.approx(stated_s)
+    assert taken_s(work, oversleep_s=0.1) == pytest.approx(stated_s + 0.1, abs=0.005)
 
 
 @pytest.fixture(scope="module")
