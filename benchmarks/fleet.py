@@ -1,4 +1,4 @@
-"""A local cluster of its own for a benchmark, and fleets on it that serve SmolLM2-135M."""
+"""A local cluster of its own for a benchmark, and fleets on it; SmolLM2-135M, if not told else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -63,29 +63,49 @@ class BenchFleet:
 
 
 @contextmanager
-def cluster(name: str = "bench") -> Iterator[Running]:
+def cluster(name: str = "bench", nodes: int = ClusterSpec().nodes) -> Iterator[Running]:
     """A cluster that goes down at the end, however this process ends."""
     try:
-        yield up(ClusterSpec(name), note, identify(os.getpid()))
+        yield up(ClusterSpec(name, nodes), note, identify(os.getpid()))
     finally:
         down(name)
 
 
 def serve(
-    running: Running, name: str, *, prefill: int | None, decode: int, dtype: str
+    running: Running,
+    name: str,
+    *,
+    prefill: int | None,
+    decode: int,
+    dtype: str,
+    uri: str = MODEL_URI,
+    arguments: Sequence[str] = (),
 ) -> BenchFleet:
-    """Apply a Model and an InferenceFleet, and wait until it is Ready."""
-    accelerator = {"resource": "nvidia.com/gpu", "count": 1}
-    pools: dict[str, Any] = {"decode": {"replicas": decode, "accelerator": accelerator}}
+    """Apply a Model and an InferenceFleet, and wait until it is Ready.
+
+    Args:
+        running: the cluster.
+        name: of the fleet.
+        prefill: pods; None for no such pool.
+        decode: pods.
+        dtype: of the model.
+        uri: of the weights.
+        arguments: of each pod's runtime, beside those that the operator gives.
+    """
+    pool: dict[str, Any] = {"accelerator": {"resource": "nvidia.com/gpu", "count": 1}}
+    if arguments:
+        container = {"name": contract.CONTAINER, "args": list(arguments)}
+        pool["template"] = {"spec": {"containers": [container]}}
+    pools: dict[str, Any] = {"decode": {**pool, "replicas": decode}}
     if prefill is not None:
-        pools["prefill"] = {"replicas": prefill, "accelerator": accelerator}
-    model = f"{name}-smollm2"
+        pools["prefill"] = {**pool, "replicas": prefill}
+    model = f"{name}-smollm2" if uri == MODEL_URI else f"{name}-model"
     bodies = [
         {
             "apiVersion": "tandem.dev/v1alpha1",
             "kind": "Model",
             "metadata": {"name": model},
-            "spec": {"source": {"uri": MODEL_URI}, "servedNames": [model], "dtype": dtype},
+            "spec": {"source": {"uri": uri}, "servedNames": [model], "dtype": dtype},
         },
         {
             "apiVersion": "tandem.dev/v1alpha1",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tandem.plan.gpus import find_gpu
-from tandem.plan.known import find_model
-from tandem.plan.model import ServedModel
-from tandem.plan.replica import Replica
 from tandem.simulate.engine_spec import EngineSpec
 from tandem.simulate.pool import PoolSpec
 from tandem.simulate.run import Setup
 from tandem.traces.trace import Trace
+from tandem_runtime.roofline.gpus import find_gpu
+from tandem_runtime.roofline.known import find_model
+from tandem_runtime.roofline.model import ServedModel
+from tandem_runtime.roofline.replica import Replica
 
 REPLICA = Replica(ServedModel(find_model("llama-3.1-8b")), find_gpu("H100"), 1)
 

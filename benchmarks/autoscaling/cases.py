@@ -16,8 +16,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import tandem.plan
 import tandem_operator.plan.scaling
+import tandem_runtime.roofline
 from tandem.simulate.scalers import Fixed, Scaler
 from tandem.traces.read import read_trace
 from tandem.traces.trace import Trace, TraceError, cut
@@ -167,7 +167,7 @@ def _digest(path: Path) -> str:
 def _sources(names: tuple[str, ...]) -> str:
     """Of the benchmark and the planner's arithmetic."""
     here = Path(benchmarks.autoscaling.__path__[0])
-    return _of([here / name for name in names] + [Path(tandem.plan.__path__[0])])
+    return _of([here / name for name in names] + [Path(tandem_runtime.roofline.__path__[0])])
 
 
 @cache

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from tandem.plan.replica import Replica
 from tandem.simulate.run import Setup, SimulationError
 from tandem.simulate.scalers import Scaler
 from tandem.traces.trace import Trace
 from tandem_operator.plan.scaling.window import Load, PoolWindow, StepSums
+from tandem_runtime.roofline.replica import Replica
 
 from benchmarks.autoscaling.compiled import events, streams
 from benchmarks.autoscaling.compiled import state as core

@@ -8,15 +8,15 @@ from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
-from tandem.plan.gpus import find_gpu
-from tandem.plan.known import find_model
-from tandem.plan.model import ServedModel
-from tandem.plan.replica import Replica
 from tandem.simulate.engine_spec import EngineSpec
 from tandem.simulate.pool import PoolSpec
 from tandem.simulate.run import Setup
 from tandem.simulate.scalers import Scaler
 from tandem.traces.trace import Trace
+from tandem_runtime.roofline.gpus import find_gpu
+from tandem_runtime.roofline.known import find_model
+from tandem_runtime.roofline.model import ServedModel
+from tandem_runtime.roofline.replica import Replica
 
 from benchmarks.autoscaling.compiled.state import FINISHED
 from benchmarks.autoscaling.fast import FastRun, simulate

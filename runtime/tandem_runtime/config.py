@@ -10,6 +10,8 @@ from tandem_runtime.checkpoint.quantization import EXCLUDABLE, WEIGHT_FORMATS
 from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.kv.layout import ITEM_BYTES, KV_FORMATS
 from tandem_runtime.kv.tiers.stores import check_uri
+from tandem_runtime.roofline.replica import Replica
+from tandem_runtime.roofline.stated import stated_replica
 
 Device = Literal["cpu", "cuda"]
 DEFAULT_CPU_KV_BYTES: Final = 1 << 30
@@ -70,6 +72,8 @@ class EngineConfig:
     """None: the model's own."""
     kv_cache_bytes: int | None = None
     """None: from `kv_cache_percent` of what memory is left beside the weights."""
+    kv_cache_tokens: int | None = None
+    """The same, in tokens. None: of a paced engine, what the stated accelerator has room for."""
     kv_cache_percent: int = 90
     memory_limit_bytes: int | None = None
     """Of the container, on the CPU; None: unknown, the cache takes at most 1 GiB."""
@@ -85,6 +89,9 @@ class EngineConfig:
     remote_tier: RemoteStore | None = None
     """None: no such tier."""
     prefix_caching: bool = True
+    pace: str | None = None
+    """`ACCELERATOR[:MODEL]`: each step takes as long as that model's on that accelerator
+    (engine/pace.py). None: as long as it takes."""
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES:
@@ -109,11 +116,20 @@ class EngineConfig:
             "max_batch_tokens",
             "max_context_tokens",
             "kv_cache_bytes",
+            "kv_cache_tokens",
             "memory_limit_bytes",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: give at least 1, or leave it out")
+        if self.kv_cache_bytes is not None and self.kv_cache_tokens is not None:
+            raise ValueError("kv_cache_bytes and kv_cache_tokens exclude each other: give one")
+        if self.pace is not None and self.device != "cpu":
+            raise ValueError(
+                f"pace is {self.pace}, but the device is {self.device}: a paced engine computes on "
+                "the CPU; leave pace out where there is an accelerator"
+            )
+        _ = self.stated
         if self.swap_bytes is not None and self.swap_bytes < 0:
             raise ValueError(
                 f"swap_bytes is {self.swap_bytes}: give 0 to recompute always, or more"
@@ -137,6 +153,21 @@ class EngineConfig:
             )
 
     @property
+    def stated(self) -> Replica | None:
+        """Whose time a step takes, where the engine is paced."""
+        if self.pace is None:
+            return None
+        return stated_replica(
+            self.pace, gpus=self.tensor_parallel, weights=self.weights, kv_cache=self.kv_cache
+        )
+
+    @property
+    def stated_name(self) -> str:
+        """`ACCELERATOR:MODEL` of `stated`, with their full names; empty where there is none."""
+        stated = self.stated
+        return "" if stated is None else f"{stated.gpu.name}:{stated.model.shape.name}"
+
+    @property
     def kv_dtype(self) -> str:
         """Of the KV cache, as `KvLayout` names it."""
         return self.dtype if self.kv_cache == "auto" else self.kv_cache
@@ -156,8 +187,9 @@ class EngineConfig:
 
     @property
     def batch_tokens(self) -> int:
-        """`max_batch_tokens`, or what this device does best with."""
-        return self.max_batch_tokens or _BATCH_TOKENS[self.device]
+        """`max_batch_tokens`, or what this device (or the stated one) does best with."""
+        device = self.device if self.pace is None else "cuda"
+        return self.max_batch_tokens or _BATCH_TOKENS[device]
 
     @property
     def block_tokens(self) -> int:

@@ -211,6 +211,8 @@ class PodState(msgspec.Struct, frozen=True, omit_defaults=False):
     """None: it does not say, or its engine is not built yet."""
     device: DeviceReport | None = None
     """None: it does not say."""
+    pace: str = ""
+    """ACCELERATOR:MODEL that a paced pod pretends; empty: its steps take what they take."""
 
     @property
     def in_flight(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,29 +32,12 @@ TINY: dict[str, Any] = {
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny_checkpoint(**changes_to_config)`: a folder with config.json and random weights."""
     import torch
-    from safetensors.torch import save_file
-    from tandem_runtime.checkpoint.config_json import config_from_json
+    from tandem_runtime.checkpoint.tiny import random_weights, write_checkpoint
 
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
         folder = tmp_path_factory.mktemp("tiny")
         config = TINY | changes
-        (folder / "config.json").write_text(json.dumps(config))
-        random = torch.Generator().manual_seed(seed)
-        # Wide enough that attention is peaked and every token depends on the whole context.
-        shapes = config_from_json(config, ()).tensor_shapes()
-        tensors = {
-            name: torch.randn(shape, generator=random) * 2.0 / shape[1] ** 0.5
-            for name, shape in shapes.items()
-            if len(shape) == 2
-        }
-        for name, shape in shapes.items():
-            if len(shape) == 1:
-                noise = torch.randn(shape, generator=random)
-                tensors[name] = noise if name.endswith("bias") else 1.0 + 0.2 * noise
-        save_file(
-            {name: tensor.to(dtype) for name, tensor in tensors.items()},
-            folder / "model.safetensors",
-        )
+        write_checkpoint(folder, config, random_weights(config, seed), dtype)
         return folder
 
     return make

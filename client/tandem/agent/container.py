@@ -25,6 +25,7 @@ from tandem.agent.images import Image, NoImage, find_image
 from tandem.agent.lifecycle import Container, Exit, Kind, Policy, Run, Waiting
 from tandem.agent.probes import Probe, ProbeKind, ProbeState, probes
 from tandem.agent.probing import Prober
+from tandem.agent.slowing import Slowing, go_on
 from tandem.agent.store import ContainerConfig, PodDir, RunDir, Started
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class ContainerWorker:
         self._exited = asyncio.Event()
         self._deadline = Deadline(float("inf"), around.clock)
         self._image_tries = 0
+        self._slowing = Slowing()
+        self._slow_percent = 0
 
     # -- what the pod asks for ---------------------------------------------------------------
 
@@ -91,6 +94,12 @@ class ContainerWorker:
         self._image_tries = 0
         changed = "its image changed, it will be restarted" if self.view.running else None
         self._set(waiting=None, unhealthy=changed)
+
+    def slow(self, percent: int) -> None:
+        """Makes runs slower by so much from now on; see slowing.py."""
+        self._slow_percent = percent
+        if self._started is not None and not self._exited.is_set():
+            self._slowing.set(self._started.process, percent)
 
     def sick_deadline_s(self) -> float:
         """When a container whose liveness or startup probe failed has to be gone."""
@@ -121,6 +130,7 @@ class ContainerWorker:
         # What needs no startup probe has started, whether or not anybody was told.
         begun = bool(was.get("started")) or ProbeKind.STARTUP not in self._probes
         self._set(started=begun, ready=bool(was.get("ready")))
+        go_on(started.process)
         self._watch(run, started)
 
     async def execute(self, argv: Sequence[str], timeout_s: float | None) -> CommandResult:
@@ -135,6 +145,7 @@ class ContainerWorker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._slowing.close()
 
     # -- starting ----------------------------------------------------------------------------
 
@@ -214,6 +225,7 @@ class ContainerWorker:
         self._started = started
         self._exited = asyncio.Event()
         self._spawn(self._wait_exit(run, started))
+        self.slow(self._slow_percent)
         for probe in self._probes.values():
             if sentence := unsupported(probe.action):
                 self._around.record(WARNING, "Unhealthy", sentence, self.view.name)

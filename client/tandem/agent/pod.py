@@ -24,6 +24,7 @@ from tandem.agent.lifecycle import Fate, Kind, Outcome, Step, decide
 from tandem.agent.podspec import containers, full_name, grace_s
 from tandem.agent.reporting import StatusWriter
 from tandem.agent.services import Services
+from tandem.agent.slowing import SlowError, slow_percent
 from tandem.agent.status import PodState, pod_status
 from tandem.agent.store import ContainerConfig, PodRecord, RunDir
 from tandem.agent.tokens import TokenSource
@@ -60,6 +61,7 @@ class PodWorker:
         self._outcome = Outcome.GOING
         self._expired = False
         self._gone = False
+        self._slow_refusal: str | None = None
         self._deadline_s: float | None = None
         self._places: dict[str, Path] | None = None
         self._wake = asyncio.Event()
@@ -88,10 +90,25 @@ class PodWorker:
         self._writer.saw(pod.get("status") or {})
         for _, _, spec in containers(pod):
             self.containers[spec["name"]].respec(spec)
+        self._slow()
         if "deletionTimestamp" in pod["metadata"]:
             self._hurry(float(pod["metadata"].get("deletionGracePeriodSeconds") or 0))
         self._object_changed.set()
         self._wake.set()
+
+    def _slow(self) -> None:
+        """As the pod's annotation asks; what cannot be done is said once."""
+        sentence, percent = None, 0
+        try:
+            percent = slow_percent(self.pod)
+        except SlowError as error:
+            sentence = str(error)
+        if sentence not in (None, self._slow_refusal):
+            self._services.events.record(self.pod, WARNING, "NotSlowed", str(sentence))
+        self._slow_refusal = sentence
+        for worker in self.containers.values():
+            if worker.view.kind is Kind.MAIN:
+                worker.slow(percent)
 
     def forget(self) -> None:
         """The object is gone from the API: the pod was deleted by force."""

@@ -13,15 +13,16 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from tandem_runtime.roofline.errors import RooflineError
+from tandem_runtime.roofline.gpus import GPUS, Gpu, find_gpu
+from tandem_runtime.roofline.known import KNOWN, find_model
+from tandem_runtime.roofline.model import ModelShape, ServedModel, model_from_numbers
+from tandem_runtime.roofline.replica import Efficiency, Memory
 
 from tandem.plan.errors import PlanError
 from tandem.plan.explain import explain, si
 from tandem.plan.fleet import FleetPlan, Question, plan_fleet
-from tandem.plan.gpus import GPUS, Gpu, find_gpu
-from tandem.plan.known import KNOWN, find_model
 from tandem.plan.load import Limits, Load, Targets
-from tandem.plan.model import ModelShape, ServedModel, model_from_numbers
-from tandem.plan.replica import Efficiency, Memory
 from tandem.plan.tiers import parse_tier
 
 PIPED_WIDTH = 130
@@ -227,7 +228,7 @@ def _attempt(action: Callable[[], T]) -> T:
     """The action's result, or its sentence and exit status 1."""
     try:
         return action()
-    except PlanError as error:
+    except RooflineError as error:
         _fail(str(error))
 
 

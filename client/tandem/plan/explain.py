@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from tandem_runtime.roofline.model import KV_BYTES
+from tandem_runtime.roofline.replica import Replica
+
 from tandem.plan.fleet import FleetPlan
-from tandem.plan.model import KV_BYTES
 from tandem.plan.pools import DecodePool, PrefillPool
-from tandem.plan.replica import Replica
 
 _PREFIXES: Final = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 

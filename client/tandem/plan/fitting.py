@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tandem_runtime.roofline.replica import Replica
+
 from tandem.plan.errors import PlanError
 from tandem.plan.load import Load, Targets
-from tandem.plan.replica import Replica
 
 
 def sizes_of_node(replica: Replica) -> list[int]:

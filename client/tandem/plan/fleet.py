@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from tandem_runtime.roofline.gpus import Gpu
+from tandem_runtime.roofline.model import ServedModel
+from tandem_runtime.roofline.replica import Efficiency, Memory, Replica
+
 from tandem.plan.fitting import bandwidth_gpus, fitting_replicas, least_gpus
-from tandem.plan.gpus import Gpu
 from tandem.plan.load import Limits, Load, Targets
-from tandem.plan.model import ServedModel
 from tandem.plan.pools import DecodePool, PrefillPool, plan_decode, plan_prefill
-from tandem.plan.replica import Efficiency, Memory, Replica
 from tandem.plan.tiers import Tier, TierPlan, fetch_token_s, plan_tiers
 
 _HOUR_S: Final = 3600.0

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
+from tandem_runtime.roofline.replica import Replica
+
 from tandem.plan.errors import PlanError
 from tandem.plan.load import Limits, Load, Targets
 from tandem.plan.queueing import wait_quantile_s
-from tandem.plan.replica import Replica
 
 _MAX_REPLICAS: Final = 100_000
 

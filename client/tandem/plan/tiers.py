@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from tandem_runtime.roofline.replica import Replica
+
 from tandem.plan.errors import PlanError
-from tandem.plan.replica import Replica
 
 _UNITS: Final = {
     "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,

@@ -14,6 +14,9 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from tandem_runtime.roofline.errors import RooflineError
+from tandem_runtime.roofline.known import KNOWN, find_model
+from tandem_runtime.roofline.model import ServedModel
 
 from tandem.plan.commands import (
     EFFICIENCY,
@@ -27,9 +30,6 @@ from tandem.plan.commands import (
     Weights,
     choose_gpu,
 )
-from tandem.plan.errors import PlanError
-from tandem.plan.known import KNOWN, find_model
-from tandem.plan.model import ServedModel
 from tandem.simulate.nodes.command import simulate_nodes_command
 from tandem.simulate.objects import Hardware, make_scaler, make_setup, read_fleet, read_policies
 from tandem.simulate.plot import summary_rows, write_html, write_png
@@ -204,7 +204,7 @@ def _attempt(action: Callable[[], T]) -> T:
     """The action's result, or its sentence and exit status 1."""
     try:
         return action()
-    except (PlanError, SimulationError, TraceError) as error:
+    except (RooflineError, SimulationError, TraceError) as error:
         _fail(str(error))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tandem.plan.replica import Replica
+from tandem_runtime.roofline.replica import Replica
 
 
 @dataclass(frozen=True)

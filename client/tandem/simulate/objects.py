@@ -27,11 +27,11 @@ from tandem_operator.plan.views import (
     pool_view,
     scaling_policy_view,
 )
+from tandem_runtime.roofline.gpus import Gpu
+from tandem_runtime.roofline.model import ServedModel
+from tandem_runtime.roofline.replica import Efficiency, Memory, Replica
 
-from tandem.plan.gpus import Gpu
 from tandem.plan.load import Limits
-from tandem.plan.model import ServedModel
-from tandem.plan.replica import Efficiency, Memory, Replica
 from tandem.simulate.engine_spec import EngineSpec
 from tandem.simulate.pool import PoolSpec, Role
 from tandem.simulate.run import DECODE, PREFILL, Setup, SimulationError

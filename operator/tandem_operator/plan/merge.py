@@ -1,5 +1,8 @@
 """A partial pod template laid over ours: maps deep, lists by name or mountPath, the rest replaced.
 
+One list is added to: the arguments of the container that serves, of which the last one counts,
+unless the template replaces its command too.
+
 What Tandem depends on (its labels, its environment variables, the grace period) cannot be set by a
 template; `refusal` says so before anything is rendered.
 """
@@ -17,6 +20,11 @@ _OWN_PREFIXES = ("tandem.dev/",)
 _OWN_LABELS = ("app.kubernetes.io/managed-by", "app.kubernetes.io/component")
 _ALLOWED_ANNOTATIONS = ("tandem.dev/restartedAt",)
 _OWN_ENVIRONMENT = "TANDEM_"
+_OWN_FLAGS = (
+    "--role", "--model-name", "--model-uri", "--served-name", "--device", "--tensor-parallel",
+    "--host", "--port", "--grpc-port", "--handoff-port", "--handoff-secret-file",
+)  # fmt: skip
+"""What the operator, gateways and other pods rely on."""
 _NAMED = ("containers", "initContainers", "volumes")
 
 
@@ -47,8 +55,19 @@ def _merge_lists(base: Any, override: Any) -> Any:
     items = {item[key]: item for item in base}
     for item in override:
         below = items.get(item[key])
-        items[item[key]] = merge(below, item) if below is not None else item
+        items[item[key]] = _merge_items(below, item) if below is not None else item
     return list(items.values())
+
+
+def _merge_items(below: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, Any]:
+    merged = merge(below, item)
+    if item.get("name") == CONTAINER and _adds_arguments(item):
+        merged["args"] = [*below.get("args", ()), *item["args"]]
+    return merged
+
+
+def _adds_arguments(container: Mapping[str, Any]) -> bool:
+    return isinstance(container.get("args"), list) and "command" not in container
 
 
 def _has(item: object, key: str) -> bool:
@@ -80,6 +99,9 @@ def _misshapen(template: Mapping[str, Any], where: str) -> str | None:
         keyed = {"env": "name", "volumeMounts": "mountPath"}
         # An unnamed port replaces ours, and the probes go to the port that is named http.
         keyed |= {"ports": "name"} if container["name"] == CONTAINER else {}
+        arguments = container.get("args", [])
+        if not isinstance(arguments, list) or not all(isinstance(a, str) for a in arguments):
+            return f'{path}.args must be a list of strings, such as ["--max-running", "32"]'
         found = _objects(container, path, {"resources": ("limits",)})
         found = found or _lists(container, path, keyed)
         if found:
@@ -129,6 +151,11 @@ def _takes_ours(template: Mapping[str, Any], where: str) -> str | None:
             "disruption.drainTimeoutSeconds: remove it and set that"
         )
     for container in spec.get("containers", ()):
+        if container["name"] == CONTAINER and _adds_arguments(container):
+            flags = [str(word).split("=", 1)[0] for word in container["args"]]
+            ours = next((flag for flag in flags if flag in _OWN_FLAGS), None)
+            if ours is not None:
+                return f"{where} gives the argument {ours}, which belongs to Tandem: remove it"
         for entry in container.get("env", ()) if container["name"] == CONTAINER else ():
             name = entry["name"]
             if name.startswith(_OWN_ENVIRONMENT):

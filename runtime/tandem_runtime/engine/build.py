@@ -16,6 +16,7 @@ from tandem_runtime.contract import KV_PAGE_TOKENS
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.flight import Runner
+from tandem_runtime.engine.pace import PacedRunner
 from tandem_runtime.engine.ranks import Followers, ParallelRunner, rank_device
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.scheduler import Scheduler
@@ -73,6 +74,8 @@ def build_engine(
         runner = ParallelRunner(runner, followers, sharding)
     else:
         runner, blocks = build_runner(config, checkpoint, ALONE)
+    if config.stated is not None:
+        runner = PacedRunner(runner, config.stated)
     layout_hash = layout.hash(checkpoint.digest(), config.computed)
     chunk_tokens = min(config.batch_tokens, context_tokens, (blocks - 1) * config.block_tokens)
     rates = cache(lambda: measure_rates(runner, chunk_tokens, config.block_tokens))

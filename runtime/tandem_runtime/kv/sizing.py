@@ -24,7 +24,14 @@ def block_count(config: EngineConfig, layout: KvLayout, context_tokens: int) -> 
         ValueError: not even two blocks fit.
     """
     block_bytes = layout.token_bytes * config.block_tokens
-    if config.kv_cache_bytes is not None:
+    stated = config.stated
+    tokens = config.kv_cache_tokens
+    if tokens is None and config.kv_cache_bytes is None and stated is not None:
+        tokens = stated.kv_capacity_tokens
+    if tokens is not None:
+        budget = (tokens // config.block_tokens + 1) * block_bytes
+        what = f"kv_cache_tokens is {tokens}"
+    elif config.kv_cache_bytes is not None:
         budget = config.kv_cache_bytes // config.tensor_parallel
         what = f"kv_cache_bytes is {config.kv_cache_bytes}{_shared(config)}"
     else:

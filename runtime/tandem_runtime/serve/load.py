@@ -36,6 +36,8 @@ def load_engine(options: ServeOptions, fail: Callable[[Exception], None]) -> Eng
         engine = build_engine(options.engine, prefix_secret=options.secret, lost=lost)
     _check(engine)
     log.info("engine ready after %.1f s", time.monotonic() - began_s)
+    if options.engine.pace is not None:
+        log.warning("paced: steps take as long as those of %s", options.engine.stated_name)
     return engine
 
 

@@ -16,6 +16,7 @@ from tandem_runtime.config import DEFAULT_REMOTE_TTL_S, EngineConfig, RemoteStor
 from tandem_runtime.contract import Role
 from tandem_runtime.frontend.process import BadConfig, read_secret
 from tandem_runtime.kv.layout import ITEM_BYTES, KV_FORMATS
+from tandem_runtime.roofline.stated import DEFAULT_MODEL
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,14 @@ def parser() -> argparse.ArgumentParser:
         help="of the memory left beside the weights; of 1 GiB on a CPU without a memory limit",
     )
     engine.add_argument("--kv-cache-bytes", type=int, help="instead of a percentage")
+    engine.add_argument("--kv-cache-tokens", type=int, help="instead of either")
+    engine.add_argument(
+        "--pace",
+        metavar="ACCELERATOR[:MODEL]",
+        help="for trials without accelerators: steps take as long, and as many tokens of KV fit, "
+        f"as on that one (h100; MODEL: {DEFAULT_MODEL}, another known one, or a config.json); the "
+        "model that runs should be tiny (python -m tandem_runtime.checkpoint.tiny)",
+    )
     engine.add_argument(
         "--swap-bytes",
         type=int,
@@ -188,6 +197,8 @@ def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineC
             max_running=args.max_running,
             max_context_tokens=args.max_context_tokens,
             kv_cache_bytes=args.kv_cache_bytes,
+            kv_cache_tokens=args.kv_cache_tokens,
+            pace=args.pace,
             swap_bytes=args.swap_bytes,
             memory_tier_bytes=args.memory_tier_size,
             disk_tier_bytes=args.disk_tier_size,

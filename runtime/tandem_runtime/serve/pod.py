@@ -151,6 +151,7 @@ class Pod:
             context_tokens=self.bundle.context_tokens,
             work=self._work(),
             device=self.devices.report(),
+            pace=self.options.engine.stated_name,
         )
 
     def _work(self) -> PodWork | None:

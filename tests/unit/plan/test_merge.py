@@ -69,9 +69,29 @@ def test_what_cannot_be_merged_is_replaced(base: Any, override: Any, merged: Any
     assert merge({"x": base}, {"x": override}) == {"x": merged}
 
 
+def serving(**fields: Any) -> dict[str, Any]:
+    return {"spec": {"containers": [{"name": "runtime", **fields}]}}
+
+
+def test_arguments_of_the_serving_container_are_added_to_ours() -> None:
+    ours = serving(command=["python"], args=["--role", "both"])
+    models = merge(ours, serving(args=["--max-running", "8"]))
+    (container,) = merge(models, serving(args=["--pace=h100"]))["spec"]["containers"]
+    assert container["args"] == ["--role", "both", "--max-running", "8", "--pace=h100"]
+    # Another program has arguments of its own.
+    (container,) = merge(ours, serving(command=["sh"], args=["-c"]))["spec"]["containers"]
+    assert container["args"] == ["-c"]
+    both = {"name": "sidecar", "args": ["a"]}
+    other = merge({"x": [both]}, {"x": [both | {"args": ["b"]}]})
+    assert other["x"][0]["args"] == ["b"]
+
+
 @pytest.mark.parametrize(
     ("template", "sentence"),
     [
+        (serving(args=["--max-running", "8", "--role=both"]), "the argument --role, which belongs"),
+        (serving(args="--pace=h100"), ".args must be a list of strings"),
+        (serving(args=["--max-running", 8]), ".args must be a list of strings"),
         ({"metadata": {"labels": {"tandem.dev/role": "x"}}}, "labels sets tandem.dev/role"),
         (
             {"metadata": {"annotations": {"tandem.dev/draining": "x"}}},

@@ -153,3 +153,38 @@ def test_a_remote_tier_that_is_none(uri: str, secret: Path) -> None:
     arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
     with pytest.raises(BadConfig, match=r"names no store|into a Secret"):
         parse([*arguments, "--remote-tier-uri", uri], {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--pace", "h1000"], "h1000 is not in the catalogue: use one of A100, H100"),
+        (
+            ["--pace", "h100:gpt-5"],
+            "no model of that name is known: give the path",
+        ),
+        (["--pace", "h100:llama-3.1-405b"], "no room for KV on 1 H100: state a smaller model"),
+        (["--pace", "h100", "--device", "cuda"], "computes on the CPU; leave pace out"),
+        (["--kv-cache-tokens", "0"], "kv_cache_tokens is 0: give at least 1"),
+        (["--kv-cache-tokens", "9", "--kv-cache-bytes", "9"], "exclude each other"),
+    ],
+)
+def test_a_pace_that_cannot_be_kept_is_refused(
+    arguments: list[str], sentence: str, secret: Path
+) -> None:
+    always = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
+    with pytest.raises(BadConfig, match=sentence):
+        parse([*always, *arguments], {})
+
+
+def test_a_paced_pod_takes_the_stated_accelerators_steps(secret: Path) -> None:
+    always = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
+    assert parse(always, {}).engine.stated is None
+    engine = parse([*always, "--pace", "h200", "--weights", "fp8"], {}).engine
+    assert engine.stated_name == "H200:llama-3.1-8b"
+    assert engine.stated is not None
+    assert engine.stated.model.weights == "fp8"
+    assert engine.batch_tokens == 2048
+    # A pretended accelerator is none.
+    pretended = {contract.ENV_PRETEND_ACCELERATOR: "1"}
+    assert parse([*always, "--device", "cuda", "--pace", "h100"], pretended).engine.pace == "h100"

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tandem.plan.errors import PlanError
 from tandem.plan.fleet import FleetPlan, Question, plan_fleet
-from tandem.plan.gpus import GPUS, find_gpu
 from tandem.plan.load import Limits, Load, Targets
-from tandem.plan.model import ServedModel, model_from_numbers, read_model
 from tandem.plan.queueing import erlang_c, wait_quantile_s
-from tandem.plan.replica import Efficiency, Replica
 from tandem.plan.tiers import Tier, parse_tier
+from tandem_runtime.roofline.errors import RooflineError
+from tandem_runtime.roofline.gpus import GPUS, find_gpu
+from tandem_runtime.roofline.model import ServedModel, model_from_numbers, read_model
+from tandem_runtime.roofline.replica import Efficiency, Replica
 
 MODEL_8B = model_from_numbers(params=8e9, layers=32, heads=32, kv_heads=8, head_dim=128)
 LOAD = Load(requests_per_s=10, prompt_tokens=1000, output_tokens=200)
@@ -123,12 +123,12 @@ def test_tiers_hold_tokens() -> None:
 
 @pytest.mark.parametrize("text", ["host", "host=", "host=64GiB", "=64Gi", "host=-1Gi"])
 def test_a_bad_tier_is_refused(text: str) -> None:
-    with pytest.raises(PlanError, match="write NAME=SIZE, for example host=64Gi"):
+    with pytest.raises(RooflineError, match="write NAME=SIZE, for example host=64Gi"):
         parse_tier(text)
 
 
 def test_an_impossible_tpot_says_the_limit() -> None:
-    with pytest.raises(PlanError) as refusal:
+    with pytest.raises(RooflineError) as refusal:
         plan(targets=Targets(1, 0.0005))
     assert "under the bandwidth limit: at batch 1 each token streams 16 GB of weights" in str(
         refusal.value
@@ -137,7 +137,8 @@ def test_an_impossible_tpot_says_the_limit() -> None:
 
 
 def test_an_impossible_ttft_says_how_long_a_prompt_takes_alone() -> None:
-    with pytest.raises(PlanError, match=r"on 8 H100 100,000 prompt tokens take .* ms even alone"):
+    sentence = r"on 8 H100 100,000 prompt tokens take .* ms even alone"
+    with pytest.raises(RooflineError, match=sentence):
         plan(load=Load(1, 100_000, 10), targets=Targets(0.1, 0.05))
 
 
@@ -177,5 +178,5 @@ def test_an_impossible_ttft_says_how_long_a_prompt_takes_alone() -> None:
 )  # fmt: skip
 def test_bad_numbers_are_refused_with_a_sentence(make: object, sentence: str) -> None:
     assert callable(make)
-    with pytest.raises(PlanError, match=sentence):
+    with pytest.raises(RooflineError, match=sentence):
         make()

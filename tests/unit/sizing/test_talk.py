@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tandem.plan.errors import PlanError
 from tandem.plan.explain import explain
 from tandem.plan.fleet import FleetPlan, Question, plan_fleet
-from tandem.plan.gpus import find_gpu
 from tandem.plan.load import Load, Targets
-from tandem.plan.model import (
+from tandem_runtime.roofline.errors import RooflineError
+from tandem_runtime.roofline.gpus import find_gpu
+from tandem_runtime.roofline.model import (
     ModelShape,
     ServedModel,
     model_from_json,
     model_from_numbers,
     read_model,
 )
-from tandem.plan.replica import Replica
+from tandem_runtime.roofline.replica import Replica
 
 LLAMA_405B = Path(__file__).parents[1] / "model" / "llama-3.1-405b.json"
 CHAT = Load(requests_per_s=2, prompt_tokens=2000, output_tokens=500)
@@ -84,7 +84,7 @@ def test_a_model_for_several_buildings_says_what_it_would_take() -> None:
     shape = model_from_numbers(
         params=20e12, layers=160, heads=256, kv_heads=8, head_dim=128, name="giant"
     )
-    with pytest.raises(PlanError) as refusal:
+    with pytest.raises(RooflineError) as refusal:
         plan(shape, "H100", "fp8")
     assert str(refusal.value).startswith(
         "giant does not fit a node of 8 H100: 20,000 GB of fp8 weights and the KV of one stream of "
@@ -105,7 +105,7 @@ def test_llama_405b_runs_on_4_to_8_gpus(gpu: str, weights: str, gpus: int) -> No
 
 
 def test_llama_405b_in_bf16_does_not_fit_8_h100() -> None:
-    with pytest.raises(PlanError, match=r"812 GB of bf16 weights .* need 11 GPUs .* 2 nodes"):
+    with pytest.raises(RooflineError, match=r"812 GB of bf16 weights .* need 11 GPUs .* 2 nodes"):
         plan(read_model(LLAMA_405B), "H100", "bf16")
 
 

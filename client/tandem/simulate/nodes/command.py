@@ -11,13 +11,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from tandem_runtime.roofline.errors import RooflineError
+from tandem_runtime.roofline.known import KNOWN, find_model
+from tandem_runtime.roofline.model import ServedModel
+from tandem_runtime.roofline.replica import Replica
 
 from tandem.plan.commands import PIPED_WIDTH, GpuName, KvCache, Weights, choose_gpu
-from tandem.plan.errors import PlanError
-from tandem.plan.known import KNOWN, find_model
 from tandem.plan.load import Limits
-from tandem.plan.model import ServedModel
-from tandem.plan.replica import Replica
 from tandem.simulate.engine_spec import EngineSpec
 from tandem.simulate.nodes.failures import HOUR_S, Hazard, draw_failures
 from tandem.simulate.nodes.flow import Demand
@@ -101,7 +101,7 @@ def simulate_nodes_command(
         duration_s = days * 24 * HOUR_S
         hazard = Hazard(failures_per_hour, repair_hours)
         failures = draw_failures(hazard, nodes, duration_s, seed)
-    except (PlanError, SimulationError) as error:
+    except (RooflineError, SimulationError) as error:
         Console(highlight=False, soft_wrap=True, stderr=True).print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error
     results = [

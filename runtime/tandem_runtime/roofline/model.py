@@ -17,8 +17,7 @@ from tandem_runtime.checkpoint.config import ModelConfig
 from tandem_runtime.checkpoint.config_json import config_from_json
 from tandem_runtime.checkpoint.errors import ModelError
 from tandem_runtime.model.sharding import sizes_that_fit
-
-from tandem.plan.errors import PlanError
+from tandem_runtime.roofline.errors import RooflineError
 
 WEIGHT_BYTES: Final = {"bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5625}
 """Of one parameter; int4 with a 16-bit scale for each 32 of them."""
@@ -95,9 +94,9 @@ class ServedModel:
 
     def __post_init__(self) -> None:
         if self.weights not in WEIGHT_BYTES:
-            raise PlanError(f"weights {self.weights!r} is none of {', '.join(WEIGHT_BYTES)}")
+            raise RooflineError(f"weights {self.weights!r} is none of {', '.join(WEIGHT_BYTES)}")
         if self.kv_cache not in KV_BYTES:
-            raise PlanError(f"KV cache {self.kv_cache!r} is none of {', '.join(KV_BYTES)}")
+            raise RooflineError(f"KV cache {self.kv_cache!r} is none of {', '.join(KV_BYTES)}")
 
     @property
     def weight_bytes(self) -> float:
@@ -123,26 +122,26 @@ class ServedModel:
 
 
 def read_model(path: Path) -> ModelShape:
-    """The model of a config.json, or of the folder that holds it. Raises PlanError."""
+    """The model of a config.json, or of the folder that holds it. Raises RooflineError."""
     file = path / "config.json" if path.is_dir() else path
     try:
         values = json.loads(file.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{file} cannot be read: {error}") from error
+        raise RooflineError(f"{file} cannot be read: {error}") from error
     except json.JSONDecodeError as error:
-        raise PlanError(f"{file} is not JSON: {error}") from error
+        raise RooflineError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise PlanError(f"{file} holds no JSON object, so it is no config.json")
+        raise RooflineError(f"{file} holds no JSON object, so it is no config.json")
     name = file.resolve().parent.name if file.name == "config.json" else file.stem
     return model_from_json(values, name)
 
 
 def model_from_json(values: Mapping[str, Any], name: str) -> ModelShape:
-    """The model that a config.json describes. Raises PlanError."""
+    """The model that a config.json describes. Raises RooflineError."""
     try:
         return model_from_config(config_from_json(values, ()), name)
     except ModelError as error:
-        raise PlanError(error.message) from error
+        raise RooflineError(error.message) from error
 
 
 def model_from_config(config: ModelConfig, name: str) -> ModelShape:
@@ -185,7 +184,7 @@ def model_from_numbers(
     experts_per_token: int = 0,
     name: str = "model",
 ) -> ModelShape:
-    """A model of which only its numbers are known. Raises PlanError.
+    """A model of which only its numbers are known. Raises RooflineError.
 
     Where fewer parameters are active than there are, the rest are experts: with k of E active,
     experts = (params - active) / (1 - k/E).
@@ -196,7 +195,7 @@ def model_from_numbers(
     if active < params:
         expert_params = (params - active) / (1.0 - experts_per_token / experts)
         if expert_params > params:
-            raise PlanError(
+            raise RooflineError(
                 f"{experts_per_token} of {experts} experts would make at least "
                 f"{params * experts_per_token / experts:.3g} parameters active, more than "
                 f"{active:.3g}: give fewer experts a token, or more active parameters"
@@ -228,13 +227,13 @@ def _check_numbers(
     params: float, active: float, heads: int, kv_heads: int, experts: int, experts_per_token: int
 ) -> None:
     if min(heads, kv_heads) < 1 or not 0 < params < math.inf or not active > 0:
-        raise PlanError("a model has more than 0 parameters, heads and kv heads")
+        raise RooflineError("a model has more than 0 parameters, heads and kv heads")
     if heads % kv_heads:
-        raise PlanError(f"{heads} heads cannot share {kv_heads} kv heads evenly")
+        raise RooflineError(f"{heads} heads cannot share {kv_heads} kv heads evenly")
     if active > params:
-        raise PlanError(f"{active:.3g} active parameters are more than all {params:.3g}")
+        raise RooflineError(f"{active:.3g} active parameters are more than all {params:.3g}")
     if active < params and not 0 < experts_per_token < experts:
-        raise PlanError(
+        raise RooflineError(
             f"of {params:.3g} parameters {active:.3g} are active: say how many experts there are "
             "and how many a token passes (--experts, --experts-per-token)"
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from tandem.plan.errors import PlanError
-from tandem.plan.model import ModelShape, model_from_json, read_model
+from tandem_runtime.roofline.errors import RooflineError
+from tandem_runtime.roofline.model import ModelShape, model_from_json, read_model
 
 _LLAMA_31: Final = {
     "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 8, "vocab_size": 128256,
@@ -32,12 +32,12 @@ KNOWN: Final[dict[str, dict[str, Any]]] = {
 
 
 def find_model(name: str) -> ModelShape:
-    """A known model by name, or one by the path of its config.json. Raises PlanError."""
+    """A known model by name, or one by the path of its config.json. Raises RooflineError."""
     values = KNOWN.get(name.lower())
     if values is not None:
         return model_from_json(values, name.lower())
     if not Path(name).exists():
-        raise PlanError(
+        raise RooflineError(
             f"there is no file {name}, and no model of that name is known: give the path of a "
             f"config.json or one of {', '.join(KNOWN)}"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tandem.plan.errors import PlanError
+from tandem_runtime.roofline.errors import RooflineError
 
 _TERA: Final = 1e12
 _GIGA: Final = 1e9
@@ -83,8 +83,8 @@ GPUS: Final = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU of the catalogue, whatever the case of its name. Raises PlanError."""
+    """A GPU of the catalogue, whatever the case of its name. Raises RooflineError."""
     gpu = GPUS.get(name.upper())
     if gpu is None:
-        raise PlanError(f"GPU {name} is not in the catalogue: use one of {', '.join(GPUS)}")
+        raise RooflineError(f"GPU {name} is not in the catalogue: use one of {', '.join(GPUS)}")
     return gpu

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
-from tandem.plan.errors import PlanError
-from tandem.plan.gpus import Gpu
-from tandem.plan.model import KV_BYTES, ServedModel
+from tandem_runtime.roofline.errors import RooflineError
+from tandem_runtime.roofline.gpus import Gpu
+from tandem_runtime.roofline.model import KV_BYTES, ServedModel
 
 ACTIVATION_BYTES: Final = 2.0
 _ALL_REDUCES_PER_LAYER: Final = 2
@@ -41,9 +41,9 @@ class Efficiency:
     def __post_init__(self) -> None:
         for name in ("compute", "memory", "link"):
             if not 0 < getattr(self, name) <= 1:
-                raise PlanError(f"{name} efficiency is {getattr(self, name)}: give 0 to 1")
+                raise RooflineError(f"{name} efficiency is {getattr(self, name)}: give 0 to 1")
         if not 0 <= self.step_overhead_s < math.inf:
-            raise PlanError(f"step overhead is {self.step_overhead_s} s: give at least 0")
+            raise RooflineError(f"step overhead is {self.step_overhead_s} s: give at least 0")
 
 
 @dataclass(frozen=True)
