@@ -59,15 +59,9 @@ class KeptStreams:
         """Streams that run though their connection broke."""
         return sum(not self._streams[id_].ended for id_ in self._unread)
 
-    async def generate(self, ask: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
+    def generate(self, ask: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """As `StreamService.generate`; closing it cancels a stream that has no journal."""
-        if ask.journal:
-            events = self._events(ask)
-        else:
-            events = self._service.generate(ask)
-        async with aclosing(events):
-            async for event in events:
-                yield event
+        return self._events(ask) if ask.journal else self._service.generate(ask)
 
     def find(self, answer: str) -> list[HeldStream]:
         """The streams of an answer, whose ids are `answer`.NUMBER."""
@@ -243,9 +237,9 @@ class _Kept:
         finally:
             self.ended = True
             if self._end is None:
-                reason = "the pod ended this stream"
+                told = "the pod ended this stream"
                 self._take(
-                    GenerateEvent(self.epoch, error=reason, error_code="internal", retryable=True)
+                    GenerateEvent(self.epoch, error=told, error_code="draining", retryable=True)
                 )
 
     def stop(self) -> None:

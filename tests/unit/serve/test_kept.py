@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 from hash_engine import continuation
-from hash_pods import PROMPT, ask, collect, eventually, events, ids
+from hash_pods import PROMPT, ask, collect, events, eventually, ids
 from tandem_runtime import contract
 from tandem_runtime.protocol import HeldStream, HeldStreams
 
