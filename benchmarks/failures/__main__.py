@@ -69,6 +69,7 @@ class Seen:
             "answers": len(self.answers),
             "failed": len(self.failures),
             "wrong": len(self.wrong),
+            "came_back": sum(one.came_back > 0 for one in self.answers),
             "longest_gap_median_s": round(median(gaps_s), 3),
             "longest_gap_s": round(gaps_s[-1], 3),
             "errors": sorted({one.error[:200] for one in self.failures})[:3],

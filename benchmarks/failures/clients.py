@@ -44,6 +44,8 @@ class Answer:
     """When each chunk with tokens came."""
     finished: bool = False
     error: str = ""
+    came_back: int = 0
+    """Times that its client went on with it after its connection broke."""
 
     @property
     def longest_gap_s(self) -> float:
@@ -111,6 +113,7 @@ async def fill_coming_back(answer: Answer, api: openai.AsyncOpenAI, model: str) 
                         if reply.status_code == 404:
                             break
                     else:
+                        answer.came_back += request[0] == "GET"
                         request = ("GET", f"{url}/streams/{reply.headers[contract.HEADER_STREAM]}")
                         deadline_s = time.monotonic() + COME_BACK_S
                         await came.read(reply, answer)

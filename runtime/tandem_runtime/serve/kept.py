@@ -81,8 +81,10 @@ class KeptStreams:
         kept.stop()
 
     async def close(self) -> None:
+        """Ends all of them; nobody is told."""
         running = [kept.task for kept in self._streams.values()]
         for kept in list(self._streams.values()):
+            kept.reader = None
             self._forget(kept)
         await asyncio.gather(*running, return_exceptions=True)
 

@@ -42,7 +42,11 @@ class Front:
         self.ended = True
         client: Any = self.gateway._client
         client.cancel = lambda *_: None
-        self.gateway._http._server.force_exit = True
+        server = self.gateway._http._server
+        server.force_exit = True
+        for connection in list(server.server_state.connections):
+            transport: Any = connection.transport
+            transport.abort()
         await self.gateway._http.stop()
         await self.gateway._grpc.stop(None)
         for loop in self.gateway.loops:

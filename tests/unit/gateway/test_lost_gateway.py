@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -393,6 +395,28 @@ async def test_a_client_that_leaves_frees_its_pod(front: Any, make_pod: MakePod)
         await anext(reply.aiter_lines())
     await pod.empty()
     assert pod.pod.kept.outcomes["expired"] == 0
+
+
+async def test_the_client_of_the_how_to(front: Any, second: Any, make_pod: MakePod) -> None:
+    pod = await make_pod(step_s=0.01)
+    front.discovery.show(pod.view())
+    page = Path(__file__).parents[3] / "docs/how-to/resume-a-stream.md"
+    code = re.findall(r"```python\n(.*?)\nbody = ", page.read_text(), re.DOTALL)[0]
+    defined: dict[str, Any] = {}
+    exec(code, defined)
+    urls = [str(gateway.http.base_url).rstrip("/") for gateway in (front, second)]
+    chunks: list[dict[str, Any]] = []
+
+    def read_on() -> None:
+        for chunk in defined["stream"](urls, "/v1/completions", body()):
+            chunks.append(chunk)
+
+    reading = asyncio.create_task(asyncio.to_thread(read_on))
+    await eventually(lambda: len(chunks) > 4)
+    await front.kill()
+    await asyncio.wait_for(reading, 30)
+    assert Reading(chunks=chunks).text() == expected(pod, LONG)
+    assert pod.pod.kept.outcomes["resumed"] == 1
 
 
 async def test_openai_clients_do_not_mind_ids(front: Any, make_pod: MakePod) -> None:
