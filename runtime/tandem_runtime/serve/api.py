@@ -121,7 +121,7 @@ def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
         authorize(request)
         return _json(HeldStreams(tuple(pod.kept.find(id))))
 
-    @app.delete(contract.PATH_STREAMS + "/{id}", responses=_FORBIDDEN)
+    @app.delete(contract.PATH_STREAMS + "/{id}", status_code=204, responses=_FORBIDDEN)
     async def cancel(id: str, epoch: int, request: Request) -> Response:
         authorize(request)
         pod.kept.cancel(id, epoch)

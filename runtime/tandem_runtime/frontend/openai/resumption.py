@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 from fastapi import APIRouter, Header, Request
@@ -29,6 +29,9 @@ from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.frontend.tools import spelling_of
 from tandem_runtime.protocol import GenerateRequest, HeldStream
 
+_SUPERSEDED: Final[dict[int | str, dict[str, Any]]] = {
+    409: {"description": "Another gateway goes on with the stream."}
+}
 _ID: Final = re.compile(r"(chatcmpl|cmpl)-[0-9a-f]{32}")
 
 
@@ -54,7 +57,7 @@ class HeldAnswers(Generates, Protocol):
 def router(backend: HeldAnswers, observer: Observer) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-    @routes.get("/streams/{id}", response_model=None)
+    @routes.get("/streams/{id}", response_model=None, responses=_SUPERSEDED)
     async def resume(
         id: str, request: Request, last_event_id: Annotated[str, Header()] = ""
     ) -> Response:
