@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hash_engine import continuation
 from hash_pods import MakePod, Served, eventually
 from tandem_runtime import contract
 from tandem_runtime.contract import Role
+from tandem_runtime.engine.batch import Batch
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 3
 LONG = 200
@@ -103,6 +105,23 @@ def expected(served: Served, count: int) -> str:
     return tokenizer.decode(continuation(tokenizer.encode(TEXT), count))
 
 
+class Hold:
+    """Of a pod between two steps, so that its stream still runs when it is taken over."""
+
+    def __init__(self, pod: Served) -> None:
+        self._pod = pod
+        self._released = threading.Event()
+        pod.runner.before_step = self._before_step
+
+    def _before_step(self, batch: Batch) -> None:
+        self._released.wait()
+
+    async def taken_over(self, stream: str) -> None:
+        kept = self._pod.pod.kept._streams[f"{stream}.0"]
+        await eventually(lambda: kept.epoch > 0)
+        self._released.set()
+
+
 class TestAfterItsDeath:
     async def test_the_stream_goes_on(self, front: Any, second: Any, make_pod: MakePod) -> None:
         pod = await make_pod(step_s=0.01)
@@ -110,7 +129,6 @@ class TestAfterItsDeath:
         reading = Reading()
         await reading.begin(front, 5, body())
         assert not reading.done
-        await eventually(lambda: pod.pod.kept.held == 1)
         await reading.go_on(second)
         assert reading.done
         assert reading.text() == expected(pod, LONG)
@@ -144,7 +162,7 @@ class TestAfterItsDeath:
         two = await make_pod(pod="b")
         front.discovery.show(one.view(), two.view(ready=False))
         reading = Reading()
-        await reading.begin(front, 3, body())
+        await reading.begin(front, 3, body(400))
         reading.lines = None
         headers = {"last-event-id": reading.last_event_id}
         path = f"/v1/streams/{reading.stream}"
@@ -154,7 +172,7 @@ class TestAfterItsDeath:
             await one.end()
             await reading.read(reply)
         assert reading.done
-        assert reading.text() == expected(two, LONG)
+        assert reading.text() == expected(two, 400)
         assert two.pod.worker.stats.arrivals == 1
 
     async def test_both_die(self, front: Any, second: Any, make_pod: MakePod) -> None:
@@ -254,9 +272,12 @@ class TestWhoMayGoOn:
         reading, old = Reading(), Reading()
         async with front.http.stream("POST", "/v1/completions", json=body()) as reply:
             await old.read(reply, 3)
+            hold = Hold(pod)
             reading.stream, reading.last_event_id = old.stream, old.last_event_id
             reading.chunks = list(old.chunks)
-            await reading.go_on(second)
+            going_on = asyncio.create_task(reading.go_on(second))
+            await hold.taken_over(old.stream)
+            await going_on
         assert reading.text() == expected(pod, LONG)
         assert pod.pod.worker.stats.arrivals == 1
         await eventually(lambda: front.gateway.backend.streams == 0)
@@ -267,22 +288,26 @@ class TestWhoMayGoOn:
     ) -> None:
         pod = await make_pod(step_s=0.02)
         front.discovery.show(pod.view())
-        old, started = Reading(), asyncio.Event()
+        old = Reading()
+        started: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
 
         async def read() -> None:
-            async with front.http.stream("POST", "/v1/completions", json=body(500)) as reply:
+            async with front.http.stream("POST", "/v1/completions", json=body()) as reply:
                 old.stream = reply.headers[contract.HEADER_STREAM]
-                started.set()
+                hold = Hold(pod)
+                started.set_result(hold)
                 await old.read(reply)
 
         reading = asyncio.create_task(read())
-        await started.wait()
+        hold = await started
         new = Reading(old.stream)
-        await new.go_on(second)
+        going_on = asyncio.create_task(new.go_on(second))
+        await hold.taken_over(old.stream)
+        await going_on
         await asyncio.wait_for(reading, 20)
         assert old.error is not None
         assert old.error["code"] == "stream_superseded"
-        assert new.text() == expected(pod, 500)
+        assert new.text() == expected(pod, LONG)
 
     @pytest.mark.parametrize("front", [{"resume": False}], indirect=True)
     async def test_switched_off(self, front: Any, make_pod: MakePod) -> None:
@@ -416,7 +441,7 @@ async def test_the_client_of_the_how_to(front: Any, second: Any, make_pod: MakeP
     await front.kill()
     await asyncio.wait_for(reading, 30)
     assert Reading(chunks=chunks).text() == expected(pod, LONG)
-    assert pod.pod.kept.outcomes["resumed"] == 1
+    assert pod.pod.worker.stats.arrivals == 1
 
 
 async def test_openai_clients_do_not_mind_ids(front: Any, make_pod: MakePod) -> None:

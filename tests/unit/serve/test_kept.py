@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -13,7 +15,7 @@ from tandem_runtime import contract
 from tandem_runtime.protocol import HeldStream, HeldStreams
 
 Make = Callable[..., Any]
-LONG = 300
+LONG = 100
 
 
 def kept_ask(**fields: Any) -> Any:
@@ -31,16 +33,41 @@ async def cancel(pod: Any, epoch: int) -> None:
     assert reply.status_code == 204
 
 
-async def begin_and_break(pod: Any, tokens: int = 3, **fields: Any) -> list[int]:
-    """What came before the connection broke."""
+class Hold:
+    """Between two steps of a pod's engine, so that what runs still does when it is looked at."""
+
+    def __init__(self, pod: Any) -> None:
+        self._pod = pod
+        self._released = threading.Event()
+        pod.runner.before_step = lambda batch: self._released.wait()
+
+    def release(self) -> None:
+        self._released.set()
+
+    async def taken_over(self, epoch: int) -> None:
+        """Holds until the stream is that attempt's."""
+        await eventually(lambda: self._pod.pod.kept._streams["a.0"].epoch == epoch)
+        self.release()
+
+
+async def begin_and_break(pod: Any, tokens: int = 3, **fields: Any) -> tuple[list[int], Hold]:
+    """What came before the connection broke; the pod stands still."""
     received: list[int] = []
     async with aclosing(events(pod, kept_ask(max_tokens=LONG, **fields))) as stream:
         async for event in stream:
             received += event.token_ids
             if len(received) >= tokens:
                 break
+        hold = Hold(pod)
     await eventually(lambda: pod.pod.kept.held == 1)
-    return received
+    return received, hold
+
+
+async def collect_on(pod: Any, hold: Hold, request: Any) -> Any:
+    """The events of an attempt that takes the stream over."""
+    collecting = asyncio.create_task(collect(pod, request))
+    await hold.taken_over(request.epoch)
+    return await collecting
 
 
 class TestABrokenConnection:
@@ -48,13 +75,14 @@ class TestABrokenConnection:
         self, make_pod: Make
     ) -> None:
         pod = await make_pod(step_s=0.01)
-        received = await begin_and_break(pod)
+        received, hold = await begin_and_break(pod)
         [held] = await found(pod)
         assert held.request.journal == b"what the gateway needs"
         assert held.request.prompt_ids == PROMPT
         known = list(held.so_far.token_ids)
         assert known[: len(received)] == received
-        rest = await collect(pod, kept_ask(epoch=7, max_tokens=LONG, output_ids=known))
+        again = kept_ask(epoch=7, max_tokens=LONG, output_ids=known)
+        rest = await collect_on(pod, hold, again)
         assert known + ids(rest) == continuation(PROMPT, LONG)
         assert {event.epoch for event in rest} == {7}
         assert pod.pod.worker.stats.arrivals == 1, "it was not computed again"
@@ -69,8 +97,9 @@ class TestABrokenConnection:
         assert await found(pod) == []
 
     async def test_its_end_is_kept(self, make_pod: Make) -> None:
-        pod = await make_pod(step_s=0.001)
-        await begin_and_break(pod)
+        pod = await make_pod(step_s=0.01)
+        _, hold = await begin_and_break(pod)
+        hold.release()
         await pod.empty()
         [held] = await found(pod)
         assert list(held.so_far.token_ids) == continuation(PROMPT, LONG)
@@ -81,8 +110,10 @@ class TestABrokenConnection:
         assert rest[-1].finish_reason == "length"
 
     async def test_it_expires(self, make_pod: Make) -> None:
-        pod = await make_pod(step_s=0.01, hold_s=0.2)
-        await begin_and_break(pod)
+        pod = await make_pod(step_s=0.01, hold_s=1.0)
+        _, hold = await begin_and_break(pod)
+        await eventually(lambda: not pod.pod.kept._streams)
+        hold.release()
         await pod.empty()
         assert await found(pod) == []
         assert pod.pod.kept.outcomes == {"expired": 1}
@@ -95,7 +126,6 @@ class TestABrokenConnection:
         whole = await collect(pod, ask(max_tokens=40, logprobs=2))
         async with aclosing(events(pod, kept_ask(max_tokens=40, logprobs=2))) as stream:
             await anext(stream)
-        await eventually(lambda: pod.pod.kept.held == 1)
         rest = await collect(pod, kept_ask(epoch=1, max_tokens=40, logprobs=2))
         for name in ("token_ids", "logprobs", "top_logprobs"):
             values = [[x for e in run for x in getattr(e, name)] for run in (whole, rest)]
@@ -109,9 +139,8 @@ class TestFences:
         older = events(pod, kept_ask(max_tokens=LONG))
         async with aclosing(older):
             first = await anext(older)
-            newer = await collect(
-                pod, kept_ask(epoch=5, max_tokens=LONG, output_ids=list(first.token_ids))
-            )
+            again = kept_ask(epoch=5, max_tokens=LONG, output_ids=list(first.token_ids))
+            newer = await collect_on(pod, Hold(pod), again)
             seen = [event async for event in older]
         assert list(first.token_ids) + ids(newer) == continuation(PROMPT, LONG)
         assert (seen[-1].error_code, seen[-1].retryable) == ("superseded", False)
@@ -122,34 +151,35 @@ class TestFences:
         assert (refused.error_code, refused.retryable) == ("superseded", False)
 
     async def test_no_older_attempt_moves_it_away(self, make_pod: Make) -> None:
-        pod = await make_pod(step_s=0.02)
-        await begin_and_break(pod)
+        pod = await make_pod(step_s=0.01)
+        _, hold = await begin_and_break(pod)
         async with aclosing(events(pod, kept_ask(epoch=9, max_tokens=LONG))) as stream:
             await anext(stream)
             refusal = pod.pod.streams.find("a.0", 2)
             assert "newer attempt" in refusal.reason
             assert not hasattr(pod.pod.streams.find("a.0", 10), "reason")
+            hold.release()
 
 
 class TestClientsThatLeave:
     async def test_the_gateway_says_so(self, make_pod: Make) -> None:
-        pod = await make_pod(step_s=0.05)
-        await begin_and_break(pod)
+        pod = await make_pod(step_s=0.01)
+        _, hold = await begin_and_break(pod)
         await cancel(pod, 0)
+        hold.release()
         await pod.empty()
         assert pod.pod.kept.outcomes == {"cancelled": 1}
         [held] = await found(pod)
         assert held.so_far.finish_reason is None, "what came of it is still there"
 
     async def test_before_its_first_token_nobody_can_come_back(self, make_pod: Make) -> None:
-        pod = await make_pod(step_s=0.2)
-        prompt = list(range(200)) * 4
-        async with pod.http.stream(
-            "POST",
-            contract.PATH_GENERATE,
-            content=msgspec.json.encode(kept_ask(prompt_ids=prompt, max_tokens=LONG)),
-        ):
-            pass
+        pod = await make_pod()
+        hold = Hold(pod)
+        asking = asyncio.create_task(collect(pod, kept_ask(max_tokens=LONG)))
+        await eventually(lambda: pod.pod.streams.waiting == 1)
+        asking.cancel()
+        await eventually(lambda: pod.pod.streams.waiting == 0)
+        hold.release()
         await pod.empty()
         assert await found(pod) == []
 
@@ -171,7 +201,8 @@ async def test_memory_is_bounded(make_pod: Make) -> None:
 async def test_another_beginning_is_another_stream(make_pod: Make) -> None:
     """What a gateway knows of a stream counts, not what the pod has of it."""
     pod = await make_pod(step_s=0.01)
-    await begin_and_break(pod)
+    _, hold = await begin_and_break(pod)
+    hold.release()
     other = [1, 2, 3]
     rest = await collect(pod, kept_ask(epoch=1, max_tokens=20, output_ids=other))
     assert ids(rest) == continuation([*PROMPT, *other], 17)
