@@ -16,6 +16,14 @@ from played_api import PlayedApi, kubeconfig
 from tandem_runtime import contract
 
 
+async def _cancel_all() -> None:
+    """Watches of gateways that are gone."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+
+
 class ApiThread:
     """A played API server in a thread of its own."""
 
@@ -36,6 +44,7 @@ class ApiThread:
         self.api.events.put_nowait(None)
         with contextlib.suppress(Exception):
             self.call(self.api.stop())
+        self.call(_cancel_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
