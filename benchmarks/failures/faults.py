@@ -30,7 +30,7 @@ class Fault:
     lasts_s: float = 0.0
     """Until it is undone."""
     breaks_connections: bool = False
-    """Whether clients' own connections end with it: no gateway can help those."""
+    """Whether clients' own connections end with it: those have to come back."""
 
 
 def _nothing() -> None:

@@ -73,6 +73,9 @@ the address be.
 """
 PATH_GENERATE: Final = "/tandem/v1/generate"
 """POST `protocol.GenerateRequest`; streams JSON lines of `protocol.GenerateEvent`."""
+PATH_STREAMS: Final = "/tandem/v1/streams"
+"""Below it `/ID` of an answer, GET: `protocol.HeldStreams`. `/ID` of a stream with `?epoch=`,
+DELETE: its client wants no more of it; attempts newer than that go on."""
 PATH_WAKEABLE: Final = "/tandem/v1/wakeable"
 """POST `protocol.Wakeable` to a gateway; answers `protocol.GatewayState`. The bearer token is the
 gateway pod's uid, as for `PATH_DRAIN`."""
@@ -91,6 +94,9 @@ PATH_TOKENIZER: Final = "/tandem/v1/tokenizer"
 # -- HTTP headers ------------------------------------------------------------------------------
 HEADER_TENANT: Final = "x-tandem-tenant"
 DEFAULT_TENANT: Final = "default"
+HEADER_STREAM: Final = "x-tandem-stream"
+"""Of a response in server-sent events: the id under which a client can go on with it
+(`GET /v1/streams/ID`) when its gateway is lost."""
 HEADER_TRACE: Final = "x-tandem-trace"
 """Set to 1: the response carries a `tandem` object (pods, TTFT, TPOT, handoff, cached tokens)."""
 

@@ -88,6 +88,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     take_from: PrefillTarget | None = None
     """The pod that decodes the stream now: take it over while it runs. That pod's attempt goes on
     until the first event of this one."""
+    journal: bytes = b""
+    """What a gateway needs to go on with the answer that the stream is of; the pod only keeps it.
+    Empty: nobody can, and the stream ends with its connection. Otherwise its pod keeps the stream
+    for a while when the connection breaks, and its tokens beyond its end; a newer attempt of it on
+    that pod goes on with it behind `output_ids`."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -130,13 +135,30 @@ class GenerateEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     error_code: str | None = None
     """Retryable: `draining`, `prefill_lost`, `overloaded`, `lease_expired`, `internal`, `moved`
     (the stream goes on elsewhere), `not_moved` (it goes on where it was). Not: `bad_request` (the
-    client's fault), `not_finite` (the model's output is not a number)."""
+    client's fault), `not_finite` (the model's output is not a number), `superseded` (a newer
+    attempt of the stream has begun, by another gateway)."""
     retryable: bool = False
     taken_over: bool = False
     """The first event of an attempt with `take_from`: the stream goes on here. `token_ids` are all
     that the other pod generated after the request's `output_ids`, sent by it or not."""
     failed_pod: str | None = None
     """Name of the pod at fault, where it is not the one that answers."""
+
+
+class HeldStream(msgspec.Struct, frozen=True):
+    """A stream that a pod has, or keeps beyond its end, and all that came of it."""
+
+    request: GenerateRequest
+    """As of its beginning, but with the epoch of the newest attempt."""
+    so_far: GenerateEvent
+    """All tokens behind the prompt as one event; with a finish, where it has one. The first ones
+    may lack log probabilities: those that another pod generated before it failed."""
+
+
+class HeldStreams(msgspec.Struct, frozen=True):
+    """Those of one answer that a pod has."""
+
+    streams: tuple[HeldStream, ...]
 
 
 class StepSums(msgspec.Struct, frozen=True):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from played_api import PlayedApi, kubeconfig, pod
+from gateway_processes import ApiThread, ready, start_gateway, until
+from played_api import pod
 from tandem_runtime import contract
 from tandem_runtime.contract import Role
 
@@ -27,57 +26,11 @@ POD_IP = f"127.77.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 2}"
 """A pod listens on an address of its own and the usual ports, as in a cluster."""
 
 
-class ApiThread:
-    """A played API server in a thread of its own."""
-
-    def __init__(self) -> None:
-        self.api = PlayedApi()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self.call(self.api.start())
-
-    def call(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
-
-    async def send(self, kind: str, shown: dict[str, Any]) -> None:
-        self.api.events.put_nowait({"type": kind, "object": shown})
-
-    def close(self) -> None:
-        self.api.events.put_nowait(None)
-        with contextlib.suppress(Exception):
-            self.call(self.api.stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
 @pytest.fixture
 def api() -> Iterator[ApiThread]:
     api = ApiThread()
     yield api
     api.close()
-
-
-def start_gateway(folder: Path, api: ApiThread, port: int) -> subprocess.Popen[bytes]:
-    (folder / "config").write_text(kubeconfig(api.api.port))
-    arguments = ["--namespace", "ns", "--kubeconfig", str(folder / "config"), "--port", str(port)]
-    arguments += ["--grpc-port", "0", "--handoff-secret-file", str(folder / "secret")]
-    return subprocess.Popen([sys.executable, "-m", "tandem_runtime.gateway", *arguments])
-
-
-def ready(url: str) -> int | None:
-    try:
-        return httpx.get(url + contract.PATH_READY, timeout=5).status_code
-    except httpx.TransportError:
-        return None
-
-
-def until(condition: Any, within_s: float = 60) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
 
 
 def test_a_gateways_life(api: ApiThread, start_pod: Any, tmp_path: Path) -> None:

@@ -53,17 +53,25 @@ class _FrontEnd(FastAPI):
 
 
 def create_app(
-    inference: InferenceService, schemas: Mapping[str, Any] = MappingProxyType({})
+    inference: InferenceService,
+    schemas: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    resumable: bool = False,
 ) -> FastAPI:
     """Both protocols over HTTP; the service's observer is told of every stream of either.
 
+    `resumable`: another process like this one can go on with an answer's stream.
     `schemas`: by name, of bodies that FastAPI does not read itself, for the OpenAPI document.
     """
     app = _FrontEnd(title="Tandem", docs_url=None, redoc_url=None, responses=_ERRORS)
     app.schemas = schemas
     app.add_middleware(_BodyLimit)
     prefixes = Prefixes()
-    app.include_router(openai_endpoints.router(inference.backend, prefixes, inference.observer))
+    app.include_router(
+        openai_endpoints.router(
+            inference.backend, prefixes, inference.observer, resumable=resumable
+        )
+    )
     app.include_router(openai_contexts.router(inference.backend, prefixes))
     app.include_router(oip_http.router(inference))
     app.add_exception_handler(ApiError, _api_error)

@@ -64,7 +64,17 @@ class Contexts(Protocol):
         """Take in a newer version, which says until when it is kept, or that it is deleted."""
 
 
-class Backend(Protocol):
+class Generates(Protocol):
+    def generate(
+        self, model: ServedModel, request: GenerateRequest, route: Route
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        """The stream's events up to its finish. Never an event with `error`: raises `ApiError`.
+
+        `request.prefill` is not set by the caller. Closing the generator cancels the stream.
+        """
+
+
+class Backend(Generates, Protocol):
     @property
     def contexts(self) -> Contexts: ...
 
@@ -80,11 +90,3 @@ class Backend(Protocol):
 
     async def resolve(self, name: str) -> ServedModel:
         """Raises `ModelNotFound`, or `Unavailable` where no pod can be asked yet."""
-
-    def generate(
-        self, model: ServedModel, request: GenerateRequest, route: Route
-    ) -> AsyncGenerator[GenerateEvent, None]:
-        """The stream's events up to its finish. Never an event with `error`: raises `ApiError`.
-
-        `request.prefill` is not set by the caller. Closing the generator cancels the stream.
-        """

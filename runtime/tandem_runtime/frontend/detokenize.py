@@ -32,16 +32,12 @@ class Detokenizer:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these ids make certain; may be empty."""
-        visible = self._visible(token_ids)
-        if not visible:  # The window stays: what comes next must still see what it follows.
-            return ""
-        if len(self._window) - self._known + len(visible) <= _HELD_TOKENS:
-            return self._extend(visible)
-        # Many at once: one by one, or what is whole among them would count as held.
-        return "".join(self._extend([token_id]) for token_id in visible)
+        # One by one: what is out after a number of ids does not depend on how they came, so that
+        # another gateway can tell from the number what the client has.
+        return "".join(self._extend(token_id) for token_id in self._visible(token_ids))
 
-    def _extend(self, token_ids: Sequence[int]) -> str:
-        self._window.extend(token_ids)
+    def _extend(self, token_id: int) -> str:
+        self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
         held = len(self._window) - self._known
         if text.endswith(_HALF) and held <= _HELD_TOKENS:

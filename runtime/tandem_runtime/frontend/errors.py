@@ -89,6 +89,29 @@ class ContextNotFound(ApiError):
         )
 
 
+class StreamNotFound(ApiError):
+    """Never was, is kept no longer, or is somebody else's: whoever asks is told the same."""
+
+    status = HTTPStatus.NOT_FOUND
+    kind = "invalid_request_error"
+    code = "stream_not_found"
+    grpc_status = grpc.StatusCode.NOT_FOUND
+
+    def __init__(self, id_: str) -> None:
+        super().__init__(
+            f"There is no stream '{id_}' to go on with for this tenant: it was lost, or has been "
+            "without a client for too long. Send the request again."
+        )
+
+
+class Superseded(ApiError):
+    """Another gateway has the stream, for the same client."""
+
+    status = HTTPStatus.CONFLICT
+    code = "stream_superseded"
+    grpc_status = grpc.StatusCode.ABORTED
+
+
 class Unavailable(ApiError):
     """Nobody can serve this now; the same request may succeed later."""
 

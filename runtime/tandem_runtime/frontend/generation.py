@@ -11,10 +11,12 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
+
+import msgspec
 
 from tandem_runtime import contract
-from tandem_runtime.frontend.backend import Backend, ServedModel
+from tandem_runtime.frontend.backend import Generates, ServedModel
 from tandem_runtime.frontend.detokenize import Detokenizer
 from tandem_runtime.frontend.errors import BadRequest, ContextTooLong, Internal
 from tandem_runtime.frontend.record import StreamRecord
@@ -22,6 +24,8 @@ from tandem_runtime.frontend.stop import StopStrings
 from tandem_runtime.protocol import GenerateEvent, GenerateRequest, Sampling, TokenLogprob
 
 _TENANT_CHARS: Final = 256
+
+T = TypeVar("T")
 
 Observer = Callable[[StreamRecord], None]
 """Told of each stream when it ended, however it ended."""
@@ -37,6 +41,12 @@ class Generation:
     cache_salt: str
     context: str = ""
     """Id of the named context that the prompt begins with."""
+    stream_id: str = ""
+    """Empty: any."""
+    journal: bytes = b""
+    """What lets another gateway go on with the answer; empty: none can."""
+    sent_tokens: int = 0
+    """That the client has from another gateway: the pieces up to there are for the state alone."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ class Piece:
     """What one event adds to the answer."""
 
     text: str
+    tokens: int
+    """Of the answer, up to and with this piece."""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     top_logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
@@ -91,35 +103,40 @@ def fit_prompt(
 
 
 async def run(
-    backend: Backend, generation: Generation, record: StreamRecord, observer: Observer
+    backend: Generates, generation: Generation, record: StreamRecord, observer: Observer
 ) -> AsyncGenerator[Piece, None]:
     """Raises `ApiError`. Closing it cancels the stream; `observer` is told in any case."""
     record.prompt_tokens = len(generation.prompt_ids)
     record.tenant, record.context = generation.tenant, generation.context
     request = GenerateRequest(
-        stream_id=uuid.uuid4().hex,
+        stream_id=generation.stream_id or uuid.uuid4().hex,
         epoch=0,
         prompt_ids=generation.prompt_ids,
         sampling=generation.sampling,
         tenant=generation.tenant,
         cache_salt=generation.cache_salt,
         context=generation.context,
+        journal=generation.journal,
     )
     text = _Text(generation)
     try:
         events = backend.generate(generation.model, request, record.route)
         async with aclosing(events):
             async for event in events:
-                record.observe(event, time.monotonic())
-                piece = text.piece(event)
-                if piece.finish_reason is not None:
-                    record.finish_reason = piece.finish_reason
-                    # Usage and metrics are complete before the last piece is out.
-                    _end(record, observer)
-                    yield piece
-                    return
-                if piece.text or piece.logprobs:
-                    yield piece
+                for part in _split(event, generation.sent_tokens - text.tokens):
+                    if text.tokens < generation.sent_tokens:
+                        record.replay(part)
+                    else:
+                        record.observe(part, time.monotonic())
+                    piece = text.piece(part)
+                    if piece.finish_reason is not None:
+                        record.finish_reason = piece.finish_reason
+                        # Usage and metrics are complete before the last piece is out.
+                        _end(record, observer)
+                        yield piece
+                        return
+                    if piece.text or piece.logprobs:
+                        yield piece
             raise Internal("The stream ended without a finish; please report this.")
     finally:
         _end(record, observer)
@@ -131,8 +148,41 @@ def _end(record: StreamRecord, observer: Observer) -> None:
         observer(record)
 
 
+def _split(event: GenerateEvent, tokens: int) -> list[GenerateEvent]:
+    """The event's first `tokens` tokens and the others, as two where there are both."""
+    first = event.token_ids[: max(0, tokens)]
+    if not first:
+        return [event]
+    rest = event.token_ids[len(first) :]
+    # Log probabilities of the first ones may not be known. Nobody is shown them again, but shapes
+    # count the tokens that have some.
+    before = msgspec.structs.replace(
+        event,
+        token_ids=first,
+        logprobs=tuple(TokenLogprob(token_id, 0.0) for token_id in first),
+        top_logprobs=(),
+        finish_reason=None,
+    )
+    if not rest and event.finish_reason is None:
+        return [before]
+    after = msgspec.structs.replace(
+        event,
+        token_ids=rest,
+        logprobs=_last(event.logprobs, len(rest)),
+        top_logprobs=_last(event.top_logprobs, len(rest)),
+    )
+    return [before, after]
+
+
+def _last(entries: tuple[T, ...], count: int) -> tuple[T, ...]:
+    return entries[max(0, len(entries) - count) :]
+
+
 class _Text:
     """Events -> pieces: detokenising, then stop strings."""
+
+    tokens = 0
+    """So far."""
 
     def __init__(self, generation: Generation) -> None:
         tokenizer = generation.model.tokenizer
@@ -140,6 +190,7 @@ class _Text:
         self._stop = StopStrings(generation.stop)
 
     def piece(self, event: GenerateEvent) -> Piece:
+        self.tokens += len(event.token_ids)
         shown, stopped = self._stop.push(self._detokenizer.push(event.token_ids))
         finish: str | None = event.finish_reason
         if finish is not None and not stopped:
@@ -147,4 +198,6 @@ class _Text:
             shown += rest if stopped else rest + self._stop.flush()
         if stopped:
             finish = "stop"
-        return Piece(shown, event.token_ids, event.logprobs, event.top_logprobs, finish)
+        return Piece(
+            shown, self.tokens, event.token_ids, event.logprobs, event.top_logprobs, finish
+        )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from tandem_runtime.frontend.backend import Route
 from tandem_runtime.protocol import GenerateEvent, Handoff
 
@@ -21,6 +23,8 @@ class StreamRecord:
     """Id of the named context that the prompt began with."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    replayed_tokens: int = 0
+    """Of the answer, but from another gateway."""
     cached_tokens: int = 0
     queue_s: float = 0.0
     handoff: Handoff | None = None
@@ -49,6 +53,11 @@ class StreamRecord:
             self.last_token_s = now_s
             if self.first_token_s is None:
                 self.first_token_s = now_s
+
+    def replay(self, event: GenerateEvent) -> None:
+        """What another gateway has told the client already."""
+        self.observe(msgspec.structs.replace(event, token_ids=()), 0.0)
+        self.replayed_tokens += len(event.token_ids)
 
     @property
     def ttft_s(self) -> float | None:

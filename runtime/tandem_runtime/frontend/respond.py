@@ -9,6 +9,8 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -78,6 +80,14 @@ async def unary(request: Request, work: Coroutine[Any, Any, Response]) -> Respon
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
+@dataclass(frozen=True)
+class Event:
+    """A message with an id, by which a client says how far it came."""
+
+    message: object
+    id: str
+
+
 class Streamed(Response):
     """A body in pieces: one write for each message. Base of `EventStream`."""
 
@@ -130,12 +140,20 @@ class EventStream(Streamed):
     """Server-sent events."""
 
     def __init__(
-        self, messages: AsyncGenerator[object, None], error_body: ErrorBody, *, last: bytes = b""
+        self,
+        messages: AsyncGenerator[object, None],
+        error_body: ErrorBody,
+        *,
+        last: bytes = b"",
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(messages, error_body, "text/event-stream")
+        self.headers.update(headers)
         self._last = last
 
     def encode(self, message: object) -> bytes:
+        if isinstance(message, Event):
+            return b"id: " + message.id.encode() + b"\n" + self.encode(message.message)
         return b"data: " + _ENCODE(message) + b"\n\n"
 
     def ending(self) -> bytes:

@@ -15,8 +15,10 @@ from tandem_runtime import contract
 from tandem_runtime.frontend.app import create_app
 from tandem_runtime.frontend.errors import BadRequest, Forbidden
 from tandem_runtime.frontend.oip.service import InferenceService
+from tandem_runtime.frontend.openai import resumption
 from tandem_runtime.gateway.backend import GatewayBackend
 from tandem_runtime.gateway.discovery import Discovery
+from tandem_runtime.gateway.lost_streams import LostStreams
 from tandem_runtime.gateway.metrics import GatewayMetrics
 from tandem_runtime.gateway.options import GatewayOptions
 from tandem_runtime.gateway.waking import Waking
@@ -32,9 +34,12 @@ def create_gateway_app(
     discovery: Discovery,
     metrics: GatewayMetrics,
     waking: Waking,
+    streams: LostStreams,
     registry: CollectorRegistry,
 ) -> FastAPI:
-    app = create_app(inference)
+    app = create_app(inference, resumable=options.resume)
+    if options.resume:
+        app.include_router(resumption.router(streams, inference.observer))
 
     def authorize(request: Request) -> None:
         """Raises `Forbidden` unless whoever asks, the operator, means this very gateway."""

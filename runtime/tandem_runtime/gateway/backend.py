@@ -20,6 +20,7 @@ from tandem_runtime.frontend.errors import (
     BadRequest,
     Internal,
     Poisonous,
+    Superseded,
     Unavailable,
 )
 from tandem_runtime.gateway.affinity import PrefixMemory
@@ -37,13 +38,14 @@ from tandem_runtime.gateway.pods import PodView
 from tandem_runtime.gateway.relay import Relay
 from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose
 from tandem_runtime.prefix import block_keys, root_key
-from tandem_runtime.protocol import GenerateEvent, GenerateRequest, PrefillTarget
+from tandem_runtime.protocol import GenerateEvent, GenerateRequest, HeldStream, PrefillTarget
 
 log = logging.getLogger(__name__)
 
 RESUME_S: Final = 60.0
 """How long a stream that has begun waits for pods that can continue it, all in all."""
 _WAIT_S: Final = 0.2
+SUPERSEDED: Final = "superseded"
 _LONG_TOKENS: Final = 50_000
 """Prompts beyond this are hashed in a thread: it takes more than 5 ms."""
 
@@ -93,14 +95,38 @@ class GatewayBackend:
     async def generate(
         self, model: ServedModel, request: GenerateRequest, route: Route
     ) -> AsyncGenerator[GenerateEvent, None]:
+        stream = self._stream(model, Journal(request, self._resumes), route)
+        async with aclosing(stream) as events:
+            async for event in events:
+                yield event
+
+    async def take_over(
+        self, model: ServedModel, pod: PodView, held: HeldStream, route: Route
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        """As `generate`, for a stream of another gateway: from its first token on."""
+        journal = Journal.of(held, self._resumes)
+        try:
+            yield held.so_far
+        except GeneratorExit:
+            self._client.cancel(pod, held.request)  # a stop string, or the client left
+            raise
+        if journal.finished:
+            return
+        async with aclosing(self._stream(model, journal, route, Pair(pod, None))) as events:
+            async for event in events:
+                yield event
+
+    async def _stream(
+        self, model: ServedModel, journal: Journal, route: Route, first: Pair | None = None
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        """`first`: where its first attempt goes, if that is not to be chosen."""
         if self.closed:
             raise Unavailable("This gateway is ending; ask again.")
         self.streams += 1
         try:
-            keys = await self._keys(model, request)
-            journal = Journal(request, self._resumes)
+            keys = await self._keys(model, journal.request)
             while not journal.finished:
-                pair = await self._pair(model, journal, keys)
+                pair, first = first or await self._pair(model, journal, keys), None
                 route.attempts += 1
                 route.decode_pod = pair.decode.name
                 route.prefill_pod = "" if pair.prefill is None else pair.prefill.name
@@ -207,6 +233,8 @@ class GatewayBackend:
         What one pod refuses another may take: their memory differs, and so does what they hold.
         """
         reason = event.error or "it failed"
+        if event.error_code == SUPERSEDED:
+            raise Superseded(f"{reason[0].upper()}{reason[1:]}.")
         if not event.retryable and event.error_code != REFUSED:
             raise Internal(f"Pod {pair.decode.name} failed: {reason}.")
         culprit = pair.decode

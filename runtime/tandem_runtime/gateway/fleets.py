@@ -70,6 +70,13 @@ class Fleets:
         model = await self.waking.hold(card.fleet, lambda: self._model(card.fleet))
         return replace(model, card=card, context_tokens=self._context_tokens(model))
 
+    async def model_of(self, pod: PodView) -> ServedModel:
+        """That of the pod's revision, under no name. Raises `PodUnreachable`."""
+        key = (pod.fleet, pod.revision)
+        if key in self._models:
+            return self._models[key]
+        return await asyncio.shield(self._fetch(key, [pod]))
+
     def pods_of(self, model: ServedModel) -> list[PodView]:
         """The fleet's pods to which this model's token ids mean the same."""
         fleet, digest = model.card.fleet, model.tokenizer.bundle.digest

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from tandem_runtime.protocol import GenerateEvent, GenerateRequest, PrefillTarget
+from tandem_runtime.protocol import GenerateEvent, GenerateRequest, HeldStream, PrefillTarget
 
 ATTEMPTS: Final = 3
 """That fail in a row before the client has seen a token: then it had better ask again."""
@@ -20,6 +20,9 @@ CRASHES: Final = 2
 REFUSED: Final = "bad_request"
 """The code of an attempt that its pod can never serve."""
 _PAUSE_S: Final = 0.2
+_TERM_EPOCHS: Final = 1 << 20
+"""A gateway that takes a stream over begins at the next multiple: the one before, should it live,
+never comes so far."""
 
 
 @dataclass
@@ -49,6 +52,14 @@ class Journal:
     """Uids of pods that failed inside, by the number of tokens that the stream had then."""
     _epochs: int = 0
     """Given out."""
+
+    @classmethod
+    def of(cls, held: HeldStream, resumes: int = RESUMES) -> Journal:
+        """Of a stream that another gateway began."""
+        journal = cls(held.request, resumes, list(held.so_far.token_ids))
+        journal.finished = held.so_far.finish_reason is not None
+        journal._epochs = (held.request.epoch // _TERM_EPOCHS + 1) * _TERM_EPOCHS
+        return journal
 
     @property
     def begun(self) -> bool:

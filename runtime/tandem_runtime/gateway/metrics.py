@@ -39,6 +39,16 @@ class GatewayMetrics:
             registry=registry,
         )
 
+        self._resumptions = Counter(
+            "tandem_gateway_resumptions",
+            "Clients that came to go on with a stream of a lost gateway.",
+            ("outcome",),
+            registry=registry,
+        )
+
+    def resumption_ended(self, outcome: str) -> None:
+        self._resumptions.labels(outcome=outcome).inc()
+
     def watch(self, streams: Callable[[], float], view_age_s: Callable[[], float]) -> None:
         """Gauges that are read when scraped."""
         gauge = Gauge("tandem_gateway_streams", "Streams that run.", registry=self._registry)

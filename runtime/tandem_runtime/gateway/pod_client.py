@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
@@ -21,9 +23,13 @@ from tandem_runtime.protocol import (
     FileText,
     GenerateEvent,
     GenerateRequest,
+    HeldStream,
+    HeldStreams,
     PodState,
     TokenizerBundle,
 )
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -56,16 +62,19 @@ class PodClient:
         self._replies: dict[str, set[aiohttp.ClientResponse]] = {}
         """Streams that run now, by pod uid."""
         self._heard_s: dict[str, float] = {}
+        self._cancelling: set[asyncio.Task[None]] = set()
         self._encode = msgspec.json.Encoder().encode
         self._event = msgspec.json.Decoder(GenerateEvent)
 
     async def close(self) -> None:
+        await asyncio.gather(*self._cancelling)
         await self._session.close()
 
     async def generate(
         self, pod: PodView, request: GenerateRequest
     ) -> AsyncGenerator[GenerateEvent, None]:
-        """The pod's events. Raises `PodUnreachable`; closing it closes the connection."""
+        """The pod's events. Raises `PodUnreachable`; closing it cancels the attempt."""
+        ended = False
         try:
             async with self._session.post(
                 _url(pod, contract.PATH_GENERATE),
@@ -78,10 +87,35 @@ class PodClient:
                 with self._live(pod.uid, reply):
                     async for line in reply.content:
                         self._heard_s[pod.uid] = time.monotonic()
-                        yield self._event.decode(line)
+                        event = self._event.decode(line)
+                        ended = event.error is not None or event.finish_reason is not None
+                        yield event
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RecursionError) as error:
             raise PodUnreachable(f"pod {pod.name} broke off: {error or 'no answer'}") from error
+        finally:
+            if request.journal and not ended:
+                # A connection that only breaks may be that of a gateway that died.
+                self.cancel(pod, request)
         raise PodUnreachable(f"pod {pod.name} ended a stream without its finish")
+
+    def cancel(self, pod: PodView, request: GenerateRequest) -> None:
+        """Tells the pod that nobody wants more of this attempt, or older ones; soon."""
+        telling = asyncio.create_task(self._cancel(pod, request))
+        self._cancelling.add(telling)
+        telling.add_done_callback(self._cancelling.discard)
+
+    async def _cancel(self, pod: PodView, request: GenerateRequest) -> None:
+        path = f"{contract.PATH_STREAMS}/{quote(request.stream_id, safe='')}?epoch={request.epoch}"
+        try:
+            async with self._session.delete(_url(pod, path), timeout=_SMALL_CALL):
+                pass
+        except (aiohttp.ClientError, OSError, TimeoutError, RuntimeError) as error:
+            log.debug("pod %s holds stream %s for a while: %s", pod.name, request.stream_id, error)
+
+    async def held(self, pod: PodView, answer: str) -> tuple[HeldStream, ...]:
+        """The streams of an answer that the pod has. Raises `PodUnreachable`."""
+        path = f"{contract.PATH_STREAMS}/{quote(answer, safe='')}"
+        return (await self._get(pod, path, _LIST_CALL, HeldStreams)).streams
 
     @contextmanager
     def _live(self, uid: str, reply: aiohttp.ClientResponse) -> Iterator[None]:

@@ -23,6 +23,7 @@ from tandem_runtime.gateway.discovery import Discovery, PodWatch, api_client
 from tandem_runtime.gateway.fleets import Fleets
 from tandem_runtime.gateway.health import PodHealth
 from tandem_runtime.gateway.load import Loads
+from tandem_runtime.gateway.lost_streams import LostStreams
 from tandem_runtime.gateway.metrics import GatewayMetrics
 from tandem_runtime.gateway.options import GatewayOptions
 from tandem_runtime.gateway.pod_client import PodClient
@@ -74,7 +75,14 @@ class Gateway:
         self._grpc = create_server(inference)
         self._http = HttpServer(options.host, options.port)
         self._http.app = create_gateway_app(
-            options, self.backend, inference, discovery, metrics, self._fleets.waking, registry
+            options,
+            self.backend,
+            inference,
+            discovery,
+            metrics,
+            self._fleets.waking,
+            LostStreams(discovery, self._client, self._fleets, self.backend, metrics),
+            registry,
         )
 
     async def start(self) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from tandem_runtime.protocol import (
     DrainRequest,
     FileText,
     GenerateRequest,
+    HeldStreams,
 )
 from tandem_runtime.serve.files import claim_text
 from tandem_runtime.serve.pod import Pod
@@ -113,7 +114,18 @@ def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
     async def generate(request: Request) -> Response:
         authorize(request)
         ask = await _read(request, GenerateRequest)
-        return Streamed(pod.streams.generate(ask), ApiError.openai, "application/x-ndjson")
+        return Streamed(pod.kept.generate(ask), ApiError.openai, "application/x-ndjson")
+
+    @app.get(contract.PATH_STREAMS + "/{id}", responses=_FORBIDDEN)
+    async def held(id: str, request: Request) -> Response:
+        authorize(request)
+        return _json(HeldStreams(tuple(pod.kept.find(id))))
+
+    @app.delete(contract.PATH_STREAMS + "/{id}", status_code=204, responses=_FORBIDDEN)
+    async def cancel(id: str, epoch: int, request: Request) -> Response:
+        authorize(request)
+        pod.kept.cancel(id, epoch)
+        return Response(status_code=204)
 
     return app
 

@@ -13,6 +13,8 @@ _SCHEME: Final = "pvc://"
 
 def claim_text(uri: str, root: Path = Path(PVC_DIR)) -> str:
     """The text of pvc://CLAIM/PATH. Raises `BadRequest` with a sentence."""
+    if not uri.isprintable():
+        raise BadRequest("uri has characters that no name of a file here has.", param="uri")
     path = (root / uri.removeprefix(_SCHEME)).resolve()
     if not uri.startswith(_SCHEME) or not path.is_relative_to(root.resolve()):
         raise BadRequest(f"{uri} names no file below {root}; write pvc://CLAIM/PATH.", param="uri")

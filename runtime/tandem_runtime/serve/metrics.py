@@ -16,6 +16,7 @@ from tandem_runtime.kv.handoff.exporter import Exporter
 from tandem_runtime.kv.handoff.importer import Importer
 from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.protocol import Handoff
+from tandem_runtime.serve.kept import KeptStreams
 from tandem_runtime.serve.worker import EngineWorker
 
 _LABELS = ("model_name", "engine")
@@ -186,3 +187,25 @@ class EngineCollector(Collector):
 
     def _family(self, name: str, text: str, *labels: str) -> CounterMetricFamily:
         return CounterMetricFamily(name, text, labels=[*_LABELS, *labels])
+
+
+class KeptCollector(Collector):
+    """Streams that outlive their gateway, as of the scrape."""
+
+    def __init__(self, model: str, kept: KeptStreams) -> None:
+        self._values = [model, "0"]
+        self._kept = kept
+
+    def collect(self) -> Iterable[Metric]:
+        held = GaugeMetricFamily(
+            "tandem_held_streams", "Running streams that no gateway reads.", labels=_LABELS
+        )
+        held.add_metric(self._values, self._kept.held)
+        ends = CounterMetricFamily(
+            "tandem_stream_holds",
+            "Running streams that lost their gateway, by what became of them.",
+            labels=[*_LABELS, "outcome"],
+        )
+        for outcome, count in self._kept.outcomes.items():
+            ends.add_metric([*self._values, outcome], count)
+        yield from (held, ends)

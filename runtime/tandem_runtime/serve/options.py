@@ -38,6 +38,8 @@ class ServeOptions:
     """The pod's in the Kubernetes API, where it has one."""
     fleet: str
     revision: str
+    hold_s: float = 30.0
+    """How long a stream goes on, and what came of it is kept, for another gateway."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -142,6 +144,12 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--max-waiting", type=int, default=256, help="streams that may queue")
     engine.add_argument("--threads", type=int, help="default: the CPU limit's whole cores, else 1")
     engine.add_argument("--watchdog-seconds", type=float, default=120.0, help="longest step")
+    cli.add_argument(
+        "--hold-seconds",
+        type=float,
+        default=30.0,
+        help="how long a stream goes on without its gateway, for another one to take it over",
+    )
     network = cli.add_argument_group("network")
     network.add_argument("--host", help=f"default: ${contract.ENV_POD_IP}, else 127.0.0.1")
     network.add_argument("--port", type=int, default=contract.HTTP_PORT, help="of HTTP")
@@ -176,6 +184,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> ServeOpti
         uid=environment.get(contract.ENV_POD_UID, ""),
         fleet=environment.get(contract.ENV_FLEET, ""),
         revision=environment.get(contract.ENV_REVISION, ""),
+        hold_s=args.hold_seconds,
     )
 
 

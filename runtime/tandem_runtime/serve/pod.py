@@ -25,8 +25,9 @@ from tandem_runtime.serve.context_metrics import ContextCollector
 from tandem_runtime.serve.contexts import PodContexts
 from tandem_runtime.serve.device import DeviceWatch
 from tandem_runtime.serve.keeper import KvKeeper
+from tandem_runtime.serve.kept import KeptStreams
 from tandem_runtime.serve.lifecycle import Lifecycle
-from tandem_runtime.serve.metrics import EngineCollector, PodMetrics
+from tandem_runtime.serve.metrics import EngineCollector, KeptCollector, PodMetrics
 from tandem_runtime.serve.options import ServeOptions
 from tandem_runtime.serve.streams import StreamService
 from tandem_runtime.serve.worker import EngineWorker
@@ -88,6 +89,8 @@ class Pod:
             observe=metrics.observe,
             observe_gap=metrics.observe_gap,
         )
+        self.kept = KeptStreams(self.streams, options.hold_s)
+        self.registry.register(KeptCollector(options.model_name, self.kept))
         models = [self._served(name) for name in options.served_names]
         disk = options.engine.disk_tier_dir
         files = None if disk is None else ContextFiles(Path(disk))
@@ -116,6 +119,7 @@ class Pod:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
+        await self.kept.close()
         await asyncio.to_thread(self.devices.stop)
         for end in (self.exporter, self.importer):
             if end is not None:

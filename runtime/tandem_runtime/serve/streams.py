@@ -103,6 +103,12 @@ class StreamService:
             return Refusal("not_moved", f"stream {stream_id} runs here in a newer attempt")
         return stream
 
+    def renew(self, stream_id: str, epoch: int) -> None:
+        """The stream goes on as a newer attempt: older ones have no say any more."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.epoch = epoch
+
     def end_all(self, code: str, reason: str) -> None:
         """Ends every stream with an error event that lets the gateway move it."""
         for stream in list(self._streams.values()):

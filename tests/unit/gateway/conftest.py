@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import httpx
 import openai
@@ -35,6 +37,22 @@ class Front:
     grpc_url: str
     ended: bool = field(default=False)
 
+    async def kill(self) -> None:
+        """As the end of its process: connections break, and nobody is told anything."""
+        self.ended = True
+        client: Any = self.gateway._client
+        client.cancel = lambda *_: None
+        server = self.gateway._http._server
+        server.force_exit = True
+        for connection in list(server.server_state.connections):
+            transport: Any = connection.transport
+            transport.abort()
+        await self.gateway._http.stop()
+        await self.gateway._grpc.stop(None)
+        for loop in self.gateway.loops:
+            loop.cancel()
+        await client.close()
+
 
 @pytest.fixture
 async def make_pod() -> AsyncIterator[MakePod]:
@@ -50,9 +68,21 @@ async def front(
     monkeypatch.setattr("tandem_runtime.gateway.run._LINGER_S", 0.0)
     monkeypatch.setattr("tandem_runtime.gateway.health.PERIOD_S", 0.1)
     monkeypatch.setattr("tandem_runtime.gateway.health.SILENCE_S", 1.0)
+    async with _running(ListedPods(), **getattr(request, "param", {})) as front:
+        yield front
+
+
+@pytest.fixture
+async def second(front: Front) -> AsyncIterator[Front]:
+    """Another replica, with the same view of the pods."""
+    async with _running(front.discovery, pod="gateway-1") as second:
+        yield second
+
+
+@asynccontextmanager
+async def _running(discovery: ListedPods, **changes: Any) -> AsyncIterator[Front]:
     options = GatewayOptions("ns", None, "127.0.0.1", 0, 0, SECRET, "gateway-0", "uid-gateway")
-    options = replace(options, **getattr(request, "param", {}))
-    discovery = ListedPods()
+    options = replace(options, **changes)
     gateway = Gateway(options, discovery)
     port, grpc_port = await gateway.start()
     url = f"http://127.0.0.1:{port}"

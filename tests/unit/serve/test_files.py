@@ -21,6 +21,8 @@ def test_a_text_on_a_claim(tmp_path: Path) -> None:
         ("pvc://docs/../../secret", "names no file below"),
         ("pvc://docs/link", "names no file below"),
         ("file:///etc/passwd", "names no file below"),
+        ("pvc://docs/nul\0", "characters that no name of a file here has"),
+        ("pvc://docs/half \ud800", "characters that no name of a file here has"),
         ("pvc://other/book.txt", "The claim 'other' is not mounted here"),
         ("pvc://docs/missing.txt", "cannot be read: No such file"),
         ("pvc://docs/binary", "is no text in UTF-8"),

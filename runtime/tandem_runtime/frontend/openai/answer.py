@@ -6,10 +6,19 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Final
 
+from starlette.responses import Response
+
+from tandem_runtime import contract
+from tandem_runtime.frontend.errors import ApiError
 from tandem_runtime.frontend.generation import Piece
+from tandem_runtime.frontend.openai.position import Position
 from tandem_runtime.frontend.openai.reply import Envelope, Json, Shape
 from tandem_runtime.frontend.record import StreamRecord
+from tandem_runtime.frontend.respond import Event, EventStream
+
+_DONE: Final = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
@@ -30,18 +39,33 @@ class Answer:
     choices: Sequence[Choice]
     traced: bool
     """Whether the end carries the `tandem` object (of the first choice)."""
+    position: Position | None = None
+    """What the client has, if another gateway can go on with the answer when this one is lost."""
+
+    def stream(self, *, include_usage: bool) -> Response:
+        """Server-sent events."""
+        named = {} if self.position is None else {contract.HEADER_STREAM: self.envelope.id}
+        chunks = self.chunks(include_usage=include_usage)
+        return EventStream(chunks, ApiError.openai, last=_DONE, headers=named)
 
     async def chunks(self, *, include_usage: bool) -> AsyncGenerator[object, None]:
-        unfinished = len(self.choices)
+        position = self.position or Position.start(len(self.choices))
+
+        def event(chunk: Json) -> object:
+            return chunk if self.position is None else Event(chunk, str(position))
+
         async with aclosing(merged(self.choices)) as pieces:
             async for choice, piece in pieces:
-                unfinished -= piece.finish_reason is not None
-                chunk = self.envelope.chunk([choice.shape.part(choice.index, piece)])
+                part = choice.shape.part(choice.index, piece)
+                if not position.take(choice.index, piece):
+                    continue
+                chunk = self.envelope.chunk([part])
                 if include_usage:
                     chunk["usage"] = None
-                yield chunk if unfinished or include_usage else self._last(chunk)
-        if include_usage:
-            yield self._last({**self.envelope.chunk([]), "usage": self._usage()})
+                yield event(chunk if position.unfinished or include_usage else self._last(chunk))
+        if include_usage and not position.ended:
+            position.ended = True
+            yield event(self._last({**self.envelope.chunk([]), "usage": self._usage()}))
 
     async def body(self) -> Json:
         pieces: list[list[Piece]] = [[] for _ in self.choices]
@@ -59,7 +83,10 @@ class Answer:
         prompts = [choice.record for choice in self.choices if choice.after is None]
         prompt = sum(record.prompt_tokens for record in prompts)
         cached = sum(record.cached_tokens for record in prompts)
-        completion = sum(choice.record.completion_tokens for choice in self.choices)
+        completion = sum(
+            choice.record.completion_tokens + choice.record.replayed_tokens
+            for choice in self.choices
+        )
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -75,6 +102,7 @@ def joined(pieces: Sequence[Piece]) -> Piece:
     """All pieces of a stream as one."""
     return Piece(
         text="".join(piece.text for piece in pieces),
+        tokens=pieces[-1].tokens,
         token_ids=tuple(i for piece in pieces for i in piece.token_ids),
         logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
         top_logprobs=tuple(entry for piece in pieces for entry in piece.top_logprobs),

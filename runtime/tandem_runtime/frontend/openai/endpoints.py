@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -15,10 +16,12 @@ from tandem_runtime.frontend.backend import Backend, ModelCard, ServedModel
 from tandem_runtime.frontend.chat import ChatTemplateError
 from tandem_runtime.frontend.contexts import Owner, Prefixes
 from tandem_runtime.frontend.encode import encode
-from tandem_runtime.frontend.errors import ApiError, BadRequest, ModelNotFound
+from tandem_runtime.frontend.errors import BadRequest, ModelNotFound
 from tandem_runtime.frontend.generation import Generation, Observer, fit_prompt, run, tenant_of
 from tandem_runtime.frontend.openai.answer import Answer, Choice
+from tandem_runtime.frontend.openai.journal import AnswerJournal
 from tandem_runtime.frontend.openai.opening import NOTHING, Opening
+from tandem_runtime.frontend.openai.position import MAX_CHOICES, Position
 from tandem_runtime.frontend.openai.reply import ChatShape, CompletionShape, Envelope, Shape
 from tandem_runtime.frontend.openai.request import (
     ChatCompletionRequest,
@@ -27,18 +30,19 @@ from tandem_runtime.frontend.openai.request import (
 )
 from tandem_runtime.frontend.parameters import reseeded
 from tandem_runtime.frontend.record import StreamRecord
-from tandem_runtime.frontend.respond import EventStream, unary
+from tandem_runtime.frontend.respond import unary
 from tandem_runtime.frontend.structured import check_grammar
 from tandem_runtime.frontend.tools import Spelling, spelling_of
 from tandem_runtime.protocol import Sampling
 
-_DONE: Final = b"data: [DONE]\n\n"
 _COMPLETION_MAX_TOKENS: Final = 16
 """OpenAI's default for completions; a chat may fill the context."""
 
 
-def router(backend: Backend, prefixes: Prefixes, observer: Observer) -> APIRouter:
-    """Routes of /v1."""
+def router(
+    backend: Backend, prefixes: Prefixes, observer: Observer, *, resumable: bool
+) -> APIRouter:
+    """Routes of /v1. `resumable`: another process like this one can go on with streams."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @routes.get("/models")
@@ -54,13 +58,15 @@ def router(backend: Backend, prefixes: Prefixes, observer: Observer) -> APIRoute
 
     @routes.post("/completions", response_model=None)
     async def complete(body: CompletionRequest, request: Request) -> Response:
-        call = _Call(backend, prefixes, observer, body, request)
-        return await call.respond(Envelope.completion(body.model), await _completion(call, body))
+        envelope = Envelope.completion(body.model)
+        call = _Call(backend, prefixes, observer, body, request, envelope, resumable=resumable)
+        return await call.respond(await _completion(call, body))
 
     @routes.post("/chat/completions", response_model=None)
     async def chat(body: ChatCompletionRequest, request: Request) -> Response:
-        call = _Call(backend, prefixes, observer, body, request)
-        return await call.respond(Envelope.chat(body.model), await _chat(call, body))
+        envelope = Envelope.chat(body.model)
+        call = _Call(backend, prefixes, observer, body, request, envelope, resumable=resumable)
+        return await call.respond(await _chat(call, body))
 
     return routes
 
@@ -74,6 +80,20 @@ def _model(card: ModelCard) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is to be generated."""
+
+    model: ServedModel
+    prompts: Sequence[tuple[list[int], str]]
+    """Token ids, and what the answer begins with."""
+    sampling: Sampling
+    shape: Callable[[str], Shape]
+    """Of a choice that begins with that."""
+    chat: bool = False
+    tools: bool = False
+
+
 class _Call:
     """One request on its way to its choices."""
 
@@ -84,13 +104,19 @@ class _Call:
         observer: Observer,
         body: GenerationRequest,
         request: Request,
+        envelope: Envelope,
+        *,
+        resumable: bool,
     ) -> None:
+        self._envelope = envelope
+        self._resumable = resumable and bool(body.stream)
         self._backend = backend
         self._prefixes = prefixes
         self._observer = observer
         self._body = body
         self._request = request
         self._arrived_s = time.monotonic()
+        self._traced = request.headers.get(contract.HEADER_TRACE) == "1"
         self._tenant = tenant_of(request.headers.get(contract.HEADER_TENANT))
         body.refuse_what_is_not_served()
 
@@ -111,14 +137,54 @@ class _Call:
             )
         return Opening(context, await self._prefixes.of(context, model))
 
-    def choice(
+    def choices(self, asked: Asked) -> list[Choice]:
+        """The `n` of each prompt."""
+        count = self._body.choices
+        if count * len(asked.prompts) > MAX_CHOICES:
+            self._resumable = False
+        made: list[Choice] = []
+        for number, (prompt_ids, echo) in enumerate(asked.prompts):
+            journal = self._journal(asked, echo)
+            leader = None
+            for n in range(count):
+                sampling = reseeded(asked.sampling, n) if n else asked.sampling
+                index = number * count + n
+                shape = asked.shape(echo)
+                choice = self._choice(
+                    index, asked.model, prompt_ids, sampling, shape, leader, journal
+                )
+                leader = leader or choice
+                made.append(choice)
+        return made
+
+    def _journal(self, asked: Asked, echo: str) -> bytes:
+        """Of the streams of one prompt."""
+        if not self._resumable:
+            return b""
+        return AnswerJournal(
+            id=self._envelope.id,
+            created=self._envelope.created,
+            model=self._body.model,
+            seed=asked.sampling.seed,
+            prompt_tokens=tuple(len(prompt_ids) for prompt_ids, _ in asked.prompts),
+            choices=self._body.choices,
+            chat=asked.chat,
+            tools=asked.tools,
+            stop=self._body.stops(),
+            echo=echo,
+            include_usage=self._body.include_usage,
+            traced=self._traced,
+        ).encode()
+
+    def _choice(
         self,
         index: int,
         model: ServedModel,
         prompt_ids: list[int],
         sampling: Sampling,
         shape: Shape,
-        after: Choice | None = None,
+        after: Choice | None,
+        journal: bytes,
     ) -> Choice:
         generation = Generation(
             model=model,
@@ -128,35 +194,18 @@ class _Call:
             tenant=self._tenant,
             cache_salt=self._body.cache_salt or "",
             context=self._body.context or "",
+            stream_id=f"{self._envelope.id}.{index}",
+            journal=journal,
         )
         record = StreamRecord(model.card.name, model.card.fleet, self._arrived_s)
         pieces = run(self._backend, generation, record, self._observer)
         return Choice(index, pieces, record, shape, after)
 
-    def choices(
-        self,
-        first: int,
-        model: ServedModel,
-        prompt_ids: list[int],
-        sampling: Sampling,
-        shape: Callable[[], Shape],
-    ) -> list[Choice]:
-        """The `n` of one prompt, the first one's index being `first`."""
-        leader = self.choice(first, model, prompt_ids, sampling, shape())
-        return [
-            leader,
-            *(
-                self.choice(first + n, model, prompt_ids, reseeded(sampling, n), shape(), leader)
-                for n in range(1, self._body.choices)
-            ),
-        ]
-
-    async def respond(self, envelope: Envelope, choices: list[Choice]) -> Response:
-        traced = self._request.headers.get(contract.HEADER_TRACE) == "1"
-        answer = Answer(envelope, choices, traced)
+    async def respond(self, choices: list[Choice]) -> Response:
+        position = Position.start(len(choices)) if self._resumable else None
+        answer = Answer(self._envelope, choices, self._traced, position)
         if self._body.stream:
-            chunks = answer.chunks(include_usage=self._body.include_usage)
-            return EventStream(chunks, ApiError.openai, last=_DONE)
+            return answer.stream(include_usage=self._body.include_usage)
 
         async def whole() -> Response:
             return JSONResponse(await answer.body())
@@ -173,14 +222,13 @@ async def _completion(call: _Call, body: CompletionRequest) -> list[Choice]:
     max_tokens = body.max_tokens or _COMPLETION_MAX_TOKENS
     sampling = body.sampling(tokenizer.bundle, max_tokens, body.logprobs, grammar)
     opening = await call.context(model)
-    choices: list[Choice] = []
+    prompts: list[tuple[list[int], str]] = []
     for prompt in body.prompts():
         ids = await opening.prompt_ids(tokenizer, prompt)
         fit_prompt(model, ids, sampling.max_tokens)
         text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-        shape = partial(CompletionShape, tokenizer, text if body.echo else "")
-        choices += call.choices(len(choices), model, ids, sampling, shape)
-    return choices
+        prompts.append((ids, text if body.echo else ""))
+    return call.choices(Asked(model, prompts, sampling, partial(CompletionShape, tokenizer)))
 
 
 async def _chat(call: _Call, body: ChatCompletionRequest) -> list[Choice]:
@@ -204,7 +252,12 @@ async def _chat(call: _Call, body: ChatCompletionRequest) -> list[Choice]:
         grammar = spelling.grammar(demanded)
     await check_grammar(grammar)
     sampling = body.sampling(model.tokenizer.bundle, max_tokens, logprobs, grammar)
-    return call.choices(0, model, ids, sampling, partial(ChatShape, model.tokenizer, spelling))
+
+    def shape(echo: str) -> Shape:
+        return ChatShape(model.tokenizer, spelling)
+
+    tools = spelling is not None
+    return call.choices(Asked(model, [(ids, "")], sampling, shape, chat=True, tools=tools))
 
 
 def _rendered(
