@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -219,15 +217,16 @@ def main() -> None:
     timing = QUICK if options.quick else FULL
     slow = options.slow or ([25] if options.quick else SLOW)
     rows: list[Row] = []
-    with cluster("stragglers", NODES) as running, tempfile.TemporaryDirectory() as folder:
-        write_tiny(Path(folder) / "tiny")
+    with cluster("stragglers", NODES) as running:
+        tiny = running.folder.root / "tiny"  # a container's /tmp is its own
+        write_tiny(tiny)
         fleet = serve(
             running,
             "paced",
             prefill=None,
             decode=PODS,
             dtype="bfloat16",
-            uri=f"file://{folder}/tiny",
+            uri=f"file://{tiny}",
             arguments=["--pace", PACE],
         )
         scene = Scene(fleet, PODS)

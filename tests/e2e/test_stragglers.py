@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,9 +37,10 @@ PACE = ["--pace", "mi300x:llama-3.1-70b"]
 
 
 @pytest.fixture
-def paced(cluster: Running, operator: None, namespace: str, tmp_path: Path) -> Iterator[Fleets]:
-    """A fleet of three paced pods on the tiny model, watched for stragglers."""
-    write_tiny(tmp_path / "tiny")
+def paced(cluster: Running, operator: None, namespace: str) -> Iterator[Fleets]:
+    """A fleet of three paced pods on the tiny model."""
+    tiny = cluster.folder.root / "tiny"  # a container's /tmp is its own
+    write_tiny(tiny)
     fleets = Fleets(cluster, namespace)
     container = {"name": "runtime", "args": PACE}
     pool = {
@@ -49,7 +49,7 @@ def paced(cluster: Running, operator: None, namespace: str, tmp_path: Path) -> I
         "template": {"spec": {"containers": [container]}},
     }
     fleets.apply(
-        model("tiny", uri=f"file://{tmp_path}/tiny"),
+        model("tiny", uri=f"file://{tiny}"),
         {
             "apiVersion": "tandem.dev/v1alpha1",
             "kind": "InferenceFleet",
