@@ -32,6 +32,10 @@ MOST_OF = 0.75
 """Of the windows, in which it has to be over half of the policy's share."""
 NORMAL = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
+LEAST_SUSPECTED = 2
+"""Windows after which a pod may get less traffic."""
+STEP_PERCENT = 10
+"""A pod's annotation is not written anew for less."""
 REMEMBERED = 40
 """Windows of a pod that costs are fitted on; of a group of more than MANY pods, only the last."""
 MANY = 64
@@ -181,6 +185,19 @@ def stragglers(
             )
             found.append(Straggler(uid, evidence))
     return tuple(sorted(found, key=lambda s: s.pod_uid))
+
+
+def suspected(memory: Memory, percent: int, windows: int) -> dict[str, int]:
+    """By uid, by how many percent a pod seems to be slower: the slowest of each group, by the same
+    rule over half of the windows. It only gets less traffic, which is soon undone."""
+    found = {}
+    for group in memory.values():
+        ratios = relative(group, max(LEAST_SUSPECTED, windows // 2))
+        uid = _slowest(ratios, percent / 100.0)
+        if uid is not None:
+            slower = 100.0 * (fmean(ratios[uid]) - 1.0)
+            found[uid] = max(STEP_PERCENT, round(slower / STEP_PERCENT) * STEP_PERCENT)
+    return found
 
 
 def _slowest(ratios: Mapping[str, tuple[float, ...]], share: float) -> str | None:
