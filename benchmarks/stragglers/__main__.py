@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from tandem.cluster.paths import cache_home
 from tandem_runtime.checkpoint.tiny import write_tiny
 
 from benchmarks.fleet import cluster, note, serve
@@ -217,16 +220,17 @@ def main() -> None:
     timing = QUICK if options.quick else FULL
     slow = options.slow or ([25] if options.quick else SLOW)
     rows: list[Row] = []
-    with cluster("stragglers", NODES) as running:
-        tiny = running.folder.root / "tiny"  # a container's /tmp is its own
-        write_tiny(tiny)
+    # Containers see it; /tmp and the cluster's own folder they do not.
+    seen = tempfile.TemporaryDirectory(dir=cache_home().parent)
+    with cluster("stragglers", NODES) as running, seen as folder:
+        write_tiny(Path(folder))
         fleet = serve(
             running,
             "paced",
             prefill=None,
             decode=PODS,
             dtype="bfloat16",
-            uri=f"file://{tiny}",
+            uri=f"file://{folder}",
             arguments=["--pace", PACE],
         )
         scene = Scene(fleet, PODS)

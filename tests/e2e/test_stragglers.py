@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from fleets import GPU, Fleets, eventually, model
 from load import Load
 from served import START_S
 from tandem.agent.slowing import ANNOTATION_SLOW_PERCENT
+from tandem.cluster.paths import cache_home
 from tandem.cluster.running import Running
 from tandem_runtime.checkpoint.tiny import write_tiny
 
@@ -37,10 +40,16 @@ PACE = ["--pace", "mi300x:llama-3.1-70b"]
 
 
 @pytest.fixture
-def paced(cluster: Running, operator: None, namespace: str) -> Iterator[Fleets]:
+def tiny() -> Iterator[Path]:
+    """The tiny model, where containers see it: neither /tmp nor the cluster's folder is theirs."""
+    with tempfile.TemporaryDirectory(dir=cache_home().parent) as folder:
+        write_tiny(Path(folder))
+        yield Path(folder)
+
+
+@pytest.fixture
+def paced(cluster: Running, operator: None, namespace: str, tiny: Path) -> Iterator[Fleets]:
     """A fleet of three paced pods on the tiny model."""
-    tiny = cluster.folder.root / "tiny"  # a container's /tmp is its own
-    write_tiny(tiny)
     fleets = Fleets(cluster, namespace)
     container = {"name": "runtime", "args": PACE}
     pool = {
