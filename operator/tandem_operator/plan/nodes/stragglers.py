@@ -177,7 +177,7 @@ def stragglers(
     found = []
     for group in memory.values():
         ratios = relative(group, windows)
-        uid = _slowest(ratios, percent / 100.0)
+        uid = slowest(ratios, percent / 100.0)
         if uid is not None and uid in pods:
             evidence = (
                 f"{pods[uid].name} on {pods[uid].node}: {fmean(ratios[uid]):.2f}x its peers for "
@@ -193,14 +193,15 @@ def suspected(memory: Memory, percent: int, windows: int) -> dict[str, int]:
     found = {}
     for group in memory.values():
         ratios = relative(group, max(LEAST_SUSPECTED, windows // 2))
-        uid = _slowest(ratios, percent / 100.0)
+        uid = slowest(ratios, percent / 100.0)
         if uid is not None:
             slower = 100.0 * (fmean(ratios[uid]) - 1.0)
             found[uid] = max(STEP_PERCENT, round(slower / STEP_PERCENT) * STEP_PERCENT)
     return found
 
 
-def _slowest(ratios: Mapping[str, tuple[float, ...]], share: float) -> str | None:
+def slowest(ratios: Mapping[str, tuple[float, ...]], share: float) -> str | None:
+    """The pod that is slower by at least the share, in most windows and far outside the others."""
     means = {uid: fmean(ratio) for uid, ratio in ratios.items()}
     uid = max(means, key=lambda uid: (means[uid], uid), default=None)
     if uid is None:
