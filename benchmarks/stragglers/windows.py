@@ -2,8 +2,8 @@
 
 A simulated pod takes a stretch of the windows that a real one went through, from a random moment
 on; a slow one takes longer for each step. So the simulation's noise, batches and contexts are those
-of the real run. Each pod's stretch begins at a moment of its own: what slowed the whole machine for a
-while looks like one pod's slowness, so that false alarms are overstated on a busy machine.
+of the real run. Each pod's stretch begins at a moment of its own: what slowed the whole machine for
+a while looks like one pod's slowness, so that false alarms are overstated on a busy machine.
 """
 
 from __future__ import annotations
