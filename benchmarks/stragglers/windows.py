@@ -2,7 +2,8 @@
 
 A simulated pod takes a stretch of the windows that a real one went through, from a random moment
 on; a slow one takes longer for each step. So the simulation's noise, batches and contexts are those
-of the real run.
+of the real run. Each pod's stretch begins at a moment of its own: what slowed the whole machine for
+a while looks like one pod's slowness, so that false alarms are overstated on a busy machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from types import TracebackType
 
 import httpx
 import msgspec
-from tandem_operator.plan.nodes.stragglers import Measured, Memory, observe, stragglers
+from tandem_operator.plan.nodes.stragglers import Measured, Memory, observe, relative, slowest
 from tandem_operator.plan.scaling.window import StepSums
 from tandem_operator.plan.signals import work_since
 from tandem_runtime import contract
@@ -75,33 +76,46 @@ class Rates:
 
     percent: int
     found: float
-    """Share of the runs with one slow pod that found it, and it alone, first."""
+    """Share of the runs with one slow pod that found it, and not another first."""
     median_windows: int | None
     """Until it was found; None: it never was."""
     wrong: float
     """Share of those runs that found another first."""
-    alarms_per_hour: float
-    """In runs in which no pod is slow."""
 
 
 def rates(
-    run: Run, slow: float, percent: int, *, windows: int, seeds: int, window_s: float, within: int
-) -> Rates:
-    """Plays `seeds` runs of `within` windows with a pod slower by `slow` (0.25: 25 %), and as many
-    of as many windows without."""
-    after: list[int] = []
-    wrong = alarms = 0
-    for seed in range(seeds):
-        first = _first(_played(run, seed, within, 1.0 + slow), percent, windows)
-        if first is not None:
-            which, window = first
-            if which == SLOW:
-                after.append(window)
-            wrong += which != SLOW
-        alarms += _first(_played(run, seed, within, 1.0), percent, windows) is not None
+    run: Run, slow: float, thresholds: Sequence[int], *, windows: int, seeds: int, within: int
+) -> list[Rates]:
+    """Plays `seeds` runs of `within` windows with a pod slower by `slow` (0.25: 25 %)."""
+    firsts = [
+        _firsts(_played(run, seed, within, 1.0 + slow), thresholds, windows)
+        for seed in range(seeds)
+    ]
+    return [_rates(percent, [first.get(percent) for first in firsts]) for percent in thresholds]
+
+
+def _rates(percent: int, firsts: Sequence[tuple[str, int] | None]) -> Rates:
+    after = sorted(first[1] for first in firsts if first is not None and first[0] == SLOW)
+    wrong = sum(first is not None and first[0] != SLOW for first in firsts)
+    middle = after[len(after) // 2] if after else None
+    return Rates(percent, len(after) / len(firsts), middle, wrong / len(firsts))
+
+
+def alarms_per_hour(
+    run: Run,
+    thresholds: Sequence[int],
+    *,
+    windows: int,
+    seeds: int,
+    within: int,
+    window_s: float,
+) -> dict[int, float]:
+    """By threshold, false alarms an hour over as many runs in which no pod is slow."""
     hours = seeds * within * window_s / 3600.0
-    middle = sorted(after)[len(after) // 2] if after else None
-    return Rates(percent, len(after) / seeds, middle, wrong / seeds, alarms / hours)
+    firsts = [
+        _firsts(_played(run, seed, within, 1.0), thresholds, windows) for seed in range(seeds)
+    ]
+    return {percent: sum(percent in first for first in firsts) / hours for percent in thresholds}
 
 
 def _played(run: Run, seed: int, windows: int, factor: float) -> list[list[Measured]]:
@@ -124,14 +138,20 @@ def _measured(uid: str, window: Window, factor: float) -> Measured:
     return Measured(uid, f"pod-{uid}", f"node-{uid}", "pool", slower, kv_tokens)
 
 
-def _first(
-    played: Sequence[Sequence[Measured]], percent: int, windows: int
-) -> tuple[str, int] | None:
-    """Who is found first, and in which window."""
+def _firsts(
+    played: Sequence[Sequence[Measured]], thresholds: Sequence[int], windows: int
+) -> dict[int, tuple[str, int]]:
+    """By threshold that finds anybody: who is found first, and in which window."""
     memory: Memory = {}
+    found: dict[int, tuple[str, int]] = {}
     for at, seen in enumerate(played, 1):
         memory = observe(memory, seen, windows)
-        found = stragglers(memory, {pod.uid: pod for pod in seen}, percent, windows)
-        if found:
-            return found[0].pod_uid, at
-    return None
+        for group in memory.values():
+            ratios = relative(group, windows)
+            for percent in set(thresholds) - found.keys():
+                uid = slowest(ratios, percent / 100.0)
+                if uid is not None:
+                    found[percent] = uid, at
+        if len(found) == len(thresholds):
+            break
+    return found

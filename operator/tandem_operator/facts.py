@@ -32,6 +32,8 @@ class Facts:
         """What pods say is wrong with their devices, by uid."""
         self.stragglers: tuple[Straggler, ...] = ()
         """Pods that are slower than their peers."""
+        self.suspected: dict[str, int] = {}
+        """By how many percent pods seem to be, by uid."""
         self._scaled: dict[tuple[str, str], dict[str, Scaled]] = {}
 
     def learn_check(self, namespace: str, key: str, check: TemplateCheck, now_s: float) -> None:
@@ -60,7 +62,7 @@ class Facts:
     @property
     def of_nodes(self) -> tuple[object, ...]:
         """What was learned of nodes, to see whether it changed."""
-        return self.xids, self.reports, self.stragglers
+        return self.xids, self.reports, self.stragglers, self.suspected
 
     def learn_eviction(self, uid: str, refusal: str | None) -> None:
         """The API server's answer to an eviction; None: it was carried out."""

@@ -84,6 +84,8 @@ class Reason(StrEnum):
     REPLICAS_SET = "ReplicasSet"
     REPLICAS_OVERWRITTEN = "ReplicasOverwritten"
     NODE_DRAINING = "NodeDraining"
+    POD_SUSPECTED = "PodSuspected"
+    POD_CLEARED = "PodCleared"
     POD_FAILED = "PodFailed"
     POOL_REMOVED = "PoolRemoved"
     POOL_DELETED = "PoolDeleted"

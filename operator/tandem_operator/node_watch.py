@@ -23,7 +23,13 @@ from tandem_operator.plan.nodes.counts import (
     reported_counts,
     rises,
 )
-from tandem_operator.plan.nodes.stragglers import Measured, Memory, observe, stragglers
+from tandem_operator.plan.nodes.stragglers import (
+    Measured,
+    Memory,
+    observe,
+    stragglers,
+    suspected,
+)
 from tandem_operator.plan.nodes.view import NodeView, PolicyView, node_view, policy_view
 from tandem_operator.plan.signals import work_since
 from tandem_operator.plan.views import PodView, pod_view
@@ -75,7 +81,8 @@ class NodeWatch:
 
     def _forget(self) -> None:
         self._counts, self._works, self._memory = {}, {}, {}
-        self._facts.xids, self._facts.reports, self._facts.stragglers = {}, {}, ()
+        self._facts.xids, self._facts.reports = {}, {}
+        self._facts.stragglers, self._facts.suspected = (), {}
 
     async def _serving(self) -> list[PodView]:
         lists = await asyncio.gather(
@@ -136,7 +143,7 @@ class NodeWatch:
         works = {uid: work for uid, state in states.items() if (work := state.work)}
         former, self._works = self._works, works
         if wanted is None:
-            self._memory, self._facts.stragglers = {}, ()
+            self._memory, self._facts.stragglers, self._facts.suspected = {}, (), {}
             return
         measured = {
             pod.uid: Measured(
@@ -153,6 +160,7 @@ class NodeWatch:
         self._memory = observe(self._memory, measured.values(), wanted.windows)
         found = stragglers(self._memory, measured, wanted.percent, wanted.windows)
         self._facts.stragglers = found
+        self._facts.suspected = suspected(self._memory, wanted.percent, wanted.windows)
 
 
 def _wanted(policies: Sequence[PolicyView]) -> Signals | None:

@@ -75,6 +75,7 @@ class NodeObserver:
             xids=self._facts.xids,
             reports=self._facts.reports,
             stragglers=self._facts.stragglers,
+            suspected=self._facts.suspected,
         )
 
     async def _answered(self, pods: Sequence[PlacedPod]) -> frozenset[str]:

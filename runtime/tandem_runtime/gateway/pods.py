@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from tandem_runtime import contract
 from tandem_runtime.contract import Role
+
+MOST_SLOWER_PERCENT: Final = 400
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class PodView:
     """The Ready condition."""
     leaving: bool
     """Being deleted, or emptied by the operator: nothing new goes there."""
+    slower_percent: int = 0
+    """By how much it is slower than its peers, as the operator suspects."""
     http_port: int = contract.HTTP_PORT
     handoff_port: int = contract.HANDOFF_PORT
 
@@ -66,7 +70,13 @@ def pod_view(pod: Mapping[str, Any]) -> PodView | None:
             for condition in status.get("conditions") or []
         ),
         leaving="deletionTimestamp" in metadata or contract.ANNOTATION_DRAINING in annotations,
+        slower_percent=_percent(annotations.get(contract.ANNOTATION_SLOWER_PERCENT, "")),
     )
+
+
+def _percent(text: str) -> int:
+    """0 for what is no number; no pod is shunned altogether."""
+    return min(int(text), MOST_SLOWER_PERCENT) if text.isascii() and text.isdigit() else 0
 
 
 def _unix_s(timestamp: str | None) -> float:

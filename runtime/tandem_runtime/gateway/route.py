@@ -6,7 +6,8 @@ pods compute prompts themselves (docs/design/request-path.md).
 
 Each pod has a cost in tokens: what is outstanding on it, and what this prompt adds beyond the
 prefix that it probably holds. The cheapest wins: a held prefix draws a stream as long as the pod's
-queue is not longer than what the prefix saves.
+queue is not longer than what the prefix saves. On a pod that is slower by some percent every token
+costs so much more.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def choose(
         new = demand.prompt_tokens - demand.held_tokens.get(pod.uid, 0)
         # Among equals, streams spread: each pod has its own order of preference.
         spread = crc32(f"{demand.stream_id}/{pod.uid}".encode())
-        return outstanding_tokens.get(pod.uid, 0) + new, spread
+        tokens = outstanding_tokens.get(pod.uid, 0) + new
+        return tokens * (100 + pod.slower_percent) // 100, spread
 
     admitting = [pod for pod in pods if pod.admits and pod.uid not in demand.avoid]
     decoders = [pod for pod in admitting if pod.decodes]

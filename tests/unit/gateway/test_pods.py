@@ -91,3 +91,15 @@ def test_a_pod_without_an_address_tells_its_names(ip: str | None) -> None:
 
 def test_an_empty_object() -> None:
     assert pod_view({}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "percent"), [(None, 0), ("30", 30), ("9999", 400), ("-5", 0), ("x", 0), ("", 0)]
+)
+def test_how_much_slower_it_seems(text: str | None, percent: int) -> None:
+    note = {} if text is None else {"tandem.dev/slower-percent": text}
+    body = changed()
+    body["metadata"]["annotations"] = {**body["metadata"]["annotations"], **note}
+    view = pod_view(body)
+    assert view is not None
+    assert view.slower_percent == percent

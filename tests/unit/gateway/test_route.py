@@ -135,3 +135,17 @@ def test_whatever_is_chosen_may_serve(pods: list[PodView], data: st.DataObject) 
     elif chosen.decode.role is Role.DECODE:
         whole = [p for p in could if p.role is Role.DECODE and p.revision in partners]
         assert not whole, "a revision with both was there"
+
+
+def test_a_pod_that_seems_slow_gets_less() -> None:
+    """Of streams that stay, four fifths as many as its peer at 25 %."""
+    pods = [pod("slow", Role.BOTH, slower_percent=25), pod("well", Role.BOTH)]
+    outstanding: Counter[str] = Counter()
+    for n in range(90):
+        chosen = choose(pods, Demand(f"s{n}", 100), outstanding)
+        outstanding[names(chosen)[0]] += 100
+    assert outstanding["slow"] == pytest.approx(4000, abs=200)
+
+
+def test_a_slow_pod_still_serves_alone() -> None:
+    assert names(choose([pod("slow", Role.BOTH, slower_percent=400)], DEMAND, {})) == ("slow", None)

@@ -225,3 +225,44 @@ def test_a_stragglers_node_that_dies_is_drained_as_a_whole() -> None:
     cluster.look(1)
     cluster.look(60)
     assert repair_of(NodeHealthPolicySpec(mode="Active"), cluster.status).nodes == {"n1"}
+
+
+def slower(cluster: Cluster) -> dict[str, str]:
+    """By name, the pods that get less traffic."""
+    return {name: p.slower_percent for name, p in cluster.pods.items() if p.slower_percent}
+
+
+def test_a_suspected_pod_gets_less_traffic_while_it_is_suspected() -> None:
+    cluster = Cluster(6, spec={"signals": {"stragglers": {}}})
+    cluster.facts = {"suspected": {"uid-p1": 30}}
+    cluster.look()
+    assert slower(cluster) == {"p1": "30"}
+    assert not cluster.look(10).actions
+    assert not cluster.in_repair, "nobody is sure yet"
+    cluster.facts = {"suspected": {"uid-p2": 10}}
+    cluster.look(10)
+    assert slower(cluster) == {"p2": "10"}
+    cluster.facts = {}
+    cluster.look(10)
+    assert slower(cluster) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"spec": {"mode": "DryRun"}}, {"spec": {"mode": "Off"}}, {"spec": {"signals": {}}}, "paused",
+     "no policy"],
+)  # fmt: skip
+def test_without_a_policy_that_acts_traffic_is_as_it_was(change: object) -> None:
+    cluster = Cluster(6, spec={"signals": {"stragglers": {}}})
+    cluster.facts = {"suspected": {"uid-p1": 30}}
+    cluster.look()
+    assert slower(cluster) == {"p1": "30"}
+    if isinstance(change, dict):
+        cluster.spec = {**cluster.spec, **change["spec"]}
+    elif change == "paused":
+        cluster.annotations = {"tandem.dev/repair-paused": "true"}
+    else:
+        cluster.policy_gone = True
+    cluster.look(10)
+    assert slower(cluster) == {}
+    assert not cluster.look(10).actions

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tandem_operator.plan.nodes.stragglers import Measured, Memory, observe, relative, stragglers
+from tandem_operator.plan.nodes.stragglers import (
+    Measured,
+    Memory,
+    observe,
+    relative,
+    stragglers,
+    suspected,
+)
 from tandem_operator.plan.scaling.window import NO_STEPS, step
 
 WINDOWS = 6
@@ -150,3 +157,24 @@ def test_a_faster_machine_changes_nothing(seed: int, speed: float) -> None:
     assert plain.keys() == scaled.keys()
     for uid, values in plain.items():
         assert scaled[uid] == pytest.approx(values, rel=0.02)
+
+
+def test_a_pod_is_suspected_before_it_is_a_straggler() -> None:
+    pool, memory = Pool(random.Random(2), slow={4: 1.5}, noise=0.01), {}
+    before: list[dict[str, int]] = []
+    for _ in range(40):
+        seen = pool.window()
+        memory = observe(memory, seen, WINDOWS)
+        if stragglers(memory, {pod.uid: pod for pod in seen}, 10, WINDOWS):
+            break
+        before.append(suspected(memory, 10, WINDOWS))
+    assert before[-1].keys() == {"u4"}
+    assert 20 <= before[-1]["u4"] <= 70
+    assert before[0] == {}
+
+
+def test_nobody_is_suspected_when_all_are_slow() -> None:
+    pool, memory = Pool(random.Random(2), slow=dict.fromkeys(range(6), 1.5)), {}
+    for _ in range(30):
+        memory = observe(memory, pool.window(), WINDOWS)
+    assert suspected(memory, 20, WINDOWS) == {}

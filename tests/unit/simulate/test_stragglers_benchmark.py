@@ -8,7 +8,7 @@ import random
 from tandem_operator.plan.scaling.window import NO_STEPS, StepSums, step
 
 from benchmarks.stragglers.load import Answer, tpot_p99_ms
-from benchmarks.stragglers.windows import Run, rates
+from benchmarks.stragglers.windows import Run, alarms_per_hour, rates
 
 
 def recorded(noise: float, windows: int = 60, pods: int = 6) -> Run:
@@ -28,15 +28,17 @@ def recorded(noise: float, windows: int = 60, pods: int = 6) -> Run:
 
 
 def test_a_played_slow_pod_is_found_and_nobody_else() -> None:
-    found = rates(recorded(0.02), 0.5, 10, windows=6, seeds=8, window_s=5.0, within=30)
-    assert (found.found, found.wrong, found.alarms_per_hour) == (1.0, 0.0, 0.0)
-    assert found.median_windows is not None
-    assert 6 <= found.median_windows <= 12
+    run = recorded(0.02)
+    low, high = rates(run, 0.5, [10, 80], windows=6, seeds=6, within=20)
+    assert (low.percent, low.found, low.wrong) == (10, 1.0, 0.0)
+    assert low.median_windows is not None
+    assert 6 <= low.median_windows <= 12
+    assert (high.percent, high.found, high.median_windows, high.wrong) == (80, 0.0, None, 0.0)
 
 
-def test_what_is_not_slow_enough_is_not_found() -> None:
-    found = rates(recorded(0.02), 0.1, 40, windows=6, seeds=4, window_s=5.0, within=30)
-    assert (found.found, found.median_windows, found.wrong) == (0.0, None, 0.0)
+def test_where_nobody_is_slow_there_is_no_alarm() -> None:
+    found = alarms_per_hour(recorded(0.02), [10], windows=6, seeds=4, within=20, window_s=5.0)
+    assert found == {10: 0.0}
 
 
 def test_the_percentile_is_of_answers_within() -> None:

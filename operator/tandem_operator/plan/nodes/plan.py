@@ -14,6 +14,7 @@ from tandem_operator.plan.nodes.ladder import looks_again_in_s, release, step
 from tandem_operator.plan.nodes.memory import next_change_s
 from tandem_operator.plan.nodes.repair import IN_REPAIR
 from tandem_operator.plan.nodes.status import status_write
+from tandem_operator.plan.nodes.traffic import weigh
 from tandem_operator.plan.nodes.view import NodesSnapshot
 
 LEAST_WAIT_S = 0.5
@@ -27,11 +28,12 @@ def plan_nodes(snapshot: NodesSnapshot) -> Plan:
     if policy is None or policy.spec.mode == "Off":
         undone = tuple(action for node in snapshot.nodes for action in release(node))
         off = status_write(snapshot, policy, None, None) if policy else ()
-        return Plan((*off, *undone))
+        return Plan((*off, *undone, *weigh(snapshot)))
     look = look_at(snapshot, policy)
     decided = decide(look)
     actions: list[Action] = [*status_write(snapshot, policy, look, decided)]
     actions += _events(look, decided)
+    actions += weigh(snapshot)
     in_repair = {n: entry for n, entry in decided.entries.items() if entry.phase in IN_REPAIR}
     ours = {n for n, node in look.nodes.items() if node.cordoned_by_us or node.given_up_by_us}
     for name in sorted(in_repair.keys() | ours):

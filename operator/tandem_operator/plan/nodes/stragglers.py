@@ -33,6 +33,10 @@ MOST_OF = 0.75
 """Of the windows, in which it has to be over half of the policy's share."""
 NORMAL = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
+LEAST_SUSPECTED = 2
+"""Windows after which a pod may get less traffic."""
+STEP_PERCENT = 10
+"""A pod's annotation is not written anew for less."""
 REMEMBERED = 40
 """Windows of a pod that costs are fitted on; of a group of more than MANY pods, only the last."""
 MANY = 64
@@ -145,7 +149,7 @@ def stragglers(
     found = []
     for group in memory.values():
         ratios = relative(group, windows)
-        uid = _slowest(ratios, percent / 100.0)
+        uid = slowest(ratios, percent / 100.0)
         if uid is not None and uid in pods:
             evidence = (
                 f"{pods[uid].name} on {pods[uid].node}: {fmean(ratios[uid]):.2f}x its peers for "
@@ -155,7 +159,21 @@ def stragglers(
     return tuple(sorted(found, key=lambda s: s.pod_uid))
 
 
-def _slowest(ratios: Mapping[str, tuple[float, ...]], share: float) -> str | None:
+def suspected(memory: Memory, percent: int, windows: int) -> dict[str, int]:
+    """By uid, by how many percent a pod seems to be slower: the slowest of each group, by the same
+    rule over half of the windows. It only gets less traffic, which is soon undone."""
+    found = {}
+    for group in memory.values():
+        ratios = relative(group, max(LEAST_SUSPECTED, windows // 2))
+        uid = slowest(ratios, percent / 100.0)
+        if uid is not None:
+            slower = 100.0 * (fmean(ratios[uid]) - 1.0)
+            found[uid] = max(STEP_PERCENT, round(slower / STEP_PERCENT) * STEP_PERCENT)
+    return found
+
+
+def slowest(ratios: Mapping[str, tuple[float, ...]], share: float) -> str | None:
+    """The pod that is slower by at least the share, in most windows and far outside the others."""
     means = {uid: fmean(ratio) for uid, ratio in ratios.items()}
     uid = max(means, key=lambda uid: (means[uid], uid), default=None)
     if uid is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tandem_runtime.contract import (
     ANNOTATION_DRAINING,
+    ANNOTATION_SLOWER_PERCENT,
     COMPONENT_RUNTIME,
     LABEL_COMPONENT,
     LABEL_FLEET,
@@ -136,6 +137,8 @@ class PlacedPod:
     accelerators: Mapping[str, int] = field(default_factory=dict)
     """What it has, by resource."""
     ip: str | None = None
+    slower_percent: str | None = None
+    """As it is annotated: it gets less traffic."""
 
     @property
     def ref(self) -> Ref:
@@ -171,6 +174,7 @@ def _placed(body: Body) -> PlacedPod:
         finalizers=tuple(meta.get("finalizers") or ()),
         accelerators=_accelerators(spec),
         ip=status.get("podIP"),
+        slower_percent=(meta.get("annotations") or {}).get(ANNOTATION_SLOWER_PERCENT),
     )
 
 
@@ -213,3 +217,5 @@ class NodesSnapshot:
     reports: Mapping[str, str] = field(default_factory=dict)
     """By pod uid, what is wrong with its device in its own words."""
     stragglers: tuple[Straggler, ...] = ()
+    suspected: Mapping[str, int] = field(default_factory=dict)
+    """By pod uid, by how many percent it seems to be slower than its peers."""
