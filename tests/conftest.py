@@ -5,8 +5,8 @@ manager, scheduler, four node agents; no operator. `operator` installs crds/ and
 and waits until the operator is available; `crds` only the CRDs. The cluster goes down with pytest,
 however pytest ends; after a failed run its logs are kept where the last line says.
 
-The control plane's binaries are got before the first test: on a new machine they are built, which
-takes longer than any test may.
+The binaries of the control plane, and of Prometheus for the tests that ask for one, are got before
+the first test: on a new machine they are built, which takes longer than any test may.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import prometheus_server
 import pytest
 from tandem.agent.api import Api
 from tandem.cluster.binaries import find_all
@@ -40,10 +41,20 @@ def note(line: str) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """No test's time-out runs yet."""
-    needed = any("start_cluster" in getattr(item, "fixturenames", ()) for item in session.items)
+    needed = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
-    if needed and terminal is not None and not session.config.option.collectonly:
+    if terminal is None or session.config.option.collectonly:
+        return
+    if "start_cluster" in needed:
         find_all(lambda line: terminal.write_line(f"[cluster] {line}"))
+    if "prometheus_binary" in needed:
+        prometheus_server.find(lambda line: terminal.write_line(f"[prometheus] {line}"))
+
+
+@pytest.fixture(scope="session")
+def prometheus_binary() -> Path:
+    """A real Prometheus."""
+    return prometheus_server.find(note)
 
 
 @pytest.fixture(scope="session")

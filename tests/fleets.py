@@ -207,7 +207,14 @@ class Fleets:
 
     def pretend_running(self, pod: str, streams: int) -> None:
         """Make a stand-in say that so many streams run in it."""
-        url = f"http://{self.address(pod)}:8000/standin/running?n={streams}"
+        self._tell(pod, f"running?n={streams}")
+
+    def pretend_measured(self, pod: str, running: float) -> None:
+        """Make a stand-in's metrics alone say so."""
+        self._tell(pod, f"metrics?running={running}")
+
+    def _tell(self, pod: str, what: str) -> None:
+        url = f"http://{self.address(pod)}:8000/standin/{what}"
         with urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=5):
             return
 

@@ -49,7 +49,13 @@ class OperatorProcess:
     """One operator process after another, all with one identity."""
 
     def __init__(
-        self, config: Path, log: Path, identity: str, *, node_repair: bool = False
+        self,
+        config: Path,
+        log: Path,
+        identity: str,
+        *,
+        node_repair: bool = False,
+        **settings: str,
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -64,6 +70,7 @@ class OperatorProcess:
             "TANDEM_GATEWAY_REPLICAS": "1",
             "TANDEM_NODE_REPAIR": str(node_repair).lower(),
             "TANDEM_GATEWAY_SERVICE_TYPE": "LoadBalancer",
+            **settings,
         }
         self._process: subprocess.Popen[bytes] | None = None
 

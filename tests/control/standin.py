@@ -3,7 +3,8 @@
 Run as the `runtime` container of a fleet's template. It reads from its environment:
 STANDIN_FAIL (a sentence: leave it as the termination message and exit 64), STANDIN_READY_AFTER_S.
 With STANDIN_WORK it reports steps of 8 ms and 0.25 ms for each stream.
-It keeps whatever contexts it is given. `POST /standin/running?n=N` pretends that N streams run.
+It keeps whatever contexts it is given. `POST /standin/running?n=N` pretends that N streams run;
+`POST /standin/metrics?running=X` says so in its metrics alone.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Standin:
     def __init__(self) -> None:
         self.started_s = time.time()
         self.running = 0
+        self.measured: str | None = None
+        """Of the metrics alone; None: what runs."""
         self.worked_s = time.time()
         self.sums = StepSums()
         self.draining = False
@@ -83,6 +86,19 @@ class Standin:
             )
         self.worked_s, self.sums = now_s, past
         return PodWork(int(past.streams / 100), 0, int(past.streams), past, 0, 0, 8192, 256)
+
+    def metrics(self) -> web.Response:
+        """The metrics that the operator's queries read."""
+        running = self.running if self.measured is None else self.measured
+        values = {
+            contract.METRIC_RUNNING: running,
+            contract.METRIC_WAITING: 0,
+            f"{contract.METRIC_PROMPT_TOKENS}_total": 0,
+            f"{contract.METRIC_CACHED_TOKENS}_total": 0,
+        }
+        labels = '{model_name="standin",engine="0"}'
+        lines = [f"{name}{labels} {value}\n" for name, value in values.items()]
+        return web.Response(text="".join(lines))
 
     async def keep(self, request: web.Request) -> web.Response:
         context = msgspec.json.decode(await request.read(), type=Context)
@@ -146,17 +162,26 @@ async def main() -> None:
         standin.pretend(int(request.query["n"]))
         return standin.state()
 
+    async def metrics(_: web.Request) -> web.Response:
+        return standin.metrics()
+
+    async def measured(request: web.Request) -> web.Response:
+        standin.measured = request.query["running"]
+        return standin.metrics()
+
     app = web.Application()
     app.add_routes(
         [
             web.get(contract.PATH_HEALTH, health),
             web.get(contract.PATH_READY, ready),
             web.get(contract.PATH_STATE, state),
+            web.get(contract.PATH_METRICS, metrics),
             web.post(contract.PATH_DRAIN, standin.drain),
             web.put(contract.PATH_CONTEXTS, standin.keep),
             web.get(contract.PATH_CONTEXTS, standin.list_contexts),
             web.get(contract.PATH_CONTEXTS + "/{id}", standin.context),
             web.post("/standin/running", running),
+            web.post("/standin/metrics", measured),
         ]
     )
     runner = web.AppRunner(app)

@@ -26,6 +26,22 @@ POLICY = {
 }
 
 
+HPA_S = 90
+"""It looks every 15 s, and learns of new kinds every 30."""
+
+
+def hpa(least: int, most: int) -> dict[str, Any]:
+    """A HorizontalPodAutoscaler of the decode pool. Without a metrics server its bounds alone
+    count: a size outside of them it brings back."""
+    target = {"apiVersion": "tandem.dev/v1alpha1", "kind": "Pool", "name": "chat-decode"}
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "chat-decode"},
+        "spec": {"scaleTargetRef": target, "minReplicas": least, "maxReplicas": most},
+    }
+
+
 @pytest.fixture
 def fleets(cluster: Running, namespace: str) -> Iterator[Fleets]:
     """A fleet whose decode pool is autoscaled from one replica; its streams end with the test."""
@@ -78,6 +94,28 @@ def test_another_writer_is_told(fleets: Fleets) -> None:
     said = fleets.wait_condition("ScalingActive", "False", "ReplicasContended", timeout_s=30)
     assert "somebody else wrote the size of Pool chat-decode" in said.sentence
     assert size(fleets) == 2
+
+
+def test_an_hpa_sizes_a_pool_until_a_policy_does_and_they_do_not_fight(
+    cluster: Running, namespace: str
+) -> None:
+    fleets = Fleets(cluster, namespace)
+    fleets.apply(POLICY, model(), fleet(decode=pool(None), objectives=OBJECTIVES), hpa(2, 3))
+    fleets.wait_ready()
+    assert eventually(lambda: size(fleets) == 2, timeout_s=HPA_S)
+    fleets.kubectl("scale", "pool/chat-decode", "--replicas=5")
+    assert eventually(lambda: size(fleets) == 3, timeout_s=HPA_S)
+    assert eventually(lambda: len(fleets.ready("chat-decode")) == 3, timeout_s=30)
+    assert not fleets.events("ReplicasOverwritten")
+    # A policy that wants one replica, and an HPA that wants two.
+    scaling = {"minReplicas": 1, "maxReplicas": 1, "policyRef": {"name": "quick"}}
+    fleets.edit("inferencefleet/chat", {"spec": {"decode": {"scaling": scaling}}})
+    said = fleets.wait_condition("ScalingActive", "False", "ReplicasContended", timeout_s=HPA_S)
+    assert "Remove the other writer (an HPA or a ScaledObject on the Pool)" in said.sentence
+    assert size(fleets) == 2
+    # The policy wrote once.
+    (event,) = fleets.events("Scaled")
+    assert "Pool chat-decode: 3 -> 1 replicas, OutOfBounds" in event["note"]
 
 
 def test_a_policy_that_goes_holds_the_size(fleets: Fleets) -> None:

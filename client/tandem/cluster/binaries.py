@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tandem.cluster.build import BuildError, build, cached
+from tandem.cluster.build import control_plane
 from tandem.cluster.download import DownloadError, Release
+from tandem.cluster.gobuild import BuildError
 from tandem.cluster.paths import cache_home
 from tandem.cluster.pins import COMPONENTS, SERVERS, Pins, Version
 
@@ -110,7 +111,8 @@ def _obtain(missing: list[str], pins: Pins, note: Note) -> dict[str, Path]:
         return {}
     release = Release(pins, cache_home())
     found = {name: path for name in missing if (path := release.cached(name)) is not None}
-    built = None if set(missing) <= found.keys() else cached()
+    program = control_plane()
+    built = None if set(missing) <= found.keys() else program.cached()
     for name in missing:
         if name not in found and built is not None and name in SERVERS:
             found[name] = built / name
@@ -131,7 +133,7 @@ def _obtain(missing: list[str], pins: Pins, note: Note) -> dict[str, Path]:
         )
     if left:
         try:
-            folder = build(note)
+            folder = program.build(note)
         except BuildError as error:
             raise MissingBinaryError(f"{', '.join(left)}: {error}") from None
         found.update({name: folder / name for name in left})

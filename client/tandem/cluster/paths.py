@@ -1,7 +1,7 @@
 """Where the local clusters keep their state and their binaries: outside the source tree.
 
 State lives under `$XDG_STATE_HOME/tandem/clusters/NAME` (one folder a cluster, removed by
-`tandem down`), binaries under `$XDG_CACHE_HOME/tandem/controlplane` (kept).
+`tandem down`), binaries under `$XDG_CACHE_HOME/tandem/PROGRAM` (kept).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ def state_home() -> Path:
     return Path(base).absolute() / "tandem" / "clusters"
 
 
-def cache_home() -> Path:
-    """The folder of downloaded and built control-plane binaries."""
+def cache_home(program: str = "controlplane") -> Path:
+    """The folder of downloaded and built binaries: the control plane's, or another program's."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).absolute() / "tandem" / "controlplane"
+    return Path(base).absolute() / "tandem" / program
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,15 +59,20 @@ def queries(policy: PoolPolicy, fleet: str) -> dict[str, str]:
 def _built_in(policy: PoolPolicy) -> dict[str, str]:
     window = f"{max(1, round(policy.law.window_s))}s"
     pods = 'pod=~"$pool-[a-z0-9]+-[0-9]+"'
-    total = f"sum(rate({METRIC_PROMPT_TOKENS}_total{{{pods}}}[{window}]))"
-    cached = f"sum(rate({METRIC_CACHED_TOKENS}_total{{{pods}}}[{window}]))"
+    total = _over_pods(f"rate({METRIC_PROMPT_TOKENS}_total{{{pods}}}[{window}])")
+    cached = _over_pods(f"rate({METRIC_CACHED_TOKENS}_total{{{pods}}}[{window}])")
     return {
         "timeToFirstToken": _percentile(METRIC_TTFT, policy.ttft_percentile, window),
         "timePerOutputToken": _percentile(METRIC_TPOT, policy.tpot_percentile, window),
         "promptTokensPerSecond": f"{total} - {cached}",
-        "runningRequests": f"sum({METRIC_RUNNING}{{{pods}}})",
-        "waitingRequests": f"sum({METRIC_WAITING}{{{pods}}})",
+        "runningRequests": _over_pods(f"{METRIC_RUNNING}{{{pods}}}"),
+        "waitingRequests": _over_pods(f"{METRIC_WAITING}{{{pods}}}"),
     }
+
+
+def _over_pods(selected: str) -> str:
+    """The sum over pods. A pod that two jobs scrape counts once."""
+    return f"sum(max by (pod) ({selected}))"
 
 
 def _percentile(metric: str, percentile: int, window: str) -> str:
