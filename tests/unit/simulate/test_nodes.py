@@ -38,7 +38,7 @@ SPARES_ARE_SHORT = [
     Failure(0.0, Kind.FLAPS, 0, 1.15, 1.0, 1000.0, SILENCES),
     Failure(5632.0, Kind.STRAGGLES, 13, 1.5, 1000.0, 1000.0, SILENCES),
 ]
-"""Without a node for a replacement until the straggler's is avoided no more."""
+"""Pods that are deleted on nodes that only flap have to give those back."""
 
 
 @settings(max_examples=40, deadline=None)

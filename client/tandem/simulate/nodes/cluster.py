@@ -88,7 +88,6 @@ class Cluster:
     # -- time --------------------------------------------------------------------------------------
 
     def run(self, duration_s: float) -> None:
-        """To the end."""
         for failure in self._failures:
             self._at(failure.at_s, self._fail, failure)
         self._at(duration_s, lambda: None)
@@ -212,11 +211,13 @@ class Cluster:
     def _start(self, pool: Pool, uid: str) -> None:
         """It has started, or its node is back."""
         pod = pool.pods.get(uid)
-        if pod is None or pod.terminating or pod.draining or pod.ready:
+        if pod is None or pod.draining or pod.ready or not pod.node:
             return
         node = self._nodes[pod.node]
         if node.dead or node.view.conditions["Ready"] != "True":
             return
+        if pod.terminating:
+            return self._remove(pool, uid)
         self._placed[uid] = pool.change(uid, ready=True)
         pool.serve(uid, node.slow, self.now_s)
         self._suspect(pool)
@@ -225,6 +226,7 @@ class Cluster:
     def _terminate(self, pool: Pool, uid: str) -> None:
         pool.stop(uid, "leaves", self.now_s)
         self._placed[uid] = pool.change(uid, ready=False, terminating=True)
+        self._in(LEAVE_S, self._start, pool, uid)  # A kubelet that is there ends it.
         self._dirty()
 
     def _drain(self, pool: Pool, uid: str) -> None:
@@ -238,7 +240,6 @@ class Cluster:
         self._dirty()
 
     def _remove(self, pool: Pool, uid: str) -> None:
-        """It is gone from the API."""
         pod = pool.pods.get(uid)
         if pod is None:
             return
@@ -303,7 +304,6 @@ class Cluster:
     # -- the operator ------------------------------------------------------------------------------
 
     def _dirty(self) -> None:
-        """Something changed: the operator looks."""
         self._look_by(max(self.now_s, self._looked_s + self.spec.look_every_s))
 
     def _look_by(self, at_s: float) -> None:
