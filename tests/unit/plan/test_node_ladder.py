@@ -189,6 +189,23 @@ def test_a_straggler_leaves_alone_and_its_node_is_avoided() -> None:
     assert cluster.status.nodes == ()
 
 
+def test_a_stragglers_node_takes_pods_again_without_anything_else_happening() -> None:
+    spec = {"signals": {"stragglers": {"avoidSeconds": 3600}}, "drain": {"evictAfterSeconds": 0}}
+    cluster = Cluster(6, spec=spec)
+    cluster.facts = {"stragglers": (Straggler("uid-p1", "slow"),)}
+    cluster.look()
+    del cluster.pods["p1"]
+    cluster.facts = {}
+    plan = cluster.look(1000)
+    assert cluster.phase("n1") == "Drained"
+    waited_s = 0.0
+    while cluster.status.nodes:
+        assert plan.requeue_after_s is not None, "nobody would look again"
+        plan = cluster.look(plan.requeue_after_s)
+        waited_s += plan.requeue_after_s or 0.0
+        assert waited_s < 7200
+
+
 def test_a_straggler_that_was_held_and_is_none_any_more_is_forgotten() -> None:
     """Above all, its node is not drained as a whole."""
     cluster = Cluster(6, spec={"signals": {"stragglers": {}}})

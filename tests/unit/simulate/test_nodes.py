@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated_nodes import DEMAND, PACE, active, cluster
 from tandem.cli import app
@@ -32,7 +32,17 @@ FAILURES = st.lists(
 )
 
 
+SILENCES = ((0.0, 40.0), (100.0, 45.0), (200.0, 30.0))
+SPARES_ARE_SHORT = [
+    Failure(0.0, Kind.FLAPS, 9, 1.15, 3600.0, 1000.0, SILENCES),
+    Failure(0.0, Kind.FLAPS, 0, 1.15, 1.0, 1000.0, SILENCES),
+    Failure(5632.0, Kind.STRAGGLES, 13, 1.5, 1000.0, 1000.0, SILENCES),
+]
+"""Pods that are deleted on nodes that only flap have to give those back."""
+
+
 @settings(max_examples=40, deadline=None)
+@example(failures=SPARES_ARE_SHORT, removes=True)
 @given(FAILURES, st.booleans())
 def test_whatever_fails(failures: list[Failure], removes: bool) -> None:
     policy = active() if removes else NodeHealthPolicySpec(mode="Off")

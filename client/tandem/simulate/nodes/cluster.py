@@ -88,7 +88,6 @@ class Cluster:
     # -- time --------------------------------------------------------------------------------------
 
     def run(self, duration_s: float) -> None:
-        """To the end."""
         for failure in self._failures:
             self._at(failure.at_s, self._fail, failure)
         self._at(duration_s, lambda: None)
@@ -212,11 +211,13 @@ class Cluster:
     def _start(self, pool: Pool, uid: str) -> None:
         """It has started, or its node is back."""
         pod = pool.pods.get(uid)
-        if pod is None or pod.terminating or pod.draining or pod.ready:
+        if pod is None or pod.draining or pod.ready or not pod.node:
             return
         node = self._nodes[pod.node]
         if node.dead or node.view.conditions["Ready"] != "True":
             return
+        if pod.terminating:
+            return self._remove(pool, uid)
         self._placed[uid] = pool.change(uid, ready=True)
         pool.serve(uid, node.slow, self.now_s)
         self._suspect(pool)
@@ -225,6 +226,7 @@ class Cluster:
     def _terminate(self, pool: Pool, uid: str) -> None:
         pool.stop(uid, "leaves", self.now_s)
         self._placed[uid] = pool.change(uid, ready=False, terminating=True)
+        self._in(LEAVE_S, self._start, pool, uid)  # A kubelet that is there ends it.
         self._dirty()
 
     def _drain(self, pool: Pool, uid: str) -> None:
@@ -238,7 +240,6 @@ class Cluster:
         self._dirty()
 
     def _remove(self, pool: Pool, uid: str) -> None:
-        """It is gone from the API."""
         pod = pool.pods.get(uid)
         if pod is None:
             return
@@ -303,7 +304,6 @@ class Cluster:
     # -- the operator ------------------------------------------------------------------------------
 
     def _dirty(self) -> None:
-        """Something changed: the operator looks."""
         self._look_by(max(self.now_s, self._looked_s + self.spec.look_every_s))
 
     def _look_by(self, at_s: float) -> None:
@@ -319,17 +319,17 @@ class Cluster:
             return
         self.counts.plans += 1
         plan = plan_nodes(self._snapshot())
+        before = self._repair.avoid
         for action in plan.actions:
             self._carry_out(action)
-        self._settle_repairs()
+        self._settle_repairs({*before, *self._repair.avoid})
         if plan.requeue_after_s is not None:
             self._look_by(self.now_s + max(plan.requeue_after_s, self.spec.look_every_s))
 
     def _snapshot(self) -> NodesSnapshot:
-        policy = PolicyView("default", "policy", 1, {}, self.spec.policy, self.status)
         return NodesSnapshot(
             now_s=EPOCH_S + self.now_s,
-            policy=policy,
+            policy=PolicyView("default", "policy", 1, {}, self.spec.policy, self.status),
             nodes=tuple(self._views.values()),
             pods=tuple(self._placed.values()),
             may_write=True,
@@ -367,14 +367,14 @@ class Cluster:
         before = {n.name for n in self.status.nodes if n.phase in IN_REPAIR}
         after = {n.name for n in status.nodes if n.phase in IN_REPAIR}
         self.counts.most_in_repair = max(self.counts.most_in_repair, len(after))
-        began = bool(after - before)
-        self.counts.over_the_brake += began and len(after) > (status.allowed or 0)
+        self.counts.over_the_brake += bool(after - before) and len(after) > (status.allowed or 0)
         self.status = status
         self._repair = repair_of(self.spec.policy, status)
         self._dirty()
 
-    def _settle_repairs(self) -> None:
-        touched = {p.name: p for n in self._repair.avoid for p in self._on[n].values()}
+    def _settle_repairs(self, nodes: set[str]) -> None:
+        """Of nodes in repair, and of those that were: what left them may be one pod too many."""
+        touched = {p.name: p for n in sorted(nodes) for p in self._on[n].values()}
         for pool in touched.values():
             self._settle(pool)
         self._place_all()

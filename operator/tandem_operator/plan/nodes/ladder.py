@@ -20,7 +20,7 @@ from tandem_operator.plan.actions import Action, Delete, Evict, PatchNode
 from tandem_operator.plan.nodes.decide import Look, left_on
 from tandem_operator.plan.nodes.memory import present_s
 from tandem_operator.plan.nodes.repair import IN_REPAIR
-from tandem_operator.plan.nodes.signs import NOT_READY
+from tandem_operator.plan.nodes.signs import NOT_READY, STRAGGLER
 from tandem_operator.plan.nodes.view import OUT_OF_SERVICE_TAINT, NodeView, PlacedPod
 from tandem_operator.plan.times import to_unix_s
 
@@ -142,7 +142,7 @@ def release(node: NodeView) -> tuple[Action, ...]:
 
 
 def looks_again_in_s(look: Look, entry: NodeStatus) -> list[float]:
-    """When the next step of a node in repair is due."""
+    """When the next step of a node in repair is due, or its straggler is avoided no more."""
     if entry.phase not in IN_REPAIR:
         return []
     left = left_on(look.pods.get(entry.name, ()), entry.pods)
@@ -152,5 +152,15 @@ def looks_again_in_s(look: Look, entry: NodeStatus) -> list[float]:
     waits += [drain.evict_after_seconds - elapsed_s] if left else []
     silent = [present_s(s, look.now_s) for s in entry.signals if s.signal == NOT_READY and s.since]
     waits += [look.policy.spec.dead_nodes.after_seconds - silent_s for silent_s in silent]
+    waits += _avoided_for_s(look, entry)
     waits = [wait_s for wait_s in waits if wait_s > 0.0]
     return [*waits, RETRY_S] if left else waits
+
+
+def _avoided_for_s(look: Look, entry: NodeStatus) -> list[float]:
+    """How long a straggler's node takes no new pods yet: nothing else tells when that is over."""
+    wanted = look.policy.spec.signals.stragglers
+    if wanted is None or not entry.pods:
+        return []
+    found = [s for s in entry.signals if s.signal == STRAGGLER and s.since]
+    return [wanted.avoid_seconds - (look.now_s - to_unix_s(s.first_seen)) for s in found]
