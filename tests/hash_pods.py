@@ -106,7 +106,7 @@ class Served:
             await self.pod.close()
 
     async def empty(self) -> None:
-        await asyncio.wait_for(self.pod.empty(), 5)
+        await asyncio.wait_for(self.pod.empty(), 60)
 
         def nothing_held(engine: Any) -> bool | None:
             return True if engine.stats().held_blocks == 0 else None

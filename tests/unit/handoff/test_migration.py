@@ -284,9 +284,9 @@ class TestFailures:
         self, make_decode: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("tandem_runtime.kv.handoff.departure._VISIT_BYTES", 1)
-        a = await make_decode(name="decode-0", step_s=0.005)
+        a = await make_decode(name="decode-0", step_s=0.05)
         b, c = await make_decode(name="decode-1"), await make_decode(name="decode-2")
-        before = await begun(a, prompt(700), max_tokens=100)
+        before = await begun(a, prompt(700), max_tokens=300)
         first = asyncio.create_task(b.take_over(before, a.target))
         await eventually(lambda: a.exporter.departures.counters.bytes > 0)
         before.ask = msgspec.structs.replace(before.ask, epoch=4)
@@ -295,4 +295,4 @@ class TestFailures:
             await first
         assert await ended(before) == "decode-2"
         assert await ended(second) == "length"
-        assert second.ask.output_ids + second.ids == continuation(prompt(700), 100)
+        assert second.ask.output_ids + second.ids == continuation(prompt(700), 300)
