@@ -36,7 +36,15 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 async def create(front: Any, **fields: Any) -> dict[str, Any]:
     body = {"model": "hash", "prompt": TEXT, **fields}
-    reply = await front.http.post("/v1/contexts", json=body)
+
+    async def post() -> httpx.Response:
+        reply: httpx.Response = await front.http.post("/v1/contexts", json=body)
+        return reply
+
+    # On a starved machine pods fall silent for a while; the gateway says to come again.
+    async with asyncio.timeout(60):
+        while (reply := await post()).status_code == 503:  # noqa: ASYNC110
+            await asyncio.sleep(float(reply.headers["retry-after"]))
     assert reply.status_code == 200, reply.text
     made: dict[str, Any] = reply.json()
     return made
