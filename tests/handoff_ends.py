@@ -188,7 +188,7 @@ def ids(outputs: list[StreamOutput]) -> list[int]:
     return [output.token.token_id for output in outputs if output.token is not None]
 
 
-async def eventually(condition: Callable[[], bool], within_s: float = 5) -> None:
+async def eventually(condition: Callable[[], bool], within_s: float = 60) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - what is awaited here has no event
             await asyncio.sleep(0.005)

@@ -111,7 +111,7 @@ class Served:
         def nothing_held(engine: Any) -> bool | None:
             return True if engine.stats().held_blocks == 0 else None
 
-        await asyncio.wait_for(self.pod.worker.until(nothing_held), 5)
+        await asyncio.wait_for(self.pod.worker.until(nothing_held), 30)
         await self.pod.worker.call(lambda engine: engine.check_integrity())
 
 
@@ -143,7 +143,7 @@ def tier_cache(
 MakePod = Callable[..., Awaitable[Served]]
 
 
-async def eventually(condition: Callable[[], bool], within_s: float = 15) -> None:
+async def eventually(condition: Callable[[], bool], within_s: float = 60) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - what is awaited here has no event
             await asyncio.sleep(0.01)

@@ -58,10 +58,10 @@ class PodHealth:
         return self._context_tokens.get(uid) or None
 
     async def round(self) -> None:
-        pods = self._discovery.pods
-        await asyncio.gather(*(self._ask(pod) for pod in pods if pod.ready))
+        await asyncio.gather(*(self._ask(pod) for pod in self._discovery.pods if pod.ready))
         now_s = self._clock()
-        uids = {pod.uid for pod in pods}
+        # As they are now: a pod that came while the others were asked may run streams already.
+        uids = {pod.uid for pod in self._discovery.pods}
         for gone in self._heard_s.keys() - uids:
             del self._heard_s[gone]
             self._context_tokens.pop(gone, None)

@@ -71,7 +71,7 @@ async def break_(request: web.Request) -> web.Response:
 
 async def take(client: Api, count: int, **params: str) -> list[Listed | Changed]:
     news: list[Listed | Changed] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for item in client.follow("/pods", params):
             news.append(item)
             if len(news) == count:

@@ -21,7 +21,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 
 async def collect(run: RunDir, options: LogOptions) -> bytes:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return b"".join([piece async for piece in read_log(run, options)])
 
 

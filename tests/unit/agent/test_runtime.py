@@ -176,7 +176,7 @@ async def says(run: RunDir, line: str) -> None:
 
 
 async def eventually(happened: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not happened():  # noqa: ASYNC110 (another process does it, no event will tell)
             await asyncio.sleep(0.02)
 
@@ -209,7 +209,7 @@ async def test_nothing_of_a_container_survives_it(run: RunDir) -> None:
 async def test_a_killed_shim_takes_its_container_along(run: RunDir) -> None:
     started = await runtime.start(run, config_for(run, "sleep", "600"))
     os.kill(started.shim.pid, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         ending = await runtime.wait(run, started)
     assert (ending.code, ending.signal) == (137, signal.SIGKILL)
     assert not is_running(started.process)
@@ -228,7 +228,7 @@ async def test_a_container_outlives_who_started_it(run: RunDir) -> None:
     started = run.started()
     assert started is not None
     assert is_running(started.process)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         ending = await runtime.wait(run, started)
     assert ending.code == 5
     assert output(run) == ["late"]
@@ -290,7 +290,7 @@ async def test_leftovers_are_ended(tmp_path: Path) -> None:
     started = [await runtime.start(run, config_for(run, "sh", "-c", stubborn)) for run in runs]
     begun_s = time.monotonic()
     assert await asyncio.to_thread(end_pod, folder, 0.3) == 2
-    assert time.monotonic() - begun_s < 5
+    assert time.monotonic() - begun_s < 30
     for run, one in zip(runs, started, strict=True):
         await runtime.wait(run, one)
         assert run.ending() is not None

@@ -44,7 +44,7 @@ def test_another_name_does_not(home: Path) -> None:
     process = holder("a", 600)
     begun_s = time.monotonic()
     with lock("b"):
-        assert time.monotonic() - begun_s < 5
+        assert time.monotonic() - begun_s < 60
     process.kill()
     process.wait()
 

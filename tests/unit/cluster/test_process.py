@@ -70,7 +70,7 @@ def test_end_asks_first_and_insists_later() -> None:
     stubborn, stubborn_id = sleeper(stubborn=True)
     begun_s = time.monotonic()
     end([polite_id, stubborn_id], grace_s=0.3)
-    assert time.monotonic() - begun_s < 3
+    assert time.monotonic() - begun_s < 30
     assert polite.wait() == -signal.SIGTERM
     assert stubborn.wait() == -signal.SIGKILL
 

@@ -175,7 +175,7 @@ def backend(byte_level: Tokenizer) -> ScriptedBackend:
     return ScriptedBackend(Tokenizer(bundle))
 
 
-async def eventually(condition: Callable[[], bool], within_s: float = 5) -> None:
+async def eventually(condition: Callable[[], bool], within_s: float = 60) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - what is awaited here has no event
             await asyncio.sleep(0.01)

@@ -361,7 +361,7 @@ class Stream:
         )
         replies: list[tuple[str | None, bool]] = []
         while True:
-            result, error = self._replies.get(timeout=10)
+            result, error = self._replies.get(timeout=60)
             if error is not None:
                 raise error
             response: service_pb2.ModelInferResponse = result.get_response()

@@ -564,7 +564,7 @@ class TestDisconnect:
         backend.script = lambda request: [*first, never]
         body = {"model": "small", "prompt": "x", "stream": stream}
         with pytest.raises(httpx.ReadTimeout):
-            await http.post("/completions", json=body, timeout=0.3)
+            await http.post("/completions", json=body, timeout=2)
         await served.eventually(lambda: bool(backend.cancelled))
         assert [record.finish_reason for record in served.records] == [None]
 

@@ -67,7 +67,7 @@ async def front(
     """Its options may be changed: `parametrize("front", [{"resume": False}], indirect=True)`."""
     monkeypatch.setattr("tandem_runtime.gateway.run._LINGER_S", 0.0)
     monkeypatch.setattr("tandem_runtime.gateway.health.PERIOD_S", 0.1)
-    monkeypatch.setattr("tandem_runtime.gateway.health.SILENCE_S", 1.0)
+    monkeypatch.setattr("tandem_runtime.gateway.health.SILENCE_S", 3.0)
     async with _running(ListedPods(), **getattr(request, "param", {})) as front:
         yield front
 

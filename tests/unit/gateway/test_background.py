@@ -45,8 +45,8 @@ async def too_deep() -> Response:
     return PlainTextResponse('{"x": ' + "[" * 100_000)
 
 
-async def complete(front: Any) -> Any:
-    body = {"model": "hash", "prompt": "x", "max_tokens": 3}
+async def complete(front: Any, tokens: int = 3) -> Any:
+    body = {"model": "hash", "prompt": "x", "max_tokens": tokens}
     return await front.http.post("/v1/completions", json=body, headers={"x-tandem-trace": "1"})
 
 
@@ -65,8 +65,9 @@ async def test_an_answer_of_somebody_else_counts_as_none(
 
 
 async def test_silence_is_noticed_beside_a_pod_that_talks_nonsense(
-    front: Any, make_pod: MakePod
+    front: Any, make_pod: MakePod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tandem_runtime.gateway.health.SILENCE_S", 1.0)
     odd, good = await make_pod(pod="odd"), await make_pod(pod="good")
     front.discovery.show(odd.view(), good.view())
     assert (await complete(front)).status_code == 200
@@ -75,6 +76,28 @@ async def test_silence_is_noticed_beside_a_pod_that_talks_nonsense(
     await eventually(lambda: health.unusable == {"uid-odd"})
     await good.http.post(contract.PATH_DRAIN, json={"mode": "drain"})
     await eventually(lambda: health.unusable == {"uid-odd", "uid-good"})
+
+
+async def test_a_pod_that_comes_during_a_round_keeps_its_streams(
+    front: Any, make_pod: MakePod
+) -> None:
+    """What the API shows while a slow pod is asked counts, not what it showed before."""
+    slow, new = await make_pod(pod="slow"), await make_pod(pod="new", revision="r2", step_s=0.02)
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def late() -> Response:
+        asked.set()
+        await answered.wait()
+        return await something_else()
+
+    answers(slow, contract.PATH_STATE, late)
+    front.discovery.show(slow.view())
+    await asyncio.wait_for(asked.wait(), 30)
+    front.discovery.show(new.view())
+    asking = asyncio.create_task(complete(front, 50))
+    await eventually(lambda: "uid-new" in front.gateway._client.live_uids)
+    answered.set()
+    assert (await asking).status_code == 200
 
 
 async def test_a_slow_tokenizer_holds_up_no_health_check(front: Any, make_pod: MakePod) -> None:
@@ -88,7 +111,7 @@ async def test_a_slow_tokenizer_holds_up_no_health_check(front: Any, make_pod: M
 
     answers(slow, contract.PATH_TOKENIZER, late)
     front.discovery.show(slow.view())
-    await asyncio.wait_for(asked.wait(), 5)
+    await asyncio.wait_for(asked.wait(), 30)
     front.discovery.show(slow.view(), good.view())
     await good.http.post(contract.PATH_DRAIN, json={"mode": "drain"})
     await eventually(lambda: front.gateway._health.unusable == {"uid-good"})

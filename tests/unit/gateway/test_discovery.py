@@ -36,7 +36,7 @@ async def watch(
     await client.close()
 
 
-async def eventually(condition: Callable[[], bool], within_s: float = 5) -> None:
+async def eventually(condition: Callable[[], bool], within_s: float = 60) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

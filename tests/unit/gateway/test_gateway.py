@@ -289,7 +289,7 @@ class TestResume:
         one.server.app = forever
         front.discovery.show(one.view(), two.view())
         try:
-            # Ten seconds of silence, then the other pod; on a busy machine longer.
+            # Seconds of silence, then the other pod; on a busy machine more of them.
             assert await asyncio.wait_for(running, 60) == expected_text(two, 500)
         finally:
             stuck.set()

@@ -48,10 +48,10 @@ async def test_silent_gateways_of_many_namespaces_do_not_add_up() -> None:
 
     class Slow(Gateways):
         async def gateway(self, host: str) -> GatewayState:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
             return await super().gateway(host)
 
     hosts = {f"team-{i}": ["silent"] for i in range(100)} | {"good": ["a"]}
-    reports = await asyncio.wait_for(scrape_all(Slow(), hosts), 2.0)
+    reports = await asyncio.wait_for(scrape_all(Slow(), hosts), 15)
     assert reports["team-7"] == {}
     assert set(reports["good"]) == {"chat", "a"}

@@ -25,7 +25,7 @@ def spoil(served: Served, position: int) -> None:
 
 async def ends(served: Served, request: GenerateRequest) -> list[GenerateEvent]:
     """The stream's events; the last one says what happened, and that no other pod helps."""
-    received = await asyncio.wait_for(collect(served, request), 5)
+    received = await asyncio.wait_for(collect(served, request), 30)
     last = received[-1]
     assert (last.error_code, last.retryable, last.finish_reason) == ("not_finite", False, None)
     assert SENTENCE in (last.error or "")

@@ -25,6 +25,12 @@ def request(name: str, count: int = 5) -> Request:
     return Request(name, [1, 2, 3], Sampling(max_tokens=count))
 
 
+@pytest.fixture
+def never_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for before the worker: its thread wakes for what happens, not from time to time."""
+    monkeypatch.setattr("tandem_runtime.serve.worker._IDLE_S", 600.0)
+
+
 async def collect(worker: EngineWorker, name: str, count: int = 5) -> list[StreamOutput]:
     outputs: list[StreamOutput] = []
     ended = asyncio.Event()
@@ -36,7 +42,7 @@ async def collect(worker: EngineWorker, name: str, count: int = 5) -> list[Strea
 
     worker.route(name, receive)
     await worker.call(lambda engine: engine.add(request(name, count)))
-    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.wait_for(ended.wait(), 30)
     worker.unroute(name)
     return outputs
 
@@ -64,7 +70,7 @@ async def test_a_call_that_fails_fails_alone(worker: EngineWorker) -> None:
     assert await worker.call(lambda engine: engine.has_work) is False
 
 
-async def test_until_waits_for_a_change(worker: EngineWorker) -> None:
+async def test_until_waits_for_a_change(never_idle: None, worker: EngineWorker) -> None:
     order: list[str] = []
 
     def ready(name: str) -> str | None:
@@ -80,11 +86,11 @@ async def test_until_waits_for_a_change(worker: EngineWorker) -> None:
     await asyncio.sleep(0.05)
     assert not first.done()
     await worker.call(lambda engine: order.append("change"))
-    assert await asyncio.wait_for(asyncio.gather(first, second), 1) == ["first", "second"]
+    assert await asyncio.wait_for(asyncio.gather(first, second), 30) == ["first", "second"]
     assert order == ["change", "first", "second"]
 
 
-async def test_until_is_retried_after_the_last_step(worker: EngineWorker) -> None:
+async def test_until_is_retried_after_the_last_step(never_idle: None, worker: EngineWorker) -> None:
     """Blocks come free in a step; whoever waits for them is not left to the idle timeout."""
 
     def idle_after_work(engine: Engine) -> bool | None:
@@ -92,7 +98,7 @@ async def test_until_is_retried_after_the_last_step(worker: EngineWorker) -> Non
 
     waiting = worker.until(idle_after_work)
     await collect(worker, "s")
-    await asyncio.wait_for(waiting, 0.5)
+    await asyncio.wait_for(waiting, 30)
 
 
 async def test_until_passes_exceptions_on(worker: EngineWorker) -> None:
@@ -112,7 +118,7 @@ async def test_a_fault_in_a_step_fails_everything_that_waits() -> None:
     waiting = worker.until(lambda engine: None)
     await worker.call(lambda engine: engine.add(request("s")))
     with pytest.raises(EngineFailed, match="out of memory"):
-        await asyncio.wait_for(worker.failed, 2)
+        await asyncio.wait_for(worker.failed, 30)
     with pytest.raises(EngineFailed):
         await waiting
     with pytest.raises(EngineFailed):
@@ -142,7 +148,7 @@ async def test_an_idle_engine_whose_blocks_do_not_add_up_fails() -> None:
     await collect(worker, "s")
     engine._scheduler.pool._references[1] += 1
     with pytest.raises(EngineFailed):
-        await asyncio.wait_for(worker.failed, 3)
+        await asyncio.wait_for(worker.failed, 30)
     await worker.stop()
 
 
