@@ -3,15 +3,37 @@ killed meanwhile. One cluster with short graces, one fleet, one policy that each
 
 from __future__ import annotations
 
-import json
 import secrets
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
 
 import pytest
+from failing_nodes import (
+    LIMIT_S,
+    OPERATOR,
+    QUICK,
+    SIGNALS,
+    Body,
+    a_decode_node,
+    allocatable,
+    condition,
+    decode_on,
+    entry,
+    eventually,
+    free_nodes,
+    is_cordoned,
+    is_ours,
+    no_room_but_on,
+    node_body,
+    nodes,
+    policy,
+    reasons_of,
+    status,
+    wait_forgotten,
+    wait_phase,
+    with_agent,
+)
 from fleets import Fleets, fleet, model, pool
-from fleets import eventually as soon
 from operator_process import OperatorProcess, kubeconfig
 from tandem.cluster.process import is_running, send_signal
 from tandem.cluster.running import Running
@@ -19,29 +41,6 @@ from tandem.cluster.spec import ClusterSpec, NodeTimings
 from tandem.cluster.up import install
 
 pytestmark = pytest.mark.timeout(900)
-
-Body = dict[str, Any]
-T = TypeVar("T")
-LIMIT_S = 200.0
-"""However busy the machine is."""
-CONDITION = "KernelDeadlock"
-OPERATOR = "system:serviceaccount:tandem-system:tandem-operator"
-CORDONED = "tandem.dev/cordoned"
-SIGNALS = {
-    "notReady": {"forSeconds": 2},
-    "conditions": [{"type": CONDITION, "status": "True", "forSeconds": 3}],
-    "clearSeconds": 3,
-}
-QUICK: Body = {
-    "mode": "Active",
-    "signals": SIGNALS,
-    "drain": {"evictAfterSeconds": 1, "deadlineSeconds": 45},
-    "brakes": {"calmSeconds": 2},
-}
-
-
-def eventually(look: Callable[[], T], timeout_s: float = LIMIT_S, every_s: float = 0.2) -> T:
-    return soon(look, timeout_s, every_s)
 
 
 @pytest.fixture(scope="module")
@@ -96,97 +95,6 @@ def all_is_well(cluster: Running, chat: Fleets) -> Iterator[None]:
     for node in nodes(cluster):
         with_agent(cluster, node, signal.SIGCONT)
     cluster.revive()
-
-
-def nodes(cluster: Running) -> list[str]:
-    return cluster.cluster.spec.node_names()
-
-
-def with_agent(cluster: Running, node: str, number: signal.Signals) -> None:
-    try:
-        send_signal(cluster.process(node), number)
-    except LookupError:
-        return
-
-
-def node_body(cluster: Running, node: str) -> Body:
-    body: Body = json.loads(cluster.kubectl("get", "node", node, "-o", "json"))
-    return body
-
-
-def free_nodes(cluster: Running) -> list[str]:
-    items = json.loads(cluster.kubectl("get", "nodes", "-o", "json"))["items"]
-    return [
-        node["metadata"]["name"]
-        for node in items
-        if not node["spec"].get("taints") and not node["spec"].get("unschedulable")
-    ]
-
-
-def condition(cluster: Running, node: str, status: str) -> None:
-    """As node-problem-detector would."""
-    entry = {"type": CONDITION, "status": status, "reason": "Test", "message": ""}
-    patch = json.dumps({"status": {"conditions": [entry]}})
-    cluster.kubectl("patch", "node", node, "--subresource=status", "--type=strategic", "-p", patch)
-
-
-def policy(cluster: Running, *, annotations: Body | None = None, **spec: Any) -> None:
-    body = {
-        "apiVersion": "tandem.dev/v1alpha1",
-        "kind": "NodeHealthPolicy",
-        "metadata": {"name": "default", "annotations": annotations or {}},
-        "spec": {**QUICK, **spec},
-    }
-    cluster.kubectl("apply", "-f", "-", input=json.dumps(body))
-
-
-def status(cluster: Running) -> Body:
-    text = cluster.kubectl("get", "nodehealthpolicy", "default", "-o", "json")
-    found: Body = json.loads(text).get("status", {})
-    return found
-
-
-def entry(cluster: Running, node: str) -> Body:
-    return next((n for n in status(cluster).get("nodes", []) if n["name"] == node), {})
-
-
-def wait_phase(cluster: Running, node: str, *phases: str) -> Body:
-    def look() -> Body:
-        found = entry(cluster, node)
-        return found if found.get("phase") in phases else {}
-
-    return eventually(look)
-
-
-def wait_forgotten(cluster: Running, node: str) -> None:
-    eventually(lambda: status(cluster).get("inRepair") == 0 and not entry(cluster, node))
-
-
-def decode_on(chat: Fleets, node: str) -> set[str]:
-    return {
-        pod["metadata"]["name"]
-        for pod in chat.pods("chat-decode")
-        if pod["spec"].get("nodeName") == node
-    }
-
-
-def a_decode_node(chat: Fleets) -> str:
-    node: str = chat.pods("chat-decode")[0]["spec"]["nodeName"]
-    return node
-
-
-def is_cordoned(cluster: Running, node: str) -> bool:
-    return bool(node_body(cluster, node)["spec"].get("unschedulable"))
-
-
-def is_ours(cluster: Running, node: str) -> bool:
-    return CORDONED in (node_body(cluster, node)["metadata"].get("annotations") or {})
-
-
-def reasons_of(cluster: Running, node: str) -> set[str]:
-    text = cluster.kubectl("get", "events.events.k8s.io", "-n=default", "-o", "json")
-    items = json.loads(text)["items"]
-    return {e["reason"] for e in items if e["regarding"].get("name") == node}
 
 
 def test_a_condition_drains_a_node_and_its_end_undoes_all(
@@ -293,20 +201,72 @@ def test_without_room_for_another_pod_the_budget_is_kept(cluster: Running, chat:
     """The eviction is refused until a replacement serves."""
     node = a_decode_node(chat)
     stays = decode_on(chat, node)
-    others = [other for other in nodes(cluster) if other != node]
     policy(cluster)
-    for other in others:
-        cluster.kubectl("taint", "node", other, "example.com/full=:NoSchedule")
-    try:
+    with no_room_but_on(cluster, node):
         condition(cluster, node, "True")
         eventually(lambda: "disruption budget" in entry(cluster, node).get("message", ""))
         assert decode_on(chat, node) == stays
         assert len(chat.ready("chat-decode")) == 3
-    finally:
-        for other in others:
-            cluster.kubectl("taint", "node", other, "example.com/full-")
     wait_phase(cluster, node, "Drained")
     assert len(chat.ready("chat-decode")) == 3
+
+
+def test_two_budgets_are_waited_for_until_the_deadline(cluster: Running, chat: Fleets) -> None:
+    """The API server judges no pod that two budgets select: it answers 500, not 429."""
+    node = a_decode_node(chat)
+    policy(cluster, drain={**QUICK["drain"], "afterDeadline": "Delete"})
+    selector = {"matchLabels": {"tandem.dev/pool": "chat-decode"}}
+    second = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": "second"},
+        "spec": {"maxUnavailable": 1, "selector": selector},
+    }
+    chat.apply(second)
+    try:
+        with no_room_but_on(cluster, node):
+            condition(cluster, node, "True")
+            refusal = "more than one PodDisruptionBudget"
+            eventually(lambda: refusal in entry(cluster, node).get("message", ""))
+            assert len(chat.ready("chat-decode")) == 3
+            eventually(lambda: not decode_on(chat, node))
+            assert len(chat.ready("chat-decode")) == 2, "nobody else was let go"
+            assert chat.events("DrainTimedOut")
+    finally:
+        chat.kubectl("delete", "poddisruptionbudget", "second")
+    wait_phase(cluster, node, "Drained")
+
+
+def test_a_pod_that_somebody_holds_is_waited_for(cluster: Running, chat: Fleets) -> None:
+    """A finalizer of a stranger's: the node is drained once it is gone, and capacity is there."""
+    node = a_decode_node(chat)
+    pod = min(decode_on(chat, node))
+    chat.edit(f"pod/{pod}", {"metadata": {"finalizers": ["example.com/stuck"]}})
+    policy(cluster)
+    condition(cluster, node, "True")
+    try:
+        eventually(lambda: chat.get(f"pod/{pod}")["metadata"].get("deletionTimestamp"))
+        eventually(lambda: len(chat.ready("chat-decode")) == 3 and not decode_on(chat, node))
+        assert entry(cluster, node)["phase"] == "Draining"
+    finally:
+        chat.edit(f"pod/{pod}", {"metadata": {"finalizers": None}})
+    wait_phase(cluster, node, "Drained")
+
+
+def test_a_node_that_loses_gpus_under_its_pods_is_drained(cluster: Running, chat: Fleets) -> None:
+    """The device plugin takes an unhealthy device from the allocatable ones; pods run on."""
+    node = a_decode_node(chat)
+    whole = node_body(cluster, node)["status"]["allocatable"]["nvidia.com/gpu"]
+    policy(cluster, signals={**SIGNALS, "clearSeconds": 30, "accelerators": {"forSeconds": 2}})
+    try:
+        allocatable(cluster, node, "0")
+        found = wait_phase(cluster, node, "Drained")
+        assert "0 nvidia.com/gpu are allocatable" in found["message"]
+        assert len(chat.ready("chat-decode")) == 3
+    finally:
+        allocatable(cluster, node, whole)
+    wait_forgotten(cluster, node)
+    eventually(lambda: not is_cordoned(cluster, node))
 
 
 def test_an_operator_that_is_killed_goes_on(

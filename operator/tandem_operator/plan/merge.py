@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tandem_runtime.contract import CONTAINER
+from tandem_runtime.contract import CONTAINER, ENV_MODEL_CACHE
 
 # Two mounts may share a volume and so a name: where they are comes first.
 _KEYS = ("mountPath", "name")
@@ -20,6 +20,8 @@ _OWN_PREFIXES = ("tandem.dev/",)
 _OWN_LABELS = ("app.kubernetes.io/managed-by", "app.kubernetes.io/component")
 _ALLOWED_ANNOTATIONS = ("tandem.dev/restartedAt",)
 _OWN_ENVIRONMENT = "TANDEM_"
+_ALLOWED_ENVIRONMENT = (ENV_MODEL_CACHE,)
+"""A user may keep fetched weights on a volume that outlives the pod."""
 _OWN_FLAGS = (
     "--role", "--model-name", "--model-uri", "--served-name", "--device", "--tensor-parallel",
     "--host", "--port", "--grpc-port", "--handoff-port", "--handoff-secret-file",
@@ -158,7 +160,7 @@ def _takes_ours(template: Mapping[str, Any], where: str) -> str | None:
                 return f"{where} gives the argument {ours}, which belongs to Tandem: remove it"
         for entry in container.get("env", ()) if container["name"] == CONTAINER else ():
             name = entry["name"]
-            if name.startswith(_OWN_ENVIRONMENT):
+            if name.startswith(_OWN_ENVIRONMENT) and name not in _ALLOWED_ENVIRONMENT:
                 return (
                     f"{where} sets the environment variable {name}, which belongs to Tandem: "
                     "remove it"

@@ -151,7 +151,7 @@ def test_what_is_the_users_is_not() -> None:
         },
         "spec": {
             "containers": [
-                {"name": "runtime", "env": [{"name": "HF_HOME"}]},
+                {"name": "runtime", "env": [{"name": "HF_HOME"}, {"name": "TANDEM_MODEL_CACHE"}]},
                 {
                     "name": "sidecar",
                     "env": [{"name": "TANDEM_X"}],
