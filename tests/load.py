@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import openai
 from tandem_runtime.contract import HEADER_TRACE
+
+from benchmarks.beside import Beside
 
 PROMPT_TOKENS = 64
 OUTPUT_TOKENS = 16
@@ -83,7 +83,7 @@ async def capacity(url: str, model: str, *, streams: int = 4, duration_s: float 
     return done / (time.monotonic() - begun_s)
 
 
-class Load:
+class Load(Beside):
     """`with Load(url, model, rate) as load:` asks at a steady rate until the block ends.
 
     Open loop: a slow answer does not hold back the next request. No retries, so that whatever a
@@ -91,23 +91,9 @@ class Load:
     """
 
     def __init__(self, url: str, model: str, requests_per_s: float) -> None:
+        super().__init__(lambda: asyncio.run(self._run()))
         self.url, self.model, self.requests_per_s = url, model, requests_per_s
         self.outcomes: list[Outcome] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
 
     async def _run(self) -> None:
         client = openai.AsyncOpenAI(
@@ -115,7 +101,7 @@ class Load:
         )
         chance, begun_s, running = random.Random(0), time.monotonic(), set()
         number = 0
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             at_s = number / self.requests_per_s
             await asyncio.sleep(max(0.0, begun_s + at_s - time.monotonic()))
             running.add(asyncio.create_task(ask(client, self.model, chance, at_s)))

@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Final
 
 import httpx
 import openai
 from openai.types import Completion
 from tandem_runtime import contract
+
+from benchmarks.beside import Beside
 
 PROMPT_TOKENS: Final = 64
 OUTPUT_TOKENS: Final = 128
@@ -159,7 +159,7 @@ def _asked(answer: Answer, max_tokens: int, salt: str = "") -> dict[str, Any]:
     }
 
 
-class Clients:
+class Clients(Beside):
     """`with Clients(url, model, numbers) as clients:` asks until the block ends, in a thread.
 
     Closed loop: a client asks again once it has its answer, and at least once. No retries: what a
@@ -170,26 +170,12 @@ class Clients:
     def __init__(
         self, url: str, model: str, numbers: Sequence[int], *, come_back: bool = False
     ) -> None:
+        super().__init__(lambda: asyncio.run(self._run()))
         self._url, self._model = url, model
         self._come_back = come_back
-        self._stop = threading.Event()
         self._now = {number: Answer(number) for number in numbers}
         self.answers: list[Answer] = []
         """Those that have ended."""
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-
-    def __enter__(self) -> Clients:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
 
     @property
     def streaming(self) -> bool:
@@ -211,7 +197,7 @@ class Clients:
             else:
                 await fill(answer, api, self._model, prompt(number), OUTPUT_TOKENS)
             self.answers.append(answer)
-            if self._stop.is_set():
+            if self.stop.is_set():
                 return
             if answer.error:
                 # As a client that is told to come back would, not in a tight loop.

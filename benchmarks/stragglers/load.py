@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final
 
 import httpx
+
+from benchmarks.beside import Beside
 
 LEAST_PROMPT_BYTES: Final = 64
 PROMPT_SPREAD: Final = 24.0
@@ -30,31 +30,17 @@ class Answer:
     tpot_s: float
 
 
-class Clients:
+class Clients(Beside):
     """`with Clients(url, model, n) as clients:` asks until the block ends.
 
     Lengths of prompts and answers are drawn anew each time, so that batches and contexts wander.
     """
 
     def __init__(self, url: str, model: str, clients: int, seed: int = 0) -> None:
+        super().__init__(lambda: asyncio.run(self._run()))
         self._url, self._model, self._clients, self._seed = url, model, clients, seed
-        self._stop = threading.Event()
         self.answers: list[Answer] = []
         self.errors: list[str] = []
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-
-    def __enter__(self) -> Clients:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
 
     async def _run(self) -> None:
         limits = httpx.Limits(max_connections=None)
@@ -63,7 +49,7 @@ class Clients:
 
     async def _client(self, http: httpx.AsyncClient, number: int) -> None:
         chance = random.Random(f"{self._seed}/{number}")
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             size = round(LEAST_PROMPT_BYTES * PROMPT_SPREAD ** chance.random())
             tokens = chance.randint(LEAST_OUTPUT_TOKENS, MOST_OUTPUT_TOKENS)
             text = "".join(chance.choices("abcdefgh ", k=size))

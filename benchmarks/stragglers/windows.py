@@ -9,11 +9,9 @@ a while looks like one pod's slowness, so that false alarms are overstated on a 
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 
 import httpx
 import msgspec
@@ -23,6 +21,8 @@ from tandem_operator.plan.signals import work_since
 from tandem_runtime import contract
 from tandem_runtime.protocol import PodState, PodWork
 
+from benchmarks.beside import Beside
+
 Window = tuple[StepSums, float]
 """What one pod did, and the tokens in its cache at the end."""
 SLOW = "0"
@@ -31,32 +31,18 @@ Run = Sequence[Sequence[Window]]
 """By pod, its windows in order."""
 
 
-class Recorder:
+class Recorder(Beside):
     """`with Recorder(pods, window_s) as recorder:` asks the pods once a window."""
 
     def __init__(self, addresses: Sequence[str], window_s: float) -> None:
+        super().__init__(self._record)
         self._addresses, self._window_s = addresses, window_s
-        self._stop = threading.Event()
         self.run: list[list[Window]] = [[] for _ in addresses]
-        self._thread = threading.Thread(target=self._record)
-
-    def __enter__(self) -> Recorder:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def _record(self) -> None:
         before = [self._work(address) for address in self._addresses]
         at_s = time.monotonic()
-        while not self._stop.wait(max(0.0, at_s + self._window_s - time.monotonic())):
+        while not self.stop.wait(max(0.0, at_s + self._window_s - time.monotonic())):
             at_s += self._window_s
             works = [self._work(address) for address in self._addresses]
             for run, old, new in zip(self.run, before, works, strict=True):
