@@ -15,7 +15,7 @@ A registered block is immutable: it was full when it was registered.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,6 +38,8 @@ class BlockPool:
             raise ValueError(
                 f"a pool of {block_count} blocks holds nothing: block 0 is scrap, give at least 2"
             )
+        self.forgotten: Callable[[bytes], None] = lambda key: None
+        """Told the keys of blocks that nobody finds any more."""
         self._references = [0] * block_count
         self._content: list[_Content | None] = [None] * block_count
         self._by_key: dict[bytes, int] = {}
@@ -172,6 +174,7 @@ class BlockPool:
         assert content is not None
         del self._by_key[content.key]
         self._content[block_id] = None
+        self.forgotten(content.key)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every block is in exactly one place. For tests and idling."""

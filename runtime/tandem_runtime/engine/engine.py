@@ -24,6 +24,7 @@ from tandem_runtime.engine.admission import Capacity, check_request
 from tandem_runtime.engine.batch import Work, build_batch
 from tandem_runtime.engine.flight import Flight, Runner
 from tandem_runtime.engine.keeping import Keeping
+from tandem_runtime.engine.page_log import PageLog
 from tandem_runtime.engine.received import (
     check_extension,
     check_first,
@@ -175,6 +176,11 @@ class Engine:
     @property
     def block_tokens(self) -> int:
         return self._scheduler.block_tokens
+
+    @property
+    def pages(self) -> PageLog:
+        """What the prefix cache holds, as changes. For any thread."""
+        return self._scheduler.pages
 
     @property
     def kv_capacity_tokens(self) -> int:

@@ -76,6 +76,7 @@ class Scheduler:
         self.swap = swap
         self.page_tokens = page_tokens
         self._prefixes = Prefixes(pool, block_tokens, caching=prefix_caching)
+        self.pages = self._prefixes.pages
         self.waiting: list[Sequence] = []
         """Oldest first; a preempted sequence goes back to its place."""
         self.running: list[Sequence] = []
