@@ -87,6 +87,7 @@ def hash_engine(
     eos_token_ids: frozenset[int] = frozenset(),
     runner: HashRunner | None = None,
     tiers: Callable[[KvLayout, bytes], TierCache] | None = None,
+    prefix_secret: bytes = b"",
 ) -> Engine:
     """`blocks` of 16 tokens; the context is 8192."""
     layout_hash = LAYOUT.hash("hash model")
@@ -103,7 +104,7 @@ def hash_engine(
         vocab_size=VOCAB_SIZE,
         max_context_tokens=8192,
         eos_token_ids=eos_token_ids,
-        prefix_secret=b"",
+        prefix_secret=prefix_secret,
         tiers=tiers(LAYOUT, layout_hash) if tiers else None,
     )
 

@@ -164,11 +164,16 @@ async def serving_pods() -> AsyncIterator[MakePod]:
     ) -> Served:
         runner = HashRunner(blocks + 1, step_s)
         worker = EngineWorker()
-        engine = await worker.start(partial(hash_engine, blocks=blocks, runner=runner, tiers=tiers))
+        secret = options.get("secret", SECRET)
+        build = partial(
+            hash_engine, blocks=blocks, runner=runner, tiers=tiers, prefix_secret=secret
+        )
+        engine = await worker.start(build)
+        tokens = byte_bundle(cache_root=engine.layout_hash.hex(), **bundle)
         config = OPTIONS.engine
         if disk is not None:
             config = replace(config, disk_tier_bytes=1, disk_tier_dir=str(disk))
-        pod = Pod(replace(OPTIONS, engine=config, **options), worker, engine, byte_bundle(**bundle))
+        pod = Pod(replace(OPTIONS, engine=config, **options), worker, engine, tokens)
         handoff_port = 0
         if pod.exporter is not None:
             handoff_port = await pod.exporter.listen("127.0.0.1", 0)

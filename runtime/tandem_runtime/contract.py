@@ -82,6 +82,9 @@ DELETE: its client wants no more of it; attempts newer than that go on."""
 PATH_WAKEABLE: Final = "/tandem/v1/wakeable"
 """POST `protocol.Wakeable` to a gateway; answers `protocol.GatewayState`. The bearer token is the
 gateway pod's uid, as for `PATH_DRAIN`."""
+PATH_PAGES: Final = "/tandem/v1/pages"
+"""GET `?log=&seq=`: what changed of the pages of prefixes that a pod holds, a moment after it did
+(`PageEvents`). With the token of `pod_token`."""
 PATH_CONTEXTS: Final = "/tandem/v1/contexts"
 """PUT `protocol.Context` to a pod (answers `protocol.ContextCopy`) or, with its uid as the bearer
 token, to a gateway (answers `protocol.ContextState`): keep it, or that version of it. GET: all of

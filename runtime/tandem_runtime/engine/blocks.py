@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tandem_runtime.engine.page_log import PageLog
+
 SCRAP_BLOCK: Final = 0
 
 
@@ -38,6 +40,8 @@ class BlockPool:
             raise ValueError(
                 f"a pool of {block_count} blocks holds nothing: block 0 is scrap, give at least 2"
             )
+        self.pages = PageLog()
+        """What the prefix cache holds, as changes of whole pages. For any thread."""
         self._references = [0] * block_count
         self._content: list[_Content | None] = [None] * block_count
         self._by_key: dict[bytes, int] = {}
@@ -172,6 +176,7 @@ class BlockPool:
         assert content is not None
         del self._by_key[content.key]
         self._content[block_id] = None
+        self.pages.lost(content.key)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every block is in exactly one place. For tests and idling."""

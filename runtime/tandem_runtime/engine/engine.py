@@ -68,12 +68,12 @@ class Engine:
         tiers: TierCache | None = None,
     ) -> None:
         self.tiers = tiers
-        self.layout = layout
-        self.layout_hash = layout_hash
+        self.layout, self.layout_hash = layout, layout_hash
         self.vocab_size = vocab_size
         self.max_context_tokens = max_context_tokens
         self.eos_token_ids = eos_token_ids
         self._scheduler = scheduler
+        self.pages = scheduler.pool.pages
         self._runner = runner
         self._tiered = Tiered(tiers, scheduler, runner, layout.layers)
         self.keeping = Keeping(scheduler, self._tiered, self._stream)

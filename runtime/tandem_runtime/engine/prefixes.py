@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tandem_runtime.contract import KV_PAGE_TOKENS
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.sequence import Sequence
 from tandem_runtime.prefix import extend_keys, token_bytes
@@ -36,7 +37,11 @@ class Prefixes:
         self._extend_keys(sequence)
         full_blocks = sequence.computed_tokens // self._block_tokens
         for i in range(sequence.registered_blocks, full_blocks):
-            self._pool.register(sequence.block_ids[i], sequence.keys[i], self._tokens(sequence, i))
+            key = sequence.keys[i]
+            self._pool.register(sequence.block_ids[i], key, self._tokens(sequence, i))
+            ends_page = (i + 1) * self._block_tokens % KV_PAGE_TOKENS == 0
+            if ends_page and self._pool.present([key]):
+                self._pool.pages.gained(key)
         sequence.registered_blocks = max(sequence.registered_blocks, full_blocks)
 
     def _extend_keys(self, sequence: Sequence) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Sequence, Set
 from contextlib import aclosing
 from dataclasses import replace
@@ -33,6 +34,7 @@ from tandem_runtime.gateway.journal import REFUSED, RESUMES, Journal
 from tandem_runtime.gateway.load import Loads
 from tandem_runtime.gateway.metrics import GatewayMetrics
 from tandem_runtime.gateway.moves import Moves
+from tandem_runtime.gateway.pages import PagesHeld
 from tandem_runtime.gateway.pod_client import PodClient, PodUnreachable
 from tandem_runtime.gateway.pods import PodView
 from tandem_runtime.gateway.relay import Relay
@@ -61,6 +63,7 @@ class GatewayBackend:
         metrics: GatewayMetrics,
         handoff_secret: bytes,
         contexts: GatewayContexts,
+        pages: PagesHeld,
         *,
         resume: bool = True,
     ) -> None:
@@ -74,6 +77,7 @@ class GatewayBackend:
         self._secret = handoff_secret
         self._resumes = RESUMES if resume else 1
         self._memory = PrefixMemory()
+        self._pages = pages
         self.moves = Moves(discovery, client, health)
         self.streams = 0
         """Streams that run now."""
@@ -168,7 +172,8 @@ class GatewayBackend:
 
     def _demand(self, journal: Journal, keys: list[bytes], avoid: Set[str]) -> Demand:
         request = journal.request
-        held_tokens = self._memory.held_tokens(keys)
+        guess = self._memory.held_tokens(keys)
+        held_tokens = self._pages.correct(guess, keys, time.monotonic())
         if request.context:
             held_tokens |= self.contexts.held_tokens(request.context)
         return Demand(
@@ -183,7 +188,7 @@ class GatewayBackend:
     ) -> AsyncGenerator[GenerateEvent, None]:
         """The events of one attempt, wherever it moves; ends without a finish when it failed."""
         decode, prefill = pair.decode, pair.prefill
-        self._memory.learn((prefill or decode).uid, keys)
+        self._sent((prefill or decode).uid, keys)
         ask = journal.attempt(None if prefill is None else _target(prefill))
         attempt = Attempt(self._client, self._loads, pair, ask)
         begin = partial(self._begin_move, model, journal, keys)
@@ -252,7 +257,12 @@ class GatewayBackend:
         request = journal.request
         ids = [*request.prompt_ids, *journal.output_ids[:-1]]
         if len(ids) <= _LONG_TOKENS:
-            self._memory.learn(pair.decode.uid, self._block_keys(model, request, ids))
+            self._sent(pair.decode.uid, self._block_keys(model, request, ids))
+
+    def _sent(self, uid: str, keys: list[bytes]) -> None:
+        """The pod has blocks with these keys, or will soon."""
+        self._memory.learn(uid, keys)
+        self._pages.expect(uid, keys, time.monotonic())
 
     async def _keys(self, model: ServedModel, request: GenerateRequest) -> list[bytes]:
         ids = request.prompt_ids

@@ -49,7 +49,12 @@ class GatewayMetrics:
     def resumption_ended(self, outcome: str) -> None:
         self._resumptions.labels(outcome=outcome).inc()
 
-    def watch(self, streams: Callable[[], float], view_age_s: Callable[[], float]) -> None:
+    def watch(
+        self,
+        streams: Callable[[], float],
+        view_age_s: Callable[[], float],
+        pages: Callable[[], float],
+    ) -> None:
         """Gauges that are read when scraped."""
         gauge = Gauge("tandem_gateway_streams", "Streams that run.", registry=self._registry)
         gauge.set_function(streams)
@@ -59,6 +64,12 @@ class GatewayMetrics:
             registry=self._registry,
         )
         age.set_function(view_age_s)
+        known = Gauge(
+            "tandem_gateway_known_pages",
+            "Pages of 256 tokens that pods said their accelerators hold.",
+            registry=self._registry,
+        )
+        known.set_function(pages)
 
     def observe(self, record: StreamRecord) -> None:
         self._requests.observe(record, {"model_name": record.model, "fleet": record.fleet})

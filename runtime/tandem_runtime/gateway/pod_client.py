@@ -25,6 +25,7 @@ from tandem_runtime.protocol import (
     GenerateRequest,
     HeldStream,
     HeldStreams,
+    PageEvents,
     PodState,
     TokenizerBundle,
 )
@@ -150,6 +151,11 @@ class PodClient:
     async def state(self, pod: PodView) -> PodState:
         """Raises `PodUnreachable`."""
         return await self._get(pod, contract.PATH_STATE, _SMALL_CALL, PodState)
+
+    async def pages(self, pod: PodView, log: str, seq: int) -> PageEvents:
+        """What changed since; waits a little for something. Raises `PodUnreachable`."""
+        path = f"{contract.PATH_PAGES}?log={quote(log, safe='')}&seq={seq}"
+        return await self._get(pod, path, _LIST_CALL, PageEvents)
 
     async def contexts(self, pod: PodView) -> ContextCopies:
         """What the pod keeps. Raises `PodUnreachable`."""

@@ -27,7 +27,7 @@ class Demand:
     stream_id: str
     prompt_tokens: int
     held_tokens: Mapping[str, int] = field(default_factory=dict)
-    """By pod uid: tokens of the prompt's beginning that the pod probably holds."""
+    """By pod uid: tokens of the prompt's beginning that the pod says, or is guessed, to hold."""
     avoid: Set[str] = frozenset()
     """Uids of pods that failed this stream."""
 

@@ -26,6 +26,7 @@ from tandem_runtime.gateway.load import Loads
 from tandem_runtime.gateway.lost_streams import LostStreams
 from tandem_runtime.gateway.metrics import GatewayMetrics
 from tandem_runtime.gateway.options import GatewayOptions
+from tandem_runtime.gateway.page_watch import PageWatch
 from tandem_runtime.gateway.pod_client import PodClient
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Gateway:
         loads = Loads()
         self._health = PodHealth(discovery, self._client, loads)
         self._fleets = Fleets(discovery, self._client, self._health)
+        self.pages = PageWatch(discovery, self._client)
         contexts = GatewayContexts(discovery, self._client, self._health, ContextMeter(registry))
         self.backend = GatewayBackend(
             discovery,
@@ -62,9 +64,12 @@ class Gateway:
             metrics,
             options.secret,
             contexts,
+            self.pages.held,
             resume=options.resume,
         )
-        metrics.watch(lambda: self.backend.streams, lambda: discovery.age_s)
+        metrics.watch(
+            lambda: self.backend.streams, lambda: discovery.age_s, lambda: self.pages.held.pages
+        )
 
         def observe(record: StreamRecord) -> None:
             metrics.observe(record)
@@ -90,6 +95,7 @@ class Gateway:
         self.loops += [
             asyncio.create_task(self._health.run(), name="the health checks"),
             asyncio.create_task(self._fleets.run(), name="the fetching of tokenizers"),
+            asyncio.create_task(self.pages.run(), name="the reading of pods' pages"),
             asyncio.create_task(self.backend.contexts.run(), name="the rounds over contexts"),
         ]
         if self._options.migrate:

@@ -90,6 +90,13 @@ def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
         authorize(request)
         return _json(pod.bundle)
 
+    @app.get(contract.PATH_PAGES, responses=_FORBIDDEN)
+    async def pages(
+        request: Request, log: Annotated[str, Query(max_length=64)] = "", seq: int = 0
+    ) -> Response:
+        authorize(request)
+        return _json(await pod.page_events(log, seq))
+
     @app.get(contract.PATH_CONTEXTS, responses=_FORBIDDEN)
     async def contexts(request: Request) -> Response:
         authorize(request)

@@ -7,7 +7,9 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Final
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from tandem_runtime.contract import KV_PAGE_TOKENS, Role
@@ -18,7 +20,7 @@ from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.exporter import Exporter, ExportStreams, Refusal
 from tandem_runtime.kv.handoff.handshake import Identity
 from tandem_runtime.kv.handoff.importer import Importer
-from tandem_runtime.protocol import DrainRequest, PodState, PodWork, TokenizerBundle
+from tandem_runtime.protocol import DrainRequest, PageEvents, PodState, PodWork, TokenizerBundle
 from tandem_runtime.serve.backend import LocalBackend
 from tandem_runtime.serve.context_files import ContextFiles
 from tandem_runtime.serve.context_metrics import ContextCollector
@@ -33,6 +35,10 @@ from tandem_runtime.serve.streams import StreamService
 from tandem_runtime.serve.worker import EngineWorker
 
 log = logging.getLogger(__name__)
+
+_PAGES_LOOK_S: Final = 0.05
+"""Changes within this time go out together."""
+_PAGES_LOOKS: Final = 20
 
 
 class Pod:
@@ -49,6 +55,7 @@ class Pod:
         self.registry = CollectorRegistry()
         self.exporter: Exporter | None = None
         self.importer: Importer | None = None
+        self._pages, self._tiers_below = engine.pages, engine.tiers is not None
         self._capacity_tokens = engine.kv_capacity_tokens
         self._step_tokens, self._max_streams = engine.max_batch_tokens, engine.max_running
         self._started_unix_s = time.time()
@@ -113,6 +120,16 @@ class Pod:
         """From now on, until it is closed."""
         await self.contexts.load()
         self._keeping = asyncio.create_task(self.contexts.run(), name="the keeping of contexts")
+
+    async def page_events(self, log: str, seq: int) -> PageEvents:
+        """What changed of the pages that the accelerator holds; answers a moment after something
+        did, or with nothing once that took too long."""
+        for _ in range(_PAGES_LOOKS):
+            if log != self._pages.id or seq != self._pages.seq:
+                break
+            await asyncio.sleep(_PAGES_LOOK_S)
+        events = self._pages.since(log, seq)
+        return msgspec.structs.replace(events, tiers_below=self._tiers_below)
 
     async def close(self) -> None:
         """Ends what still runs."""

@@ -18,6 +18,7 @@ from tandem_runtime.gateway import backend as backend_module
 from tandem_runtime.gateway.backend import GatewayBackend
 from tandem_runtime.gateway.load import Loads
 from tandem_runtime.gateway.metrics import GatewayMetrics
+from tandem_runtime.gateway.pages import PagesHeld
 from tandem_runtime.gateway.pod_client import PodUnreachable
 from tandem_runtime.gateway.pods import PodView
 from tandem_runtime.protocol import GenerateEvent, GenerateRequest, Sampling
@@ -58,7 +59,9 @@ class Played:
         """Runs a stream; how many tokens came, and what ended it if it was no finish."""
         metrics = GatewayMetrics(CollectorRegistry())
         played: Any = self
-        backend = GatewayBackend(played, played, played, played, Loads(), metrics, SECRET, played)
+        backend = GatewayBackend(
+            played, played, played, played, Loads(), metrics, SECRET, played, PagesHeld()
+        )
         request = GenerateRequest("s", 0, [1, 2, 3], Sampling(max_tokens))
         tokens = 0
         try:

@@ -1,0 +1,118 @@
+"""What the gateway makes of what pods say they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from hash_pods import MakePod, Served, collect, eventually
+from hash_pods import ask as request
+from hypothesis import given
+from hypothesis import strategies as st
+from tandem_runtime import contract
+from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
+from tandem_runtime.frontend.tokenizer import Tokenizer
+from tandem_runtime.gateway.pages import EXPECTED_S, PagesHeld, PodPages
+from tandem_runtime.protocol import PageEvents
+
+PAGE_BLOCKS = KV_PAGE_TOKENS // BLOCK_TOKENS
+KEYS = [n.to_bytes(16, "little") for n in range(4 * PAGE_BLOCKS)]
+PAGES = KEYS[PAGE_BLOCKS - 1 :: PAGE_BLOCKS]
+
+
+def held(**fields: Any) -> PagesHeld:
+    pages = PagesHeld()
+    pages.apply("pod", PageEvents("log", 1, snapshot=True, **fields))
+    return pages
+
+
+@given(told=st.integers(0, 4), guess=st.integers(0, 64).map(lambda n: 16 * n), below=st.booleans())
+def test_what_a_pod_says_bounds_the_guess(told: int, guess: int, below: bool) -> None:
+    pages = held(gained=b"".join(PAGES[:told]), tiers_below=below)
+    tokens = pages.correct({"pod": guess, "other": guess}, KEYS, 0.0)
+    assert tokens["other"] == guess  # it says nothing
+    assert told * KV_PAGE_TOKENS <= tokens["pod"] <= len(KEYS) * BLOCK_TOKENS
+    if below:
+        assert tokens["pod"] == max(guess, told * KV_PAGE_TOKENS)
+    else:
+        assert tokens["pod"] < (told + 1) * KV_PAGE_TOKENS
+
+
+def test_a_page_behind_a_missing_one_is_of_no_use() -> None:
+    assert held(gained=PAGES[1] + PAGES[2]).correct({}, KEYS, 0.0) == {"pod": 0}
+
+
+def test_what_was_just_sent_counts_for_a_while() -> None:
+    pages = held()
+    pages.expect("pod", KEYS, 100.0)
+    assert pages.correct({}, KEYS, 100.0 + EXPECTED_S / 2) == {"pod": len(KEYS) * BLOCK_TOKENS}
+    assert pages.correct({}, KEYS, 101.0 + EXPECTED_S) == {"pod": 0}
+
+
+def test_nothing_is_left_of_a_pod_that_restarted() -> None:
+    pages = held(gained=b"".join(PAGES))
+    pages.expect("pod", KEYS, 0.0)
+    pages.apply("pod", PageEvents("new", 0, snapshot=True))
+    assert pages.correct({"pod": 1024}, KEYS, 0.0) == {"pod": KV_PAGE_TOKENS - BLOCK_TOKENS}
+
+
+def test_an_entry_takes_less_than_64_bytes_at_any_size() -> None:
+    pages = PodPages("log")
+    for n in range(5000):
+        pages.apply(PageEvents("log", n, gained=n.to_bytes(16, "little")))
+        assert len(pages) == n + 1
+        if n >= 64:
+            assert pages.page_bytes < 64
+
+
+async def ask(front: Any, text: str) -> str:
+    reply = await front.http.post(
+        "/v1/completions",
+        json={"model": "hash", "prompt": text, "max_tokens": 2, "temperature": 0},
+        headers={contract.HEADER_TRACE: "1"},
+    )
+    assert reply.status_code == 200, reply.text
+    return str(reply.json()["tandem"]["decode_pod"])
+
+
+def evict(served: Served) -> Any:
+    def take_all(engine: Any) -> None:
+        pool = engine._scheduler.pool
+        pool.release(pool.allocate(pool.free_blocks))
+
+    return served.pod.worker.call(take_all)
+
+
+async def test_a_gateway_goes_by_what_pods_hold_and_learns_what_they_lose(
+    front: Any, make_pod: MakePod
+) -> None:
+    pods = [await make_pod(pod=f"pod-{n}") for n in range(2)]
+    front.discovery.show(*(pod.view() for pod in pods))
+    await eventually(lambda: len(front.gateway.pages.held._pods) == 2)
+    text = "a page and some more of it " * 22
+    first = await ask(front, text)
+    await eventually(lambda: front.gateway.pages.held.pages > 0)
+    assert {await ask(front, text) for _ in range(4)} == {first}
+    holder = next(pod for pod in pods if pod.pod.options.pod == first)
+    await evict(holder)
+    await eventually(lambda: front.gateway.pages.held.pages == 0)
+
+
+async def test_a_gateway_that_sent_nothing_knows_what_pods_hold(
+    front: Any, make_pod: MakePod
+) -> None:
+    pods = [await make_pod(pod=f"pod-{n}") for n in range(3)]
+    text = "a page and some more of it " * 22
+    prompt = Tokenizer(pods[0].pod.bundle).encode(text)
+    await collect(pods[1], request(prompt))
+    front.discovery.show(*(pod.view() for pod in pods))
+    known = front.gateway.pages.held
+    await eventually(lambda: known.pages == len(prompt) // KV_PAGE_TOKENS)
+    assert {await ask(front, text) for _ in range(4)} == {"pod-1"}
+
+
+async def test_only_who_knows_the_secret_reads_pages(make_pod: MakePod) -> None:
+    served = await make_pod()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.port}") as stranger:
+        assert (await stranger.get(contract.PATH_PAGES)).status_code == 403
+    assert (await served.http.get(contract.PATH_PAGES)).json()["snapshot"] is True
