@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
+import pytest
 from hash_engine import LAYOUT, HashRunner
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request, SampledToken, StreamOutput
@@ -29,7 +30,11 @@ F = TypeVar("F")
 SECRET = b"a secret of thirty-two bytes...."
 PAGE_TOKENS = 32
 PAGE_BYTES = PAGE_TOKENS * LAYOUT.token_bytes
+PATIENT = Timing(lease_s=60.0, heartbeat_s=2.0, connect_s=20.0, grant_s=60.0)
+"""Where nobody is to be given up, however busy the machine is."""
 QUICK = Timing(lease_s=2.0, heartbeat_s=0.5, connect_s=2.0, grant_s=1.0)
+"""Where somebody is; tests ask for it with `quick`."""
+quick = pytest.mark.parametrize("timing", [QUICK])
 
 
 def identity(pod: str, secret: bytes = SECRET, **changes: Any) -> Identity:

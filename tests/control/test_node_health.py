@@ -97,6 +97,18 @@ def all_is_well(cluster: Running, chat: Fleets) -> Iterator[None]:
     cluster.revive()
 
 
+def kill_machine(cluster: Running, chat: Fleets, node: str) -> None:
+    """Its agent and its pods, at once."""
+    everything = {
+        pod["metadata"]["name"] for pod in chat.pods() if pod["spec"].get("nodeName") == node
+    }
+    agent = cluster.process(node)
+    send_signal(agent, signal.SIGKILL)
+    eventually(lambda: not is_running(agent))
+    for pod in everything:
+        send_signal(cluster.container("health", pod, "runtime"), signal.SIGKILL)
+
+
 def test_a_condition_drains_a_node_and_its_end_undoes_all(
     cluster: Running, chat: Fleets, audit_log: Callable[[], list[Body]]
 ) -> None:
@@ -315,14 +327,7 @@ def test_a_dead_node_is_replaced_at_once_and_given_up(cluster: Running, chat: Fl
     node = a_decode_node(chat)
     policy(cluster, deadNodes={"action": "OutOfService", "afterSeconds": 30})
     lost = decode_on(chat, node)
-    everything = {
-        pod["metadata"]["name"] for pod in chat.pods() if pod["spec"].get("nodeName") == node
-    }
-    agent = cluster.process(node)
-    send_signal(agent, signal.SIGKILL)
-    eventually(lambda: not is_running(agent))
-    for pod in everything:
-        send_signal(cluster.container("health", pod, "runtime"), signal.SIGKILL)
+    kill_machine(cluster, chat, node)
     eventually(lambda: len(chat.ready("chat-decode")) == 3 and not decode_on(chat, node) & lost)
     here = {p["metadata"]["name"] for p in chat.pods(terminating=True)}
     assert lost <= here, "nobody is there to finish them"
@@ -331,3 +336,18 @@ def test_a_dead_node_is_replaced_at_once_and_given_up(cluster: Running, chat: Fl
     cluster.revive()
     wait_forgotten(cluster, node)
     eventually(lambda: node in free_nodes(cluster))
+
+
+def test_a_node_that_is_deleted_leaves_nothing_behind(cluster: Running, chat: Fleets) -> None:
+    """As an autoscaler does with a machine that it takes away, pods and all."""
+    node = a_decode_node(chat)
+    policy(cluster)
+    lost = decode_on(chat, node)
+    kill_machine(cluster, chat, node)
+    cluster.kubectl("delete", "node", node)
+    eventually(lambda: len(chat.ready("chat-decode")) == 3 and not decode_on(chat, node) & lost)
+    eventually(lambda: not lost & {p["metadata"]["name"] for p in chat.pods(terminating=True)})
+    eventually(lambda: not entry(cluster, node))
+    cluster.revive()
+    eventually(lambda: node in free_nodes(cluster))
+    assert not is_cordoned(cluster, node)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from handoff_ends import (
-    QUICK,
+    PATIENT,
     SECRET,
     DecodePod,
     LocalStream,
@@ -24,13 +24,19 @@ from tandem_runtime.kv.handoff import handshake
 from tandem_runtime.kv.handoff.connection import connect
 from tandem_runtime.kv.handoff.exporter import Exporter, Refusal
 from tandem_runtime.kv.handoff.importer import Importer
+from tandem_runtime.kv.handoff.lease import Timing
 from tandem_runtime.serve.worker import EngineWorker
 
 Make = Callable[..., Any]
 
 
 @pytest.fixture
-async def make_prefill() -> AsyncIterator[Make]:
+def timing() -> Timing:
+    return PATIENT
+
+
+@pytest.fixture
+async def make_prefill(timing: Timing) -> AsyncIterator[Make]:
     pods: list[PrefillPod] = []
 
     async def make(
@@ -45,7 +51,7 @@ async def make_prefill() -> AsyncIterator[Make]:
             identity(name, secret, **(layout or {})),
             Grammars(byte_bundle().tokenizer_json, 256, ()),
             lambda: refusal[0] if refusal else None,
-            QUICK,
+            timing,
         )
         await worker.start(partial(hash_engine, blocks=blocks, runner=runner, **options))
         port = await exporter.listen("127.0.0.1", 0)
@@ -60,7 +66,7 @@ async def make_prefill() -> AsyncIterator[Make]:
 
 
 @pytest.fixture
-async def make_decode() -> AsyncIterator[Make]:
+async def make_decode(timing: Timing) -> AsyncIterator[Make]:
     pods: list[DecodePod] = []
 
     async def make(
@@ -78,12 +84,12 @@ async def make_decode() -> AsyncIterator[Make]:
             mine,
             Grammars(byte_bundle().tokenizer_json, 256, ()),
             lambda: Refusal("bad_request", "this pod computes no prompts for others"),
-            QUICK,
+            timing,
             find=lambda stream, epoch: running.get(stream) or Refusal("not_moved", "unknown here"),
             on_moved=pauses_s.append,
         )
         port = await exporter.listen("127.0.0.1", 0)
-        importer = Importer(worker, mine, QUICK)
+        importer = Importer(worker, mine, timing)
         pods.append(DecodePod(worker, runner, importer, exporter, port, running, pauses_s))
         return pods[-1]
 
