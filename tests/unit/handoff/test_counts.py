@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from handoff_ends import DecodePod, Peer, PlayedPrefill, PrefillPod, ask, eventually
+from handoff_ends import DecodePod, Peer, PlayedPrefill, PrefillPod, ask, eventually, quick
 from tandem_runtime.engine.sequence import RequestRefused
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.exporter import Exporter, Refusal
@@ -108,6 +108,7 @@ async def test_a_caller_that_leaves(make_prefill: Make, make_decode: Make) -> No
     await eventually(lambda: counted(prefill.exporter) == {"ended_early": 1})
 
 
+@quick
 async def test_a_decode_pod_that_falls_silent(make_prefill: Make, play_decode: Play) -> None:
     pod = await make_prefill()
     peer = await play_decode(pod)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from handoff_ends import ask, eventually, ids
+from handoff_ends import ask, eventually, ids, quick
 from hash_engine import LAYOUT, VOCAB_SIZE, continuation
 from tandem_runtime.engine.sequence import Request
 from tandem_runtime.kv.handoff.exporter import Refusal
@@ -240,6 +240,7 @@ class TestLoss:
         outputs = await decode.generate(ask(prompt(40), prefill.target, epoch=1))
         assert ids(outputs) == continuation(prompt(40), 5)
 
+    @quick
     async def test_no_room_in_the_decode_pod(self, make_prefill: Make, make_decode: Make) -> None:
         prefill, decode = await make_prefill(), await make_decode(blocks=8)
         held = Request("held", prompt(100), Sampling(max_tokens=20))

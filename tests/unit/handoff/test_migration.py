@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from handoff_ends import DecodePod, LocalStream, ask, eventually
+from handoff_ends import DecodePod, LocalStream, ask, eventually, quick
 from hash_engine import LAYOUT, VOCAB_SIZE, continuation
 from tandem_runtime.engine.sequence import Request
 from tandem_runtime.kv import wire
@@ -228,6 +228,7 @@ class TestFailures:
         await self.stays(a, before, "not_moved")
         await b.empty()
 
+    @quick
     async def test_no_room_there(self, make_decode: Make) -> None:
         """The stream is not disturbed by a pod that has no blocks."""
         a = await make_decode(name="decode-0", step_s=0.01)

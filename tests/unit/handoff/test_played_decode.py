@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from handoff_ends import PAGE_TOKENS, Peer, PrefillPod, ask, eventually
+from handoff_ends import PAGE_TOKENS, Peer, PrefillPod, ask, eventually, quick
 from hash_engine import LAYOUT, continuation, hash_engine
 from tandem_runtime.engine.sequence import Request
 from tandem_runtime.kv import wire
@@ -113,6 +113,7 @@ async def test_a_connection_that_closes_frees_its_streams_at_once(
     await asyncio.wait_for(pod.empty(), 20)
 
 
+@quick
 async def test_a_silent_stream_loses_its_lease(make_prefill: Make, play_decode: Play) -> None:
     pod = await make_prefill()
     peer = await play_decode(pod)
@@ -127,6 +128,7 @@ async def test_a_silent_stream_loses_its_lease(make_prefill: Make, play_decode: 
     await pod.empty()
 
 
+@quick
 async def test_a_heartbeat_keeps_a_stream(make_prefill: Make, play_decode: Play) -> None:
     pod = await make_prefill()
     peer = await play_decode(pod)
@@ -139,6 +141,7 @@ async def test_a_heartbeat_keeps_a_stream(make_prefill: Make, play_decode: Play)
     await peer.expect(wire.Pages)
 
 
+@quick
 async def test_a_silent_connection_is_given_up(make_prefill: Make, play_decode: Play) -> None:
     pod = await make_prefill()
     peer = await play_decode(pod)
@@ -147,6 +150,7 @@ async def test_a_silent_connection_is_given_up(make_prefill: Make, play_decode: 
     await pod.empty()
 
 
+@quick
 async def test_the_prefill_pod_says_which_streams_it_works_on(
     make_prefill: Make, play_decode: Play
 ) -> None:

@@ -15,6 +15,7 @@ from handoff_ends import (
     ask,
     eventually,
     identity,
+    quick,
 )
 from hash_engine import HashRunner, _kv, continuation
 from tandem_runtime.kv import wire
@@ -299,6 +300,7 @@ async def test_all_kv_and_nothing_left_to_compute(taker: Taker) -> None:
     await taker.fails("no token is left to compute")
 
 
+@quick
 async def test_a_silent_pod(taker: Taker) -> None:
     await taker.peer.send(*page(0, 32))
     await taker.fails(r"nothing heard for 1\.5 s")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from handoff_ends import PAGE_TOKENS, DecodePod, Peer, PlayedPrefill, ask, eventually, ids
+from handoff_ends import PAGE_TOKENS, DecodePod, Peer, PlayedPrefill, ask, eventually, ids, quick
 from hash_engine import LAYOUT, HashRunner, continuation
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.link import HandoffFailed
@@ -166,6 +166,7 @@ async def test_a_first_token_that_is_none(scene: Scene) -> None:
     await scene.fails("prefill_lost", "first token 9999 is not in 0..255")
 
 
+@quick
 async def test_a_silent_stream_loses_its_lease(scene: Scene) -> None:
     await scene.granted()
 
@@ -180,11 +181,13 @@ async def test_a_silent_stream_loses_its_lease(scene: Scene) -> None:
     assert (await scene.told()).stream == "s"
 
 
+@quick
 async def test_a_silent_connection_is_given_up(scene: Scene) -> None:
     await scene.granted()
     await scene.fails("prefill_lost", r"nothing heard for 1\.5 s")
 
 
+@quick
 async def test_heartbeats_keep_a_stream_that_waits_for_prefill(scene: Scene) -> None:
     await scene.begin()
     for _ in range(50):
