@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -116,8 +117,9 @@ def decode_on(chat: Fleets, node: str) -> set[str]:
 
 
 def a_decode_node(chat: Fleets) -> str:
-    node: str = chat.pods("chat-decode")[0]["spec"]["nodeName"]
-    return node
+    """One with as few decode pods as any that has some."""
+    count = Counter(str(pod["spec"]["nodeName"]) for pod in chat.pods("chat-decode"))
+    return min(count, key=lambda node: count[node])
 
 
 def is_cordoned(cluster: Running, node: str) -> bool:

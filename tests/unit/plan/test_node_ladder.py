@@ -6,7 +6,7 @@ import pytest
 from node_cluster import CONDITIONS, Cluster, names, node, pod, steps
 from tandem_operator.api.node_health import NodeHealthPolicySpec
 from tandem_operator.names import Reason
-from tandem_operator.plan.actions import PatchNode
+from tandem_operator.plan.actions import Notify, PatchNode
 from tandem_operator.plan.nodes.repair import repair_of
 from tandem_operator.plan.nodes.view import Straggler
 
@@ -26,7 +26,11 @@ def test_the_steps_of_a_drain_in_their_order() -> None:
     cluster.facts = {"refusals": {"uid-p1": "Cannot evict pod"}}
     cluster.look(1)
     assert "team/p1 (Cannot evict pod)" in cluster.expect("n1").message
-    assert names(steps(cluster.look(700))) == [("Delete", "p1")]
+    late = cluster.look(700)
+    assert names(steps(late)) == [("Delete", "p1")]
+    (event,) = (a for a in late.actions if isinstance(a, Notify))
+    assert (event.regarding.name, event.reason) == ("p1", Reason.DRAIN_TIMED_OUT)
+    assert event.note.startswith("it did not leave n1 in time and is deleted, whatever budgets say")
     del cluster.pods["p1"]
     cluster.look(1)
     assert cluster.phase("n1") == "Drained"

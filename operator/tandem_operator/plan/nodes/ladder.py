@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from tandem_operator.api.node_health import NodeStatus
 from tandem_operator.names import ANNOTATION_CORDONED, ANNOTATION_OUT_OF_SERVICE, Reason
-from tandem_operator.plan.actions import Action, Delete, Evict, PatchNode
+from tandem_operator.plan.actions import Action, Delete, Evict, Notify, PatchNode
 from tandem_operator.plan.nodes.decide import Look, left_on
 from tandem_operator.plan.nodes.memory import present_s
 from tandem_operator.plan.nodes.repair import IN_REPAIR
@@ -62,7 +62,8 @@ def _give_up(
     if action == "Wait" or node.given_up_by_us or not is_dead(look, node, entry):
         return ()
     if action == "ForceDelete":
-        return tuple(Delete(pod.ref, Reason.NODE_DEAD, grace_s=0) for pod in pods)
+        note = f"{node.name} is taken for dead, and the pod is deleted by force: {entry.message}"
+        return _deleted(pods, Reason.NODE_DEAD, note, grace_s=0)
     if not look.snapshot.may_write or look.snapshot.strangers.get(node.name, 1):
         return ()
     taints = [_taint(*taint) for taint in node.taints]
@@ -92,7 +93,7 @@ def _evict(look: Look, entry: NodeStatus, left: Sequence[PlacedPod]) -> tuple[Ac
     elapsed_s = look.now_s - to_unix_s(entry.since)
     here = [pod for pod in left if not pod.terminating and not pod.draining]
     late = [pod for pod in here if elapsed_s >= deadline_s(look, pod)]
-    if drain.after_deadline == "Delete" and (deletions := _overdue(look, late)):
+    if drain.after_deadline == "Delete" and (deletions := _overdue(look, entry, late)):
         return deletions
     due = [pod for pod in here if not pod.runtime or elapsed_s >= drain.evict_after_seconds]
     return tuple(Evict(pod.ref, Reason.NODE_DRAINING) for pod in due if pod not in late)
@@ -103,9 +104,9 @@ def deadline_s(look: Look, pod: PlacedPod) -> float:
     return float(max(look.policy.spec.drain.deadline_seconds, pod.grace_s))
 
 
-def _overdue(look: Look, here: Sequence[PlacedPod]) -> tuple[Action, ...]:
+def _overdue(look: Look, entry: NodeStatus, here: Sequence[PlacedPod]) -> tuple[Action, ...]:
     """One pod of a pool at a time, and never the last that serves."""
-    actions: list[Action] = []
+    overdue: list[PlacedPod] = []
     pools: set[tuple[str, str]] = set()
     for pod in here:
         pool = (pod.namespace, pod.pool)
@@ -115,7 +116,19 @@ def _overdue(look: Look, here: Sequence[PlacedPod]) -> tuple[Action, ...]:
         if pod.runtime and pod.ready and (not serving or ending or pool in pools):
             continue
         pools.add(pool)
-        actions.append(Delete(pod.ref, Reason.DRAIN_TIMED_OUT))
+        overdue.append(pod)
+    note = f"it did not leave {entry.name} in time and is deleted, whatever budgets say"
+    return _deleted(overdue, Reason.DRAIN_TIMED_OUT, f"{note}: {entry.message}")
+
+
+def _deleted(
+    pods: Sequence[PlacedPod], reason: Reason, note: str, grace_s: int | None = None
+) -> tuple[Action, ...]:
+    """Each with an Event, on the pod."""
+    actions: list[Action] = []
+    for pod in pods:
+        actions.append(Notify(pod.ref, "Warning", reason, note))
+        actions.append(Delete(pod.ref, reason, grace_s=grace_s))
     return tuple(actions)
 
 
