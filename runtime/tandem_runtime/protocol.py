@@ -340,29 +340,6 @@ class Context(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whose message that is; empty: a prompt."""
 
 
-class PageEvents(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Pages of prefixes (256 tokens) that a pod's accelerator came to hold, or holds no more.
-
-    A page is named by the prefix key of its last block (prefix.py).
-    """
-
-    log: str
-    """Names the process's log."""
-    seq: int
-    """Number of the last change that is in here."""
-    snapshot: bool = False
-    """`gained` are all pages: forget what was known of the pod."""
-    gained: bytes = b""
-    """Keys of 16 bytes, one after the other."""
-    lost: bytes = b""
-    tiers_below: bool = False
-    """The pod may hold other pages in tiers below the accelerator, of which this says nothing."""
-
-    def __post_init__(self) -> None:
-        if len(self.gained) % 16 or len(self.lost) % 16:
-            raise ValueError("page keys have 16 bytes each")
-
-
 class FileText(msgspec.Struct, frozen=True):
     """A file that a pod read for a gateway."""
 

@@ -12,7 +12,7 @@ from collections import deque
 from itertools import islice
 from typing import Final
 
-from tandem_runtime.protocol import PageEvents
+from tandem_runtime.page_events import PageEvents
 
 _MOST_CHANGES: Final = 16_384
 

@@ -12,8 +12,8 @@ from typing import Final
 
 from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.kv.tiers.index import NONE, PageIndex
+from tandem_runtime.page_events import PageEvents
 from tandem_runtime.prefix import KEY_BYTES
-from tandem_runtime.protocol import PageEvents
 
 EXPECTED_S: Final = 30.0
 """How long a page that a pod was asked to compute is taken for held without its word."""

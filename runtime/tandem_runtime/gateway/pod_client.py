@@ -16,6 +16,7 @@ import msgspec
 
 from tandem_runtime import contract
 from tandem_runtime.gateway.pods import PodView
+from tandem_runtime.page_events import PageEvents
 from tandem_runtime.protocol import (
     Context,
     ContextCopies,
@@ -25,7 +26,6 @@ from tandem_runtime.protocol import (
     GenerateRequest,
     HeldStream,
     HeldStreams,
-    PageEvents,
     PodState,
     TokenizerBundle,
 )

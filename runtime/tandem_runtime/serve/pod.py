@@ -20,7 +20,8 @@ from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.exporter import Exporter, ExportStreams, Refusal
 from tandem_runtime.kv.handoff.handshake import Identity
 from tandem_runtime.kv.handoff.importer import Importer
-from tandem_runtime.protocol import DrainRequest, PageEvents, PodState, PodWork, TokenizerBundle
+from tandem_runtime.page_events import PageEvents
+from tandem_runtime.protocol import DrainRequest, PodState, PodWork, TokenizerBundle
 from tandem_runtime.serve.backend import LocalBackend
 from tandem_runtime.serve.context_files import ContextFiles
 from tandem_runtime.serve.context_metrics import ContextCollector

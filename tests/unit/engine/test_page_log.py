@@ -10,8 +10,9 @@ from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.engine.page_log import PageLog
 from tandem_runtime.engine.sequence import Request
 from tandem_runtime.gateway.pages import PagesHeld
+from tandem_runtime.page_events import PageEvents
 from tandem_runtime.prefix import block_keys
-from tandem_runtime.protocol import PageEvents, Sampling
+from tandem_runtime.protocol import Sampling
 
 PAGE_BLOCKS = KV_PAGE_TOKENS // BLOCK_TOKENS
 

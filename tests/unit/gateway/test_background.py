@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,20 @@ async def too_deep() -> Response:
     return PlainTextResponse('{"x": ' + "[" * 100_000)
 
 
+@dataclass
+class Late:
+    """An answer that comes once it is allowed to."""
+
+    then: Callable[[], Awaitable[Response]]
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    allowed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self) -> Response:
+        self.asked.set()
+        await self.allowed.wait()
+        return await self.then()
+
+
 async def complete(front: Any, tokens: int = 3) -> Any:
     body = {"model": "hash", "prompt": "x", "max_tokens": tokens}
     return await front.http.post("/v1/completions", json=body, headers={"x-tandem-trace": "1"})
@@ -83,56 +98,39 @@ async def test_a_pod_that_comes_during_a_round_keeps_its_streams(
 ) -> None:
     """What the API shows while a slow pod is asked counts, not what it showed before."""
     slow, new = await make_pod(pod="slow"), await make_pod(pod="new", revision="r2", step_s=0.02)
-    asked, answered = asyncio.Event(), asyncio.Event()
-
-    async def late() -> Response:
-        asked.set()
-        await answered.wait()
-        return await something_else()
-
+    late = Late(something_else)
     answers(slow, contract.PATH_STATE, late)
     front.discovery.show(slow.view())
-    await asyncio.wait_for(asked.wait(), 30)
+    await asyncio.wait_for(late.asked.wait(), 30)
     front.discovery.show(new.view())
     asking = asyncio.create_task(complete(front, 50))
     await eventually(lambda: "uid-new" in front.gateway._client.live_uids)
-    answered.set()
+    late.allowed.set()
     assert (await asking).status_code == 200
 
 
 async def test_a_slow_tokenizer_holds_up_no_health_check(front: Any, make_pod: MakePod) -> None:
     slow, good = await make_pod(pod="slow", revision="r2"), await make_pod(pod="good")
-    asked, answered = asyncio.Event(), asyncio.Event()
-
-    async def late() -> Response:
-        asked.set()
-        await answered.wait()
-        return await no_json()
-
+    late = Late(no_json)
     answers(slow, contract.PATH_TOKENIZER, late)
     front.discovery.show(slow.view())
-    await asyncio.wait_for(asked.wait(), 30)
+    await asyncio.wait_for(late.asked.wait(), 30)
     front.discovery.show(slow.view(), good.view())
     await good.http.post(contract.PATH_DRAIN, json={"mode": "drain"})
     await eventually(lambda: front.gateway._health.unusable == {"uid-good"})
-    answered.set()
+    late.allowed.set()
 
 
 async def test_one_hanging_tokenizer_keeps_no_other_from_coming(
     front: Any, make_pod: MakePod
 ) -> None:
     slow, good = await make_pod(pod="slow", fleet="a"), await make_pod(pod="good", fleet="b")
-    answered = asyncio.Event()
-
-    async def late() -> Response:
-        await answered.wait()
-        return await no_json()
-
+    late = Late(no_json)
     answers(slow, contract.PATH_TOKENIZER, late)
     front.discovery.show(slow.view(fleet="a"), good.view(fleet="b"))
     fleets = front.gateway._fleets
     await eventually(lambda: set(fleets._models) == {("b", "r1")})
-    answered.set()
+    late.allowed.set()
 
 
 async def test_a_round_that_fails_is_told_and_followed_by_another(

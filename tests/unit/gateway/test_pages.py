@@ -13,7 +13,7 @@ from tandem_runtime import contract
 from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.frontend.tokenizer import Tokenizer
 from tandem_runtime.gateway.pages import EXPECTED_S, PagesHeld, PodPages
-from tandem_runtime.protocol import PageEvents
+from tandem_runtime.page_events import PageEvents
 
 PAGE_BLOCKS = KV_PAGE_TOKENS // BLOCK_TOKENS
 KEYS = [n.to_bytes(16, "little") for n in range(4 * PAGE_BLOCKS)]
