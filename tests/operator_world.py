@@ -20,9 +20,10 @@ from tandem_operator.keys import NODES_KEY, Key, gateway_key
 from tandem_operator.kube.client import ApiError
 from tandem_operator.kube.execute import Executor
 from tandem_operator.metrics import Metrics
-from tandem_operator.observe import CachedReader, LiveReader, Observer
+from tandem_operator.observe import Observer
 from tandem_operator.observe_nodes import NodeObserver
 from tandem_operator.plan.actions import Notify, Plan
+from tandem_operator.readers import CachedReader, LiveReader
 from tandem_operator.reconcile import ReconcileFailed, Reconciler
 from tandem_operator.resources import (
     CACHED_CONTEXTS,

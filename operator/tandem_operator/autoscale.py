@@ -18,7 +18,6 @@ from tandem_operator.facts import Facts
 from tandem_operator.keys import Key
 from tandem_operator.metrics import Metrics
 from tandem_operator.names import Reason
-from tandem_operator.observe import Body, Reader, parsed
 from tandem_operator.plan.autoscale import Group, Trouble, scalings, wakeable
 from tandem_operator.plan.promql import PromqlRefused
 from tandem_operator.plan.queries import Answer, queries, with_answers
@@ -44,6 +43,7 @@ from tandem_operator.plan.views import (
     pool_view,
     scaling_policy_view,
 )
+from tandem_operator.readers import Body, Reader, parsed
 from tandem_operator.resources import FLEETS, PODS, POOLS, SCALING_POLICIES
 from tandem_operator.scrape import gateways
 

@@ -15,7 +15,6 @@ from tandem_runtime.protocol import PodState, PodWork
 
 from tandem_operator.api.node_health import Signals, Stragglers
 from tandem_operator.facts import Facts
-from tandem_operator.observe import CLUSTER, Reader, StateSource, parsed
 from tandem_operator.plan.nodes.counts import (
     Counts,
     joined,
@@ -33,6 +32,7 @@ from tandem_operator.plan.nodes.stragglers import (
 from tandem_operator.plan.nodes.view import NodeView, PolicyView, node_view, policy_view
 from tandem_operator.plan.signals import work_since
 from tandem_operator.plan.views import PodView, pod_view
+from tandem_operator.readers import CLUSTER, Reader, StateSource, parsed
 from tandem_operator.resources import NODE_HEALTH_POLICIES, NODES, PODS
 
 log = logging.getLogger(__name__)

@@ -1,18 +1,11 @@
-"""From caches (or the API itself) to the snapshots that plans are made of.
-
-Reads normally come from Kopf's indices, which lag behind the API by moments. What destroys is
-planned again on live reads. Live reads also find *ghosts*: objects whose deletion the watch missed
-(Kopf does not notice deletions during a re-list); they are left out from then on.
-"""
+"""From caches (or the API itself) to the snapshots that plans are made of."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Protocol, TypeVar
 
-from pydantic import ValidationError
 from tandem_runtime.contract import (
     COMPONENT_GATEWAY,
     COMPONENT_RESOLVER,
@@ -26,8 +19,6 @@ from tandem_runtime.protocol import ContextState, PodState
 
 from tandem_operator.facts import Facts
 from tandem_operator.keys import Key
-from tandem_operator.kube.client import Kube
-from tandem_operator.names import LABEL_MANAGED_BY, MANAGED_BY
 from tandem_operator.plan.context import (
     CachedContextView,
     ContextSnapshot,
@@ -52,6 +43,15 @@ from tandem_operator.plan.views import (
     pool_view,
     revision_view,
 )
+from tandem_operator.readers import (
+    CLUSTER,
+    Body,
+    Labels,
+    LiveSource,
+    Reader,
+    StateSource,
+    parsed,
+)
 from tandem_operator.resources import (
     BUDGETS,
     CACHED_CONTEXTS,
@@ -65,127 +65,15 @@ from tandem_operator.resources import (
     POOLS,
     REVISIONS,
     ROLE_BINDINGS,
-    SCALING_POLICIES,
     SERVICE_ACCOUNTS,
     SERVICES,
-    Ref,
     Resource,
 )
 
 log = logging.getLogger(__name__)
 
-Body = Mapping[str, Any]
-Labels = Mapping[str, str]
-T = TypeVar("T")
-WATCHED = (
-    MODELS,
-    FLEETS,
-    POOLS,
-    SCALING_POLICIES,
-    CACHED_CONTEXTS,
-    PODS,
-    REVISIONS,
-    BUDGETS,
-    DEPLOYMENTS,
-    SERVICES,
-    SERVICE_ACCOUNTS,
-    ROLE_BINDINGS,
-    NODE_HEALTH_POLICIES,
-    NODES,
-)
-CLUSTER = ""
-"""Where caches have what is in no namespace."""
 VOLUMES_PATIENCE_S = 30.0
 _ANY: Labels = {}
-
-
-def selector(resource: Resource) -> dict[str, str]:
-    """What is watched and listed of a kind: all of ours, only what we made of Kubernetes' own."""
-    everyones = resource in (
-        MODELS,
-        FLEETS,
-        SCALING_POLICIES,
-        NODE_HEALTH_POLICIES,
-        CACHED_CONTEXTS,
-        NODES,
-    )
-    return {} if everyones else {LABEL_MANAGED_BY: MANAGED_BY}
-
-
-class Reader(Protocol):
-    """A source of objects."""
-
-    async def list(self, resource: Resource, namespace: str, labels: Labels) -> list[Body]:
-        """Every object of a watched kind in a namespace that has the labels, in no order."""
-
-
-class LiveSource(Reader, Protocol):
-    """The API server itself."""
-
-    async def get(self, resource: Resource, namespace: str, name: str) -> Body | None:
-        """One object, of any kind that may be read; None if there is none."""
-
-
-class StateSource(Protocol):
-    """Asks runtime pods about themselves."""
-
-    async def state(self, host: str) -> PodState:
-        """Raises OSError when the pod does not answer."""
-
-    async def context(self, host: str, uid: str, name: str) -> ContextState | None:
-        """What a gateway knows of a context; None: nothing. Raises OSError when it is silent."""
-
-
-class Cache(Protocol):
-    """The watch's view, by kind and namespace."""
-
-    def objects(self, resource: Resource, namespace: str) -> list[Body]:
-        """What the watch has seen and not seen deleted."""
-
-
-class CachedReader:
-    """Reads from the watch's caches, without the ghosts."""
-
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
-        self._ghosts: dict[tuple[Resource, str], set[str]] = {}
-
-    async def list(self, resource: Resource, namespace: str, labels: Labels) -> list[Body]:
-        ghosts = self._ghosts.get((resource, namespace), set())
-        cached = _labelled(self._cache.objects(resource, namespace), labels)
-        return [body for body in cached if body["metadata"]["uid"] not in ghosts]
-
-    def uids(self, resource: Resource, namespace: str, labels: Labels) -> set[str]:
-        """What the watch has, ghosts included."""
-        cached = self._cache.objects(resource, namespace)
-        return {body["metadata"]["uid"] for body in _labelled(cached, labels)}
-
-    def bury(self, resource: Resource, namespace: str, missing: set[str], found: set[str]) -> None:
-        """Leave out what a live read missed, until one finds it or the watch forgets it."""
-        old = self._ghosts.pop((resource, namespace), set())
-        ghosts = (old - found) & self.uids(resource, namespace, {}) | missing
-        if ghosts:
-            self._ghosts[resource, namespace] = ghosts
-
-
-class LiveReader:
-    """Reads from the API server, and tells the cached reader what is gone."""
-
-    def __init__(self, kube: Kube, cached: CachedReader) -> None:
-        self._kube = kube
-        self._cached = cached
-
-    async def list(self, resource: Resource, namespace: str, labels: Labels) -> list[Body]:
-        # Asked before the read: what is made while it runs is no ghost.
-        cached = self._cached.uids(resource, namespace, labels)
-        wanted = {**selector(resource), **labels}
-        bodies: list[Body] = list(await self._kube.list(resource, namespace, wanted))
-        found = {body["metadata"]["uid"] for body in bodies}
-        self._cached.bury(resource, namespace, cached - found, found)
-        return bodies
-
-    async def get(self, resource: Resource, namespace: str, name: str) -> Body | None:
-        return await self._kube.get(Ref(resource, namespace, name))
 
 
 class Observer:
@@ -234,6 +122,8 @@ class Observer:
         model = fleet.spec.model_ref.name if fleet else ""
         scaled = self._facts.scaled(key.namespace, key.name)
         asked = pods_to_ask(pods, wanted_sizes(fleet, pools, scaled))
+        # Never live: all nodes of a cluster are much to read, and a taint is only a beginning.
+        nodes = await self._cached.list(NODES, CLUSTER, _ANY)
         return FleetSnapshot(
             namespace=key.namespace,
             name=key.name,
@@ -254,12 +144,18 @@ class Observer:
             latency=self._facts.latency(key.namespace, key.name),
             scaled=scaled,
             refused=self._facts.refusal(key),
-            # Never live: all nodes of a cluster are much to read, and a taint is only a beginning.
-            drained_nodes=drained_nodes(
-                await self._cached.list(NODES, CLUSTER, _ANY), self._drain_taints
-            ),
+            drained_nodes=drained_nodes(nodes, self._drain_taints),
+            gone_nodes=await self._gone(nodes, pods),
             repair=_repair(policies[NODE_HEALTH_POLICIES]),
         )
+
+    async def _gone(self, nodes: Iterable[Body], pods: Iterable[PodView]) -> frozenset[str]:
+        """Nodes of these pods that are no more. One that the watch does not show is asked for: it
+        may be new, and the watch of pods ahead."""
+        seen = {str(node["metadata"]["name"]) for node in nodes}
+        missing = sorted({pod.node for pod in pods if pod.node} - seen) if seen else []
+        found = await asyncio.gather(*(self._live.get(NODES, CLUSTER, n) for n in missing))
+        return frozenset(n for n, body in zip(missing, found, strict=True) if body is None)
 
     async def _states(self, pods: list[PodView]) -> dict[str, PodState]:
         """What pods answer; a silent one is left out."""
@@ -373,25 +269,5 @@ def _waits_for_volumes(pod: Body) -> bool:
     )
 
 
-def _labelled(bodies: Iterable[Body], labels: Labels) -> list[Body]:
-    return [
-        body for body in bodies if labels.items() <= (body["metadata"].get("labels") or {}).items()
-    ]
-
-
 def _named(bodies: Iterable[Body]) -> Body | None:
     return next((b for b in bodies if b["metadata"]["name"] == GATEWAY_NAME), None)
-
-
-def parsed(parse: Callable[[Body], T], bodies: Iterable[Body]) -> tuple[T, ...]:
-    """Every object that this operator understands, by name; one that it does not must not stop the
-    rest. The order of a cache is no order: sentences that list objects would change with it."""
-    views = []
-    for body in sorted(bodies, key=lambda b: str(b["metadata"]["name"])):
-        try:
-            views.append(parse(body))
-        except ValidationError as error:
-            meta = body["metadata"]
-            name = f"{meta.get('namespace')}/{meta['name']}"
-            log.error("%s %s is not understood: %s", body.get("kind"), name, error)
-    return tuple(views)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from tandem_operator.facts import Facts
 from tandem_operator.kube.client import Kube
 from tandem_operator.names import LABEL_NAME, MANAGED_BY
-from tandem_operator.observe import CLUSTER, Reader, StateSource, parsed
 from tandem_operator.plan.nodes.repair import IN_REPAIR
 from tandem_operator.plan.nodes.view import (
     NodesSnapshot,
@@ -23,6 +22,7 @@ from tandem_operator.plan.nodes.view import (
     placed_pods,
     policy_view,
 )
+from tandem_operator.readers import CLUSTER, Reader, StateSource, parsed
 from tandem_operator.resources import NODE_HEALTH_POLICIES, NODES, PODS
 
 

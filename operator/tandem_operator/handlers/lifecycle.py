@@ -22,12 +22,13 @@ from tandem_operator.kube.execute import Executor
 from tandem_operator.kube.lease import LeaderLease
 from tandem_operator.metrics import Metrics
 from tandem_operator.node_watch import USUAL_WINDOW_S, NodeWatch
-from tandem_operator.observe import CLUSTER, CachedReader, LiveReader, Observer
+from tandem_operator.observe import Observer
 from tandem_operator.observe_nodes import NodeObserver
 from tandem_operator.plan.latency import merged
 from tandem_operator.probes import Pulse
 from tandem_operator.prometheus import Prometheus
 from tandem_operator.queue import KeyedQueue
+from tandem_operator.readers import CLUSTER, CachedReader, LiveReader
 from tandem_operator.reconcile import Reconciler, work
 from tandem_operator.resources import CACHED_CONTEXTS, FLEETS, MODELS, NODE_HEALTH_POLICIES, PODS
 from tandem_operator.runtime_pods import RuntimePods

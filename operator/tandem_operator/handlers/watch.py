@@ -14,8 +14,8 @@ from tandem_runtime.contract import GROUP
 
 from tandem_operator.api.node_health import NodeHealthPolicySpec, NodeHealthPolicyStatus
 from tandem_operator.keys import NODES_KEY, Key, keys_of
-from tandem_operator.observe import CLUSTER, WATCHED, selector
 from tandem_operator.plan.nodes.repair import Repair, repair_of
+from tandem_operator.readers import CLUSTER, WATCHED, selector
 from tandem_operator.resources import FLEETS, NODE_HEALTH_POLICIES, NODES, PODS, Resource
 
 SETTLE_S = 0.05
@@ -141,9 +141,9 @@ def _register_nodes(
     async def event(body: kopf.Body, type: str | None = None, **_: Any) -> None:
         name = str(body["metadata"]["name"])
         if type == "DELETED":
-            # Autoscalers taint whatever they delete, and never use its name again.
             known.pop(name, None)
-            add(NODES_KEY, SETTLE_S)
+            for key in {NODES_KEY} | _fleets_on(cache, {name}, frozenset()):
+                add(key, SETTLE_S)
             return
         now = _trimmed_node(body)
         now["metadata"].pop("resourceVersion")

@@ -365,6 +365,8 @@ class FleetSnapshot:
     """Why the last plan could not make an object: a quota, an admission policy."""
     drained_nodes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Nodes that somebody drains, or is about to, with the keys of the taints that say so."""
+    gone_nodes: frozenset[str] = frozenset()
+    """Nodes that pods still name, and that are no more."""
     repair: Repair = field(default_factory=Repair)
     """Nodes that the NodeHealthPolicy has in repair."""
 
@@ -372,7 +374,7 @@ class FleetSnapshot:
         """Whether the pod has to go because its node does. One that tolerates the taint stays: its
         replacement could come to the same node, and would have to go as well. From a node in repair
         all go: their replacements keep away from it."""
-        if pod.node in self.repair.nodes or pod.uid in self.repair.pods:
+        if pod.node in self.repair.nodes | self.gone_nodes or pod.uid in self.repair.pods:
             return True
         taints = self.drained_nodes.get(pod.node or "", frozenset())
         return bool(taints - pod.tolerated) and "" not in pod.tolerated

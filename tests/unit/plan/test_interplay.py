@@ -8,7 +8,7 @@ import pytest
 from autoscaled import Load, autoscaled_fleet, gateway_pod, policy, size
 from builders import NAMESPACE
 from operator_world import World
-from tandem_operator.observe import CLUSTER
+from tandem_operator.readers import CLUSTER
 from tandem_operator.resources import FLEETS, NODES, PODS
 from tandem_operator.settings import DRAIN_TAINTS
 from tandem_runtime.contract import ANNOTATION_DRAINING

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from builders import NAMESPACE, fleet_body, model_body
 from operator_world import World
-from tandem_operator.observe import CLUSTER
 from tandem_operator.plan.actions import Evict, Notify
 from tandem_operator.plan.views import pod_view
+from tandem_operator.readers import CLUSTER
 from tandem_operator.resources import NODE_HEALTH_POLICIES, NODES, PODS
 from tandem_operator.settings import Settings
 
@@ -48,10 +48,11 @@ class Nodes:
 
     def schedule(self) -> None:
         used = [p["spec"].get("nodeName") for p in self.world.kube.pods(NAMESPACE)]
+        here = [n for n in NAMES if (NODES, CLUSTER, n) in self.world.kube.objects]
         for pod in self.world.kube.pods(NAMESPACE):
             if "nodeName" in pod["spec"]:
                 continue
-            free = [n for n in NAMES if not self.body(n)["spec"].get("unschedulable")]
+            free = [n for n in here if not self.body(n)["spec"].get("unschedulable")]
             allowed = sorted((n for n in free if n not in away_from(pod)), key=used.count)
             pod["spec"]["nodeName"] = allowed[0]
             used.append(allowed[0])
@@ -97,6 +98,34 @@ async def serving(*, may_write: bool = True, **spec: Any) -> tuple[World, Nodes]
     await nodes.pass_by(1.0, 12)
     assert world.condition("Ready").status == "True"
     return world, nodes
+
+
+async def test_a_node_that_is_deleted_takes_its_pods_along() -> None:
+    """Nobody says so of the pods: they look Ready until Kubernetes' garbage collector comes."""
+    world, nodes = await serving()
+    node = nodes.node_of(min(world.pods("chat-decode")))
+    lost = nodes.on(node)
+    others = world.pods("chat-decode").keys() - lost
+    del world.kube.objects[NODES, CLUSTER, node]
+    await world.reconcile()
+    new = world.pods("chat-decode").keys() - others - lost
+    assert len(new) == len(lost), "each is replaced at once"
+    assert not lost & world.draining, "nobody leaves before others serve"
+    await nodes.pass_by(1.0, 3)
+    assert not lost & world.pods("chat-decode").keys(), "others serve in their stead"
+
+
+async def test_a_node_that_the_watch_does_not_show_yet_is_not_gone() -> None:
+    world, nodes = await serving()
+    node = nodes.node_of(min(world.pods("chat-decode")))
+    before = world.pods("chat-decode").keys()
+    world.freeze()
+    assert world.stale is not None
+    shown = world.stale[NODES, CLUSTER]
+    world.stale[NODES, CLUSTER] = [body for body in shown if body["metadata"]["name"] != node]
+    await world.reconcile()
+    world.thaw()
+    assert world.pods("chat-decode").keys() == before
 
 
 async def fail(nodes: Nodes) -> str:
