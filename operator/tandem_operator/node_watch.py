@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tandem_runtime.contract import ANNOTATION_XID_COUNTS
+from tandem_runtime.device_report import ProbeSums
 from tandem_runtime.protocol import PodState, PodWork
 
 from tandem_operator.api.node_health import Signals, Stragglers
@@ -22,6 +23,7 @@ from tandem_operator.plan.nodes.counts import (
     reported_counts,
     rises,
 )
+from tandem_operator.plan.nodes.device import probed_since
 from tandem_operator.plan.nodes.stragglers import (
     Measured,
     Memory,
@@ -37,6 +39,7 @@ from tandem_operator.resources import NODE_HEALTH_POLICIES, NODES, PODS
 
 log = logging.getLogger(__name__)
 USUAL_WINDOW_S = 15.0
+NO_PROBES = ProbeSums()
 
 
 class NodeWatch:
@@ -58,6 +61,7 @@ class NodeWatch:
         self._counts: dict[str, Counts] = {}
         """By uid of a node or a pod."""
         self._works: dict[str, PodWork] = {}
+        self._probes: dict[str, ProbeSums] = {}
         self._memory: Memory = {}
 
     async def look(self) -> float:
@@ -80,7 +84,7 @@ class NodeWatch:
         return float(signals.stragglers.window_seconds if signals.stragglers else USUAL_WINDOW_S)
 
     def _forget(self) -> None:
-        self._counts, self._works, self._memory = {}, {}, {}
+        self._counts, self._works, self._probes, self._memory = {}, {}, {}, {}
         self._facts.xids, self._facts.reports = {}, {}
         self._facts.stragglers, self._facts.suspected = (), {}
 
@@ -142,6 +146,8 @@ class NodeWatch:
     ) -> None:
         works = {uid: work for uid, state in states.items() if (work := state.work)}
         former, self._works = self._works, works
+        probes = {uid: device.probes for uid, state in states.items() if (device := state.device)}
+        probed, self._probes = self._probes, probes
         if wanted is None:
             self._memory, self._facts.stragglers, self._facts.suspected = {}, (), {}
             return
@@ -153,6 +159,7 @@ class NodeWatch:
                 f"{pod.pool_uid}/{pod.revision}",
                 work_since(works[pod.uid], former[pod.uid]),
                 float(works[pod.uid].kv_tokens),
+                probed_since(probes.get(pod.uid, NO_PROBES), probed.get(pod.uid, NO_PROBES)),
             )
             for pod in pods
             if pod.uid in works and pod.uid in former and not pod.draining

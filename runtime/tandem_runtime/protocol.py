@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from tandem_runtime.device_report import DeviceReport
+
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a stream's tokens are chosen; complete, so that any pod can continue the stream.
@@ -197,15 +199,6 @@ class PodWork(msgspec.Struct, frozen=True):
     """Tokens that one step computes at most."""
     max_streams: int
     """Streams that run at the same time at most."""
-
-
-class DeviceReport(msgspec.Struct, frozen=True):
-    """What a pod knows of the health of its devices."""
-
-    xids: dict[str, int] = {}
-    """How often each of NVIDIA's error codes came since the pod started; not which came last."""
-    failing: str | None = None
-    """A sentence while the device fails, such as for memory errors that cannot be corrected."""
 
 
 class PodState(msgspec.Struct, frozen=True, omit_defaults=False):

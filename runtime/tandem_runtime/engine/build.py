@@ -17,6 +17,7 @@ from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.flight import Runner
 from tandem_runtime.engine.pace import PacedRunner
+from tandem_runtime.engine.probe import DeviceProbe
 from tandem_runtime.engine.ranks import Followers, ParallelRunner, rank_device
 from tandem_runtime.engine.runner import TorchRunner
 from tandem_runtime.engine.scheduler import Scheduler
@@ -70,10 +71,11 @@ def build_engine(
     if sharding.size > 1:
         followers = Followers(config, lost)
         with followers.ended_on_error():
-            runner, blocks = build_runner(config, checkpoint, followers.join())
-        runner = ParallelRunner(runner, followers, sharding)
+            own, blocks = build_runner(config, checkpoint, followers.join())
+        runner = ParallelRunner(own, followers, sharding)
     else:
-        runner, blocks = build_runner(config, checkpoint, ALONE)
+        own, blocks = build_runner(config, checkpoint, ALONE)
+        runner = own
     if config.stated is not None:
         runner = PacedRunner(runner, config.stated)
     layout_hash = layout.hash(checkpoint.digest(), config.computed)
@@ -97,6 +99,8 @@ def build_engine(
         eos_token_ids=frozenset(shape.eos_token_ids),
         prefix_secret=prefix_secret,
         tiers=_tiers(config, layout, layout_hash, rates),
+        # What a paced pod pretends has no device.
+        probe=own.probe if config.stated is None else None,
     )
 
 
@@ -107,6 +111,7 @@ def build_runner(
     torch.set_num_threads(1)  # a step's threads are the runner's
     context_tokens = checkpoint.config.limit_context(config.max_context_tokens)
     device = rank_device(config, ranks.rank)
+    probe = DeviceProbe(device, ranks)
     with torch.inference_mode():
         weights = open_weights(checkpoint, DTYPES[config.dtype])
         model = Decoder(
@@ -124,7 +129,7 @@ def build_runner(
         blocks = ranks.least(block_count(config, layout, context_tokens))
         cache = KvCache(layout, blocks, config.block_tokens, device)
         threads = config.threads if ranks.size == 1 else 1
-        runner = TorchRunner(model, cache, config.max_running, threads=threads)
+        runner = TorchRunner(model, cache, config.max_running, threads=threads, probe=probe)
         runner.capture_graphs()
     # Weights live as long as the process: the collector need not walk them again.
     gc.collect()

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from tandem_runtime.engine.admission import Capacity, check_request
 from tandem_runtime.engine.batch import Work, build_batch
-from tandem_runtime.engine.flight import Flight, Runner
+from tandem_runtime.engine.flight import Flight, Probe, Runner
 from tandem_runtime.engine.keeping import Keeping
 from tandem_runtime.engine.received import (
     check_extension,
@@ -66,14 +66,15 @@ class Engine:
         eos_token_ids: frozenset[int],
         prefix_secret: bytes = b"",
         tiers: TierCache | None = None,
+        probe: Probe | None = None,
     ) -> None:
         self.tiers = tiers
         self.layout, self.layout_hash = layout, layout_hash
-        self.vocab_size = vocab_size
-        self.max_context_tokens = max_context_tokens
+        self.vocab_size, self.max_context_tokens = vocab_size, max_context_tokens
         self.eos_token_ids = eos_token_ids
         self._scheduler = scheduler
         self.pages = scheduler.pool.pages
+        self.probe = probe
         self._runner = runner
         self._tiered = Tiered(tiers, scheduler, runner, layout.layers)
         self.keeping = Keeping(scheduler, self._tiered, self._stream)

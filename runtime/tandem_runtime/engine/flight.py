@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tandem_runtime.device_report import ProbeSums
 from tandem_runtime.engine.batch import Batch, Work
 from tandem_runtime.engine.sequence import SampledToken
 from tandem_runtime.kv.layout import Payload
@@ -36,6 +37,21 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """End what computes beside this process. Nothing is called after it."""
+
+
+class Probe(Protocol):
+    """A micro-benchmark of the device, at start and between steps."""
+
+    sums: ProbeSums
+    """Of all runs between steps."""
+    copy_bytes_per_s: float
+    """Of the self-test at start; likewise the next."""
+    matmul_flop_per_s: float
+    failing: str | None
+    """A sentence, where the self-test was far below what such a device does."""
+
+    def run_if_due(self) -> None:
+        """Run once, unless it ran less than a second ago."""
 
 
 @dataclass(frozen=True)

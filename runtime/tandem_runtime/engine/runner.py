@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tandem_runtime import kernels
 from tandem_runtime.engine.batch import Batch
+from tandem_runtime.engine.flight import Probe
 from tandem_runtime.engine.graphs import DecodeGraphs, known_ids
 from tandem_runtime.engine.recorded import RecordedSteps
 from tandem_runtime.engine.sampler import Choice, choose
@@ -49,6 +50,7 @@ class TorchRunner:
         max_running: rows that a step samples at most.
         overlaps: whether two steps may be under way; None: on a GPU.
         threads: that compute a step together, on the CPU.
+        probe: of the same device, for the engine.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class TorchRunner:
         *,
         overlaps: bool | None = None,
         threads: int = 1,
+        probe: Probe | None = None,
     ) -> None:
+        self.probe = probe
         self._model = model
         self._cache = cache
         self._device = cache.data.device

@@ -1,7 +1,9 @@
 """What NVML says of the health of this pod's devices, for `PodState.device`.
 
 A thread of its own: NVML's calls block. Error codes are counted as they come, since the driver
-keeps only the last one; of memory errors those count that came since the pod started.
+keeps only the last one; of memory errors those count that came since the pod started. Clocks that
+are held down count while they are, and only for what a healthy device does not do under load: heat
+and power supply, not its power limit.
 """
 
 from __future__ import annotations
@@ -9,15 +11,27 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
-from tandem_runtime.protocol import DeviceReport
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tandem_runtime.device_report import DeviceReport
+from tandem_runtime.engine.flight import Probe
 
 log = logging.getLogger(__name__)
+
+_LABELS = ("model_name", "engine")
 WAIT_MS = 2000
 """For the next error code; between two looks at the memory's counts."""
+HELD_DOWN = {
+    0x20: "too hot, for the driver",
+    0x40: "too hot, for the hardware",
+    0x80: "the power supply asks for it",
+}
+"""NVML's nvmlClocksEventReason SwThermalSlowdown, HwThermalSlowdown and HwPowerBrakeSlowdown."""
 
 
 def load_nvml() -> Any:
@@ -31,7 +45,9 @@ def load_nvml() -> Any:
 class DeviceWatch:
     """Counts from `start` to `stop`. Without NVML it reports nothing."""
 
-    def __init__(self, load: Callable[[], Any] = load_nvml) -> None:
+    def __init__(self, probe: Probe | None = None, load: Callable[[], Any] = load_nvml) -> None:
+        """`probe`: the engine's own measurements, for the report."""
+        self._probe = probe
         self._load = load
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -50,9 +66,16 @@ class DeviceWatch:
 
     def report(self) -> DeviceReport | None:
         """None: nobody looks."""
-        if not self._watching:
-            return None
-        return DeviceReport(dict(self._xids.copy()), self._failing)
+        probe = self._probe
+        if probe is None:
+            return DeviceReport(dict(self._xids.copy()), self._failing) if self._watching else None
+        return DeviceReport(
+            dict(self._xids.copy()),
+            "; ".join(filter(None, (self._failing, probe.failing))) or None,
+            probe.copy_bytes_per_s,
+            probe.matmul_flop_per_s,
+            probe.sums,
+        )
 
     def _run(self) -> None:
         try:
@@ -86,8 +109,21 @@ class DeviceWatch:
                 self._failing = "the driver has lost a GPU"
                 return
             new = sum(_uncorrected(nvml, d) - n for d, n in zip(devices, first, strict=True))
-            if new > 0:
-                self._failing = f"{new} memory errors that cannot be corrected"
+            found = [f"{new} memory errors that cannot be corrected"] if new > 0 else []
+            self._failing = "; ".join([*found, *_held_down(nvml, devices)]) or None
+
+
+def _held_down(nvml: Any, devices: Iterable[Any]) -> Iterator[str]:
+    """Why clocks are below what the load asks for, each reason once."""
+    reasons = 0
+    for device in devices:
+        try:
+            reasons |= int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(device))
+        except nvml.NVMLError_NotSupported:
+            continue
+    for bit, reason in HELD_DOWN.items():
+        if reasons & bit:
+            yield f"its clocks are held down: {reason}"
 
 
 def _uncorrected(nvml: Any, device: Any) -> int:
@@ -97,3 +133,53 @@ def _uncorrected(nvml: Any, device: Any) -> int:
         return int(nvml.nvmlDeviceGetTotalEccErrors(device, kind, since))
     except nvml.NVMLError_NotSupported:
         return 0
+
+
+class DeviceCollector(Collector):
+    """What `DeviceWatch` reports, as of the scrape."""
+
+    def __init__(self, model: str, watch: DeviceWatch) -> None:
+        self._values = [model, "0"]
+        self._watch = watch
+
+    def collect(self) -> Iterable[Metric]:
+        report = self._watch.report()
+        if report is None:
+            return
+        failing = GaugeMetricFamily(
+            "tandem_device_failing", "1 while a device fails.", labels=_LABELS
+        )
+        failing.add_metric(self._values, float(report.failing is not None))
+        yield failing
+        xids = CounterMetricFamily(
+            "tandem_device_xids", "NVIDIA's error codes that came.", labels=[*_LABELS, "xid"]
+        )
+        for code, count in report.xids.items():
+            xids.add_metric([*self._values, code], count)
+        yield xids
+        if report.copy_bytes_per_s:
+            yield from self._speed(report)
+
+    def _speed(self, report: DeviceReport) -> Iterator[Metric]:
+        probes = report.probes
+        tested = GaugeMetricFamily(
+            "tandem_device_self_test_rate",
+            "Of the self-test: bytes (copy) or FLOP (matmul) per second.",
+            labels=[*_LABELS, "kind"],
+        )
+        work = CounterMetricFamily(
+            "tandem_device_probe_work",
+            "Of the runs between steps: bytes (copy) or FLOP (matmul).",
+            labels=[*_LABELS, "kind"],
+        )
+        seconds = CounterMetricFamily(
+            "tandem_device_probe_seconds", "What they took.", labels=[*_LABELS, "kind"]
+        )
+        for kind, rate, done, took_s in (
+            ("copy", report.copy_bytes_per_s, probes.copied_bytes, probes.copy_s),
+            ("matmul", report.matmul_flop_per_s, probes.flop, probes.matmul_s),
+        ):
+            tested.add_metric([*self._values, kind], rate)
+            work.add_metric([*self._values, kind], done)
+            seconds.add_metric([*self._values, kind], took_s)
+        yield from (tested, work, seconds)

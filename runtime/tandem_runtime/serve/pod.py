@@ -26,7 +26,7 @@ from tandem_runtime.serve.backend import LocalBackend
 from tandem_runtime.serve.context_files import ContextFiles
 from tandem_runtime.serve.context_metrics import ContextCollector
 from tandem_runtime.serve.contexts import PodContexts
-from tandem_runtime.serve.device import DeviceWatch
+from tandem_runtime.serve.device import DeviceCollector, DeviceWatch
 from tandem_runtime.serve.keeper import KvKeeper
 from tandem_runtime.serve.kept import KeptStreams
 from tandem_runtime.serve.lifecycle import Lifecycle
@@ -52,8 +52,12 @@ class Pod:
         self.worker = worker
         self.bundle = bundle
         self.lifecycle = Lifecycle()
-        self.devices = DeviceWatch()
+        probe = engine.probe
+        self.devices = DeviceWatch(probe)
+        if probe is not None:
+            worker.after_step(lambda *_: probe.run_if_due())
         self.registry = CollectorRegistry()
+        self.registry.register(DeviceCollector(options.model_name, self.devices))
         self.exporter: Exporter | None = None
         self.importer: Importer | None = None
         self._pages, self._tiers_below = engine.pages, engine.tiers is not None

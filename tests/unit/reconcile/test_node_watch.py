@@ -10,7 +10,8 @@ from tandem_operator.node_watch import USUAL_WINDOW_S, NodeWatch
 from tandem_operator.plan.nodes.counts import parse_counts, rises
 from tandem_operator.resources import NODE_HEALTH_POLICIES, NODES, PODS, Resource
 from tandem_runtime.contract import ANNOTATION_XID_COUNTS
-from tandem_runtime.protocol import DeviceReport, PodState, PodWork, StepSums
+from tandem_runtime.device_report import DeviceReport
+from tandem_runtime.protocol import PodState, PodWork, StepSums
 
 Body = dict[str, Any]
 

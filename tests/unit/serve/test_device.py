@@ -9,7 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tandem_runtime.serve.device import DeviceWatch
+import torch
+from tandem_runtime.engine.probe import DeviceProbe
+from tandem_runtime.model.parallel import ALONE
+from tandem_runtime.serve.device import HELD_DOWN, DeviceWatch
 
 
 class NVMLError(Exception):
@@ -39,6 +42,7 @@ class Played:
     def __init__(self) -> None:
         self.events: queue.Queue[Any] = queue.Queue()
         self.errors: int | None = 3
+        self.reasons: int | None = 0
         self.closed = False
 
     def nvmlEventSetCreate(self) -> str:
@@ -67,6 +71,11 @@ class Played:
             raise NotSupported
         return self.errors
 
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, device: int) -> int:
+        if self.reasons is None:
+            raise NotSupported
+        return self.reasons
+
     def nvmlShutdown(self) -> None:
         self.closed = True
 
@@ -78,7 +87,7 @@ def nvml() -> Played:
 
 @pytest.fixture
 def watch(nvml: Played) -> Iterator[DeviceWatch]:
-    watch = DeviceWatch(lambda: nvml)
+    watch = DeviceWatch(load=lambda: nvml)
     watch.start()
     yield watch
     watch.stop()
@@ -108,6 +117,49 @@ def test_new_memory_errors_are_a_failure(nvml: Played, watch: DeviceWatch) -> No
     until(lambda: (r := watch.report()) and r.failing == sentence)
 
 
+def test_clocks_that_are_held_down_are_a_failure_while_they_are(
+    nvml: Played, watch: DeviceWatch
+) -> None:
+    until(watch.report)
+    power_cap, thermal = 0x4, 0x40
+    nvml.reasons = power_cap | thermal
+    hot = "its clocks are held down: too hot, for the hardware"
+    until(lambda: (r := watch.report()) and r.failing == hot)
+    nvml.errors = 4
+    both = f"1 memory errors that cannot be corrected; {hot}"
+    until(lambda: (r := watch.report()) and r.failing == both)
+    nvml.reasons, nvml.errors = power_cap, 3
+    until(lambda: (r := watch.report()) and r.failing is None)
+
+
+def test_the_reasons_are_those_of_the_library() -> None:
+    pynvml = pytest.importorskip("pynvml")
+    assert set(HELD_DOWN) == {
+        pynvml.nvmlClocksEventReasonSwThermalSlowdown,
+        pynvml.nvmlClocksEventReasonHwThermalSlowdown,
+        pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+    }
+    assert pynvml.nvmlDeviceGetCurrentClocksThrottleReasons
+
+
+def test_what_the_engine_measured_is_in_the_report(nvml: Played) -> None:
+    probe = DeviceProbe(torch.device("cpu"), ALONE)
+    probe.run_if_due()
+    watch = DeviceWatch(probe, lambda: nvml)
+    report = watch.report()
+    assert report is not None, "it needs no NVML"
+    assert report.copy_bytes_per_s == probe.copy_bytes_per_s > 0
+    assert report.probes.runs == 1
+    probe.failing = "it is slow"
+    nvml.errors = 3
+    watch.start()
+    until(lambda: watch._watching)
+    nvml.errors = 4
+    both = "1 memory errors that cannot be corrected; it is slow"
+    until(lambda: (r := watch.report()) and r.failing == both)
+    watch.stop()
+
+
 def test_a_lost_device_stays_reported(nvml: Played, watch: DeviceWatch) -> None:
     until(watch.report)
     nvml.events.put(GpuIsLost())
@@ -117,8 +169,8 @@ def test_a_lost_device_stays_reported(nvml: Played, watch: DeviceWatch) -> None:
 
 
 def test_a_device_that_counts_no_errors(nvml: Played) -> None:
-    nvml.errors = None
-    watch = DeviceWatch(lambda: nvml)
+    nvml.errors = nvml.reasons = None
+    watch = DeviceWatch(load=lambda: nvml)
     watch.start()
     report = until(watch.report)
     watch.stop()
@@ -130,7 +182,7 @@ def test_without_nvml_nothing_is_reported(error: Exception) -> None:
     def load() -> Any:
         raise error
 
-    watch = DeviceWatch(load)
+    watch = DeviceWatch(load=load)
     watch.start()
     watch.stop()
     assert watch.report() is None

@@ -8,6 +8,9 @@ and one slow pod does not. A pod is a straggler once its ratio is over the polic
 over the windows, in most of them, and far outside the spread (the median absolute deviation) of its
 peers' averages.
 
+Where pods measure their devices (`device.py`), that confirms it. What it does not confirm has a
+cause outside the device, or is chance: such a pod has to be slow for twice as many windows.
+
 All slow is load: it moves the median.
 """
 
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from tandem_operator.plan.costs import costs_of
+from tandem_operator.plan.nodes.device import Probed, device_ratio
 from tandem_operator.plan.nodes.view import Straggler
 from tandem_operator.plan.scaling.window import StepSums
 
@@ -37,6 +41,8 @@ LEAST_SUSPECTED = 2
 """Windows after which a pod may get less traffic."""
 STEP_PERCENT = 10
 """A pod's annotation is not written anew for less."""
+UNCONFIRMED = 2
+"""Times as many windows for a pod whose device is as fast as those of its peers."""
 REMEMBERED = 40
 """Windows of a pod that costs are fitted on; of a group of more than MANY pods, only the last."""
 MANY = 64
@@ -58,6 +64,8 @@ class Measured:
     """Of the window alone."""
     kv_tokens: float = 0.0
     """In its cache, at the window's end."""
+    device: Probed | None = None
+    """Of the window; None: not measured."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Sample:
     taken_s: float
     work: tuple[float, ...]
     """1, prompt tokens, streams, tokens in the cache."""
+    device: Probed | None = None
 
 
 Group = Mapping[str, tuple[Sample, ...]]
@@ -83,7 +92,7 @@ def observe(memory: Memory, window: Iterable[Measured], windows: int) -> Memory:
     after = {}
     for name, found in pods.items():
         before = memory.get(name, {})
-        kept = max(windows, REMEMBERED) if len(found) <= MANY else windows
+        kept = max(UNCONFIRMED * windows, REMEMBERED if len(found) <= MANY else 0)
         after[name] = {pod.uid: (*before.get(pod.uid, ()), _sample(pod))[-kept:] for pod in found}
     return after
 
@@ -91,7 +100,7 @@ def observe(memory: Memory, window: Iterable[Measured], windows: int) -> Memory:
 def _sample(pod: Measured) -> Sample:
     sums = pod.steps
     work = (1.0, sums.prompt / sums.steps, sums.streams / sums.steps, pod.kv_tokens)
-    return Sample(sums.seconds / sums.steps, work)
+    return Sample(sums.seconds / sums.steps, work, pod.device)
 
 
 def relative(group: Group, windows: int) -> dict[str, tuple[float, ...]]:
@@ -148,15 +157,30 @@ def stragglers(
     """The slowest pod of each group, if it is a straggler: one at a time."""
     found = []
     for group in memory.values():
-        ratios = relative(group, windows)
-        uid = slowest(ratios, percent / 100.0)
-        if uid is not None and uid in pods:
-            evidence = (
-                f"{pods[uid].name} on {pods[uid].node}: {fmean(ratios[uid]):.2f}x its peers for "
-                f"{windows} windows"
-            )
-            found.append(Straggler(uid, evidence))
+        straggler = _straggler(group, pods, percent / 100.0, windows)
+        if straggler is not None:
+            found.append(straggler)
     return tuple(sorted(found, key=lambda s: s.pod_uid))
+
+
+def _straggler(
+    group: Group, pods: Mapping[str, Measured], share: float, windows: int
+) -> Straggler | None:
+    ratios = relative(group, windows)
+    uid = slowest(ratios, share)
+    if uid is None or uid not in pods:
+        return None
+    devices = {pod: [s.device for s in samples[-windows:]] for pod, samples in group.items()}
+    device = device_ratio(devices, uid, LEAST_PEERS)
+    if device is not None and device.least > 1.0 / (1.0 + share / 2):
+        windows *= UNCONFIRMED
+        ratios = relative(group, windows)
+        if slowest(ratios, share) != uid:
+            return None
+    told = [f"{fmean(ratios[uid]):.2f}x its peers for {windows} windows"]
+    if device is not None:
+        told.append(device.sentence)
+    return Straggler(uid, f"{pods[uid].name} on {pods[uid].node}: {', '.join(told)}")
 
 
 def suspected(memory: Memory, percent: int, windows: int) -> dict[str, int]:
