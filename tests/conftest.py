@@ -21,7 +21,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import prometheus_server
 import pytest
 from tandem.agent.api import Api
 from tandem.cluster.binaries import find_all
@@ -30,6 +29,8 @@ from tandem.cluster.process import identify
 from tandem.cluster.running import KubectlError, Running
 from tandem.cluster.spec import ClusterSpec
 from tandem.cluster.up import install, up
+
+from benchmarks.prometheus import server as prometheus
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,13 +49,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if "start_cluster" in needed:
         find_all(lambda line: terminal.write_line(f"[cluster] {line}"))
     if "prometheus_binary" in needed:
-        prometheus_server.find(lambda line: terminal.write_line(f"[prometheus] {line}"))
+        prometheus.find(lambda line: terminal.write_line(f"[prometheus] {line}"))
 
 
 @pytest.fixture(scope="session")
 def prometheus_binary() -> Path:
     """A real Prometheus."""
-    return prometheus_server.find(note)
+    return prometheus.find(note)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from fleets import Body, Fleets, Said, eventually, model, pool
 from operator_process import OperatorProcess, kubeconfig, no_deployment
-from prometheus_server import PrometheusServer, Target
 from tandem.cluster.running import Running
+
+from benchmarks.prometheus.server import PrometheusServer, Target
 
 OBJECTIVES = {"timePerOutputToken": {"targetMilliseconds": 25}}
 """68 streams of a stand-in keep it."""

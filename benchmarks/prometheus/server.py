@@ -1,8 +1,8 @@
-"""A real Prometheus server, for tests: found on PATH, else built once from tests/prometheus.
+"""A real Prometheus server, for tests and benchmarks: found on PATH, else built once.
 
-That Go module pins the version; the build leaves out service discovery (but for files) and the web
-pages. What is scraped is written as target files, with the labels that manifests/components/
-podmonitor gives in a cluster: namespace and pod.
+The Go module beside this file pins the version; the build leaves out service discovery (but for
+files) and the web pages. What is scraped is written as target files, with the labels that
+manifests/components/podmonitor gives in a cluster: namespace and pod.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tandem.cluster.binaries import VERSION_TIMEOUT_S
 from tandem.cluster.gobuild import Program
 from tandem.cluster.pins import Version
 
-MODULE = Path(__file__).with_name("prometheus")
+MODULE = Path(__file__).parent
 PACKAGE = "github.com/prometheus/prometheus/cmd/prometheus"
 START_S = 60.0
 SCRAPE_S = 1
@@ -118,7 +118,7 @@ class PrometheusServer:
     def start(self) -> None:
         """Returns when it answers."""
         arguments = [
-            self._binary,
+            str(self._binary),
             f"--config.file={self._folder / 'prometheus.yaml'}",
             f"--storage.tsdb.path={self._folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{self._port}",
