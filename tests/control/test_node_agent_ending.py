@@ -120,7 +120,7 @@ def test_a_forced_delete_ends_the_processes(
     run("p", STUBBORN, UP, terminationGracePeriodSeconds=300)
     process = cluster.container(namespace, "p", "c")
     kubectl("delete", "pod", "p", "-n", namespace, "--grace-period=0", "--force")
-    eventually(lambda: not is_running(process), timeout_s=10)
+    eventually(lambda: not is_running(process))
 
 
 def test_a_pod_that_waits_can_be_deleted(

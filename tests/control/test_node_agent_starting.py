@@ -43,7 +43,7 @@ def test_another_image_is_taken_at_once(
     apply(make_pod("p", container={"image": "nginx"}))
     eventually(lambda: container("p").get("state", {}).get("waiting", {}).get("message"))
     kubectl("set", "image", "pod/p", "c=tandem.dev/runtime:0.1.0", "-n", namespace)
-    eventually(lambda: container("p").get("ready"), timeout_s=5)
+    eventually(lambda: container("p").get("ready"))
     kubectl("set", "image", "pod/p", "c=tandem.dev/operator:0.1.0", "-n", namespace)
     eventually(lambda: container("p")["restartCount"] == 1)
     eventually(lambda: container("p")["image"] == "tandem.dev/operator:0.1.0")

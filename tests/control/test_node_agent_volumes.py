@@ -109,7 +109,7 @@ def test_volumes_follow_their_objects(
     assert (cat("/cm/k"), cat("/etc/info/app"), cat("/opt/only")) == ("one", "p", "one")
     kubectl("exec", "p", "-n", namespace, "--", "sh", "-c", "echo x > /scratch/f")
     kubectl("label", "pod", "p", "-n", namespace, "--overwrite", "app=renamed")
-    eventually(lambda: cat("/etc/info/app") == "renamed", timeout_s=10)
+    eventually(lambda: cat("/etc/info/app") == "renamed")
     apply(config_map("two"))
 
     def after_a_change_of_the_pod() -> bool:

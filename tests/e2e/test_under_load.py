@@ -113,10 +113,11 @@ def test_users_scale_delete_and_remove(serve: Callable[..., Any]) -> None:
     fleets = free.fleets
     fleets.kubectl("scale", "pool", "free-decode", "--replicas=2")
     eventually(lambda: len(fleets.ready("free-decode")) == 2, timeout_s=START_S)
-    victim = fleets.ready("free-decode")[0]
-    fleets.kubectl("delete", "pod", victim)
+    victim = fleets.pods("free-decode")[0]["metadata"]
+    fleets.kubectl("delete", "pod", victim["name"])
     eventually(lambda: len(fleets.ready("free-decode")) == 2, timeout_s=START_S)
-    assert victim not in fleets.names()
+    # Its name is free for another one.
+    assert victim["uid"] not in {pod["metadata"]["uid"] for pod in fleets.pods()}
     fleets.kubectl("delete", "inferencefleet", "free")
     kinds = "pods,pools,pdb,controllerrevisions,deployments,services,rolebindings"
 
