@@ -73,28 +73,41 @@ class OpenLoad(Beside):
         self.answers.append(await self.ask(http))
 
     async def ask(self, http: httpx.AsyncClient) -> Answer:
-        """One streamed answer, however it ends."""
-        arrived_s, times_s, whole = time.monotonic(), [], False
-        body = {
-            "model": self._model,
-            "prompt": "".join(self._chance.choices("abcdefgh ", k=PROMPT_TOKENS)),
-            "max_tokens": OUTPUT_TOKENS,
-            "stream": True,
-            "ignore_eos": True,
-        }
-        try:
-            async with http.stream("POST", f"{self._url}/v1/completions", json=body) as response:
-                response.raise_for_status()
-                async for line in response.aiter_lines():
-                    if line.startswith("data: {"):
-                        times_s.append(time.monotonic())
-                    whole = whole or line == "data: [DONE]"
-        except httpx.HTTPError as error:
-            return Answer(arrived_s, 0.0, 0.0, f"{type(error).__name__}: {error}"[:200])
-        if not whole or not times_s:
-            return Answer(arrived_s, 0.0, 0.0, "the answer was cut short")
-        tpot_s = (times_s[-1] - times_s[0]) / (OUTPUT_TOKENS - 1)
-        return Answer(arrived_s, times_s[0] - arrived_s, tpot_s)
+        """One more request of the load, whenever it is wanted."""
+        text = random_prompt(self._chance, PROMPT_TOKENS)
+        return await stream(http, self._url, self._model, text, OUTPUT_TOKENS)
+
+
+def random_prompt(chance: random.Random, tokens: int) -> str:
+    """A token of the tiny model is a byte."""
+    return "".join(chance.choices("abcdefgh ", k=tokens))
+
+
+async def stream(
+    http: httpx.AsyncClient, url: str, model: str, prompt: str, output_tokens: int
+) -> Answer:
+    """One streamed answer, however it ends."""
+    arrived_s, times_s, whole = time.monotonic(), [], False
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": output_tokens,
+        "stream": True,
+        "ignore_eos": True,
+    }
+    try:
+        async with http.stream("POST", f"{url}/v1/completions", json=body) as response:
+            response.raise_for_status()
+            async for line in response.aiter_lines():
+                if line.startswith("data: {"):
+                    times_s.append(time.monotonic())
+                whole = whole or line == "data: [DONE]"
+    except httpx.HTTPError as error:
+        return Answer(arrived_s, 0.0, 0.0, f"{type(error).__name__}: {error}"[:200])
+    if not whole or not times_s:
+        return Answer(arrived_s, 0.0, 0.0, "the answer was cut short")
+    tpot_s = (times_s[-1] - times_s[0]) / max(1, output_tokens - 1)
+    return Answer(arrived_s, times_s[0] - arrived_s, tpot_s)
 
 
 def share_within(answers: Sequence[Answer], ttft_s: float, tpot_s: float) -> float:
