@@ -37,6 +37,7 @@ from tandem_runtime.gateway.moves import Moves
 from tandem_runtime.gateway.pages import PagesHeld
 from tandem_runtime.gateway.pod_client import PodClient, PodUnreachable
 from tandem_runtime.gateway.pods import PodView
+from tandem_runtime.gateway.prompt_keys import PromptKeys
 from tandem_runtime.gateway.relay import Relay
 from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose
 from tandem_runtime.prefix import block_keys, root_key
@@ -140,7 +141,7 @@ class GatewayBackend:
         finally:
             self.streams -= 1
 
-    async def _pair(self, model: ServedModel, journal: Journal, keys: list[bytes]) -> Pair:
+    async def _pair(self, model: ServedModel, journal: Journal, keys: PromptKeys) -> Pair:
         """Where the next attempt goes. Raises `ApiError` when the stream is to be given up."""
         if journal.crashes_pods or journal.exhausted:
             last = f"{journal.attempts} attempts failed, the last one because {journal.reason}."
@@ -161,7 +162,7 @@ class GatewayBackend:
             await asyncio.sleep(_WAIT_S)
             journal.waited_s += _WAIT_S
 
-    def _choose(self, model: ServedModel, journal: Journal, keys: list[bytes]) -> Pair | NoRoute:
+    def _choose(self, model: ServedModel, journal: Journal, keys: PromptKeys) -> Pair | NoRoute:
         demand = self._demand(journal, keys, journal.avoid | self._health.unusable)
         pods, outstanding_tokens = self._fleets.pods_of(model), self._loads.outstanding_tokens()
         chosen = choose(pods, demand, outstanding_tokens)
@@ -170,7 +171,7 @@ class GatewayBackend:
             chosen = choose(pods, replace(demand, avoid=journal.avoid), outstanding_tokens)
         return chosen
 
-    def _demand(self, journal: Journal, keys: list[bytes], avoid: Set[str]) -> Demand:
+    def _demand(self, journal: Journal, keys: PromptKeys, avoid: Set[str]) -> Demand:
         request = journal.request
         guess = self._memory.held_tokens(keys)
         held_tokens = self._pages.correct(guess, keys, time.monotonic())
@@ -184,7 +185,7 @@ class GatewayBackend:
         )
 
     async def _attempt(
-        self, model: ServedModel, pair: Pair, journal: Journal, keys: list[bytes], route: Route
+        self, model: ServedModel, pair: Pair, journal: Journal, keys: PromptKeys, route: Route
     ) -> AsyncGenerator[GenerateEvent, None]:
         """The events of one attempt, wherever it moves; ends without a finish when it failed."""
         decode, prefill = pair.decode, pair.prefill
@@ -214,7 +215,7 @@ class GatewayBackend:
         self,
         model: ServedModel,
         journal: Journal,
-        keys: list[bytes],
+        keys: PromptKeys,
         current: Attempt,
         tried: frozenset[str],
     ) -> Attempt | None:
@@ -259,12 +260,12 @@ class GatewayBackend:
         if len(ids) <= _LONG_TOKENS:
             self._sent(pair.decode.uid, self._block_keys(model, request, ids))
 
-    def _sent(self, uid: str, keys: list[bytes]) -> None:
+    def _sent(self, uid: str, keys: PromptKeys) -> None:
         """The pod has blocks with these keys, or will soon."""
         self._memory.learn(uid, keys)
         self._pages.expect(uid, keys, time.monotonic())
 
-    async def _keys(self, model: ServedModel, request: GenerateRequest) -> list[bytes]:
+    async def _keys(self, model: ServedModel, request: GenerateRequest) -> PromptKeys:
         ids = request.prompt_ids
         if len(ids) > _LONG_TOKENS:
             return await asyncio.to_thread(self._block_keys, model, request, ids)
@@ -272,11 +273,11 @@ class GatewayBackend:
 
     def _block_keys(
         self, model: ServedModel, request: GenerateRequest, ids: list[int]
-    ) -> list[bytes]:
+    ) -> PromptKeys:
         bundle = model.tokenizer.bundle
         layout_hash = bytes.fromhex(bundle.cache_root)
         root = root_key(layout_hash, self._secret, request.tenant, request.cache_salt)
-        return block_keys(root, ids, bundle.block_tokens)
+        return PromptKeys(block_keys(root, ids, bundle.block_tokens), bundle.block_tokens)
 
 
 def _target(pod: PodView) -> PrefillTarget:

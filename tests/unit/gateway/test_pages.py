@@ -13,11 +13,12 @@ from tandem_runtime import contract
 from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.frontend.tokenizer import Tokenizer
 from tandem_runtime.gateway.pages import EXPECTED_S, PagesHeld, PodPages
+from tandem_runtime.gateway.prompt_keys import PromptKeys
 from tandem_runtime.page_events import PageEvents
 
 PAGE_BLOCKS = KV_PAGE_TOKENS // BLOCK_TOKENS
-KEYS = [n.to_bytes(16, "little") for n in range(4 * PAGE_BLOCKS)]
-PAGES = KEYS[PAGE_BLOCKS - 1 :: PAGE_BLOCKS]
+KEYS = PromptKeys([n.to_bytes(16, "little") for n in range(4 * PAGE_BLOCKS)], BLOCK_TOKENS)
+PAGES = KEYS.pages
 
 
 def held(**fields: Any) -> PagesHeld:
@@ -31,7 +32,7 @@ def test_what_a_pod_says_bounds_the_guess(told: int, guess: int, below: bool) ->
     pages = held(gained=b"".join(PAGES[:told]), tiers_below=below)
     tokens = pages.correct({"pod": guess, "other": guess}, KEYS, 0.0)
     assert tokens["other"] == guess  # it says nothing
-    assert told * KV_PAGE_TOKENS <= tokens["pod"] <= len(KEYS) * BLOCK_TOKENS
+    assert told * KV_PAGE_TOKENS <= tokens["pod"] <= KEYS.tokens
     if below:
         assert tokens["pod"] == max(guess, told * KV_PAGE_TOKENS)
     else:
@@ -45,7 +46,7 @@ def test_a_page_behind_a_missing_one_is_of_no_use() -> None:
 def test_what_was_just_sent_counts_for_a_while() -> None:
     pages = held()
     pages.expect("pod", KEYS, 100.0)
-    assert pages.correct({}, KEYS, 100.0 + EXPECTED_S / 2) == {"pod": len(KEYS) * BLOCK_TOKENS}
+    assert pages.correct({}, KEYS, 100.0 + EXPECTED_S / 2) == {"pod": KEYS.tokens}
     assert pages.correct({}, KEYS, 101.0 + EXPECTED_S) == {"pod": 0}
 
 
