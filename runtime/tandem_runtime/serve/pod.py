@@ -29,6 +29,7 @@ from tandem_runtime.serve.contexts import PodContexts
 from tandem_runtime.serve.device import DeviceWatch
 from tandem_runtime.serve.keeper import KvKeeper
 from tandem_runtime.serve.kept import KeptStreams
+from tandem_runtime.serve.lender import Lender
 from tandem_runtime.serve.lifecycle import Lifecycle
 from tandem_runtime.serve.metrics import EngineCollector, KeptCollector, PodMetrics
 from tandem_runtime.serve.options import ServeOptions
@@ -56,7 +57,9 @@ class Pod:
         self.registry = CollectorRegistry()
         self.exporter: Exporter | None = None
         self.importer: Importer | None = None
-        self._pages, self._tiers_below = engine.pages, engine.tiers is not None
+        self._pages = engine.pages
+        self._tiers_below = engine.tiers is not None and engine.tiers.keeps_below
+        self.lender = Lender(engine, lends=options.engine.peer_tier)
         self._capacity_tokens = engine.kv_capacity_tokens
         self._step_tokens, self._max_streams = engine.max_batch_tokens, engine.max_running
         self._started_unix_s = time.time()
@@ -85,6 +88,7 @@ class Pod:
                 self.exporter,
                 self.importer,
                 engine.tiers,
+                self.lender,
             )
         )
         self.streams = StreamService(
