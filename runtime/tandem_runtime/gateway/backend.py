@@ -39,7 +39,7 @@ from tandem_runtime.gateway.pod_client import PodClient, PodUnreachable
 from tandem_runtime.gateway.pods import PodView
 from tandem_runtime.gateway.prompt_keys import PromptKeys
 from tandem_runtime.gateway.relay import Relay
-from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose
+from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose, most_held
 from tandem_runtime.prefix import block_keys, root_key
 from tandem_runtime.protocol import GenerateEvent, GenerateRequest, HeldStream, PrefillTarget
 
@@ -189,8 +189,9 @@ class GatewayBackend:
     ) -> AsyncGenerator[GenerateEvent, None]:
         """The events of one attempt, wherever it moves; ends without a finish when it failed."""
         decode, prefill = pair.decode, pair.prefill
+        holder = self._holder(model, prefill or decode, keys)
         self._sent((prefill or decode).uid, keys)
-        ask = journal.attempt(None if prefill is None else _target(prefill))
+        ask = journal.attempt(None if prefill is None else _target(prefill), holder)
         attempt = Attempt(self._client, self._loads, pair, ask)
         begin = partial(self._begin_move, model, journal, keys)
         relay = Relay(attempt, journal, self.moves, begin, self._metrics)
@@ -210,6 +211,19 @@ class GatewayBackend:
             self._failed(journal, relay.current.pair.decode.uid, str(error), "unreachable")
         finally:
             await relay.close()
+
+    def _holder(self, model: ServedModel, pod: PodView, keys: PromptKeys) -> PrefillTarget | None:
+        """Another pod that says it has more of the prompt than the one that computes it."""
+        told = self._pages.told(keys)
+        others = [
+            other
+            for other in self._fleets.pods_of(model)
+            if other.revision == pod.revision and other.uid not in self._health.unusable
+        ]
+        best = most_held(others, told, self._loads.outstanding_tokens())
+        if best is None or told[best.uid] <= told.get(pod.uid, 0):
+            return None
+        return PrefillTarget(best.name, best.ip, best.http_port)
 
     def _begin_move(
         self,

@@ -71,6 +71,17 @@ def choose(
     return Pair(decode, min(partners, key=cost) if partners else None)
 
 
+def most_held(
+    pods: Sequence[PodView], pages: Mapping[str, int], outstanding_tokens: Mapping[str, int]
+) -> PodView | None:
+    """The pod with most leading pages of a prompt, the least busy one of equals; None if nobody has
+    any. One that is leaving can still give them."""
+    holding = [pod for pod in pods if pod.ready and pages.get(pod.uid, 0) > 0]
+    if not holding:
+        return None
+    return max(holding, key=lambda pod: (pages[pod.uid], -outstanding_tokens.get(pod.uid, 0)))
+
+
 def _why_none(pods: Sequence[PodView], demand: Demand) -> str:
     decoders = [pod for pod in pods if pod.decodes]
     if not decoders:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tandem_runtime.contract import Role
 from tandem_runtime.gateway.pods import PodView
-from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose
+from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose, most_held
 
 
 def pod(name: str, role: Role = Role.DECODE, revision: str = "r1", **changes: Any) -> PodView:
@@ -149,3 +149,17 @@ def test_a_pod_that_seems_slow_gets_less() -> None:
 
 def test_a_slow_pod_still_serves_alone() -> None:
     assert names(choose([pod("slow", Role.BOTH, slower_percent=400)], DEMAND, {})) == ("slow", None)
+
+
+class TestMostHeld:
+    def test_the_least_busy_one_of_those_with_most_pages(self) -> None:
+        pods = [pod("a"), prefill("b"), pod("c"), pod("d")]
+        pages = {"a": 3, "b": 4, "c": 4}
+        assert most_held(pods, pages, {"b": 10}) == pods[2]
+        assert most_held(pods, pages, {"c": 10}) == pods[1]
+
+    def test_one_that_leaves_still_gives_and_one_that_is_not_ready_does_not(self) -> None:
+        leaving, down = pod("a", leaving=True), pod("b", ready=False)
+        assert most_held([leaving, down], {"a": 1, "b": 9}, {}) == leaving
+        assert most_held([down], {"b": 9}, {}) is None
+        assert most_held([pod("c")], {"c": 0}, {}) is None
