@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from tandem_runtime.contract import KV_PAGE_TOKENS
 from tandem_runtime.frontend.backend import ModelCard, Route, ServedModel
 from tandem_runtime.frontend.errors import (
     ApiError,
@@ -181,6 +182,8 @@ class GatewayBackend:
             stream_id=request.stream_id,
             prompt_tokens=len(request.prompt_ids) + len(journal.output_ids),
             held_tokens=held_tokens,
+            told_tokens={u: n * KV_PAGE_TOKENS for u, n in self._pages.told(keys).items()},
+            peer_percent=self._pages.peer_percents(),
             avoid=avoid,
         )
 

@@ -32,6 +32,7 @@ class PodPages:
         self.log = log
         self.seq = 0
         self.tiers_below = False
+        self.peer_percent = 0
         self._index = PageIndex(_LEAST_PAGES)
         self._expected: OrderedDict[bytes, float] = OrderedDict()
 
@@ -57,6 +58,7 @@ class PodPages:
                 self._grow()
                 self._index.add(key)
         self.seq, self.tiers_below = events.seq, events.tiers_below
+        self.peer_percent = events.peer_percent
 
     def expect(self, keys: Sequence[bytes], now_s: float) -> None:
         """The pod was sent a prompt with these pages."""
@@ -120,6 +122,10 @@ class PagesHeld:
     def told(self, keys: PromptKeys) -> dict[str, int]:
         """How many of a prompt's leading pages pods have said that they hold, by uid."""
         return {uid: pages.told(keys.pages) for uid, pages in self._pods.items()}
+
+    def peer_percents(self) -> dict[str, int]:
+        """What a page from another pod costs those that take some, of what computing it does."""
+        return {uid: pages.peer_percent for uid, pages in self._pods.items() if pages.peer_percent}
 
     def correct(self, guess: dict[str, int], keys: PromptKeys, now_s: float) -> dict[str, int]:
         """Tokens of a prompt that pods hold, by uid.

@@ -58,7 +58,7 @@ class Pod:
         self.exporter: Exporter | None = None
         self.importer: Importer | None = None
         self._pages = engine.pages
-        self._tiers_below = engine.tiers is not None and engine.tiers.keeps_below
+        self._tiers = engine.tiers
         self.lender = Lender(engine, lends=options.engine.peer_tier)
         self._capacity_tokens = engine.kv_capacity_tokens
         self._step_tokens, self._max_streams = engine.max_batch_tokens, engine.max_running
@@ -134,7 +134,10 @@ class Pod:
                 break
             await asyncio.sleep(_PAGES_LOOK_S)
         events = self._pages.since(log, seq)
-        return msgspec.structs.replace(events, tiers_below=self._tiers_below)
+        if self._tiers is None:
+            return events
+        below, percent = self._tiers.keeps_below, self._tiers.peer_percent
+        return msgspec.structs.replace(events, tiers_below=below, peer_percent=percent)
 
     async def close(self) -> None:
         """Ends what still runs."""

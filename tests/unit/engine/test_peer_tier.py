@@ -150,10 +150,11 @@ def test_what_one_pod_computed_another_is_given(make: Make, make_engine: MakeEng
     assert run(other, ask("s", DOCUMENT, holder=HOLDER)) == naive
     assert other.stats().cached_tokens == 128
     assert hits(other) == {("peer", "default"): 128}
+    assert other.tiers is not None
+    assert 1 <= other.tiers.peer_percent < 100
     # One page to see how fast it is, then several at a time; each once.
     assert [len(keys) for keys in neighbour.asked] == [1, 3]
     # Its own tier keeps them now, beside the page that it computed.
-    assert other.tiers is not None
     memory = other.tiers.tiers[0]
     deadline_s = time.monotonic() + 60
     while memory.counters.stored_pages < 5:
@@ -169,6 +170,8 @@ def test_without_a_name_nobody_is_asked(make: Make, make_engine: MakeEngine) -> 
     assert run(other, ask("s", DOCUMENT)) == naive
     assert run(other, ask("short", DOCUMENT[:PAGE], holder=HOLDER))  # less than a page to load
     assert neighbour.asked == []
+    assert other.tiers is not None
+    assert other.tiers.peer_percent == 25  # not known
 
 
 def test_what_the_peer_lacks_the_remote_tier_is_asked_for(

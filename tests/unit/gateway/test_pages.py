@@ -49,6 +49,14 @@ def test_told_is_what_pods_said_and_not_what_is_expected() -> None:
     assert pages.told(KEYS) == {"pod": 2}
 
 
+def test_what_pages_of_others_cost_a_pod() -> None:
+    assert held().peer_percents() == {}
+    pages = held(peer_percent=7)
+    assert pages.peer_percents() == {"pod": 7}
+    pages.apply("pod", PageEvents("log", 2, peer_percent=3))
+    assert pages.peer_percents() == {"pod": 3}
+
+
 def test_a_page_of_larger_blocks_is_as_long() -> None:
     """On the CPU a block is 64 tokens."""
     keys = PromptKeys(KEYS.blocks[:9], 64)

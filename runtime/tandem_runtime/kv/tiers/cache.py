@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _PROBE_PROMPTS: Final = 64
 """A tier that was too slow is tried again for one of so many prompts."""
+_UNKNOWN_SHARE: Final = 0.25
+"""Of computing a page, that loading one from a peer is taken to cost until one was loaded."""
 _MOST_TENANTS: Final = 64
 _BACKLOG_PAGES: Final = 16
 """Computed pages that may wait to be stored; further ones are not kept."""
@@ -93,6 +95,15 @@ class TierCache:
     def keeps_below(self) -> bool:
         """Whether pages may be in tiers of which page events say nothing."""
         return bool(self.tiers)
+
+    @property
+    def peer_percent(self) -> int:
+        """What a page of a peer costs, of what computing it does; 0: none is asked for."""
+        if self._peers is None:
+            return 0
+        speed = self._peers[0].speed
+        share = speed.page_s / self._page_compute_s if speed.known else _UNKNOWN_SHARE
+        return min(max(round(100 * share), 1), 100)
 
     @property
     def page_compute_s(self) -> float:
@@ -332,6 +343,8 @@ class TierCache:
                 ids, until_s = lookup.token_ids, lookup.until_s
                 pages = peers.at(lookup.holder, lookup.root, ids, keys, until_s)
                 self._load_all(pages, pages.speed, lookup)
+                if lookup.others:
+                    peers.speed.measured(pages.speed.page_s)
             asks = self._asks_remote(lookup)
         except Exception:
             log.exception("a peer's pages failed; prompt %d does without", lookup.fetched.arrival)

@@ -133,6 +133,8 @@ class Peers:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = Counters()
+        self.speed = Speed()
+        """Of all of them, as measured; each has one of its own, too."""
         self.layout_hash = layout_hash
         self.page_bytes = page_bytes
         self.page_tokens = page_tokens
