@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tandem_runtime.engine.blocks import BlockPool
+from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.lending import Lending
-from tandem_runtime.prefix import block_keys, token_bytes
+from tandem_runtime.engine.sequence import Request
+from tandem_runtime.kv.layout import Payload
+from tandem_runtime.prefix import block_keys, root_key, token_bytes
+from tandem_runtime.protocol import Sampling
 
 SIZE = 4
 BLOCKS = 4
@@ -95,6 +100,46 @@ def test_a_page_that_is_overtaken_is_dropped() -> None:
     # Others take all blocks, and then the same prompt is computed again, into the same ones.
     memory.meanwhile = lambda: [memory.compute(b"a" * 32, p) for p in ([2] * 12, ids)] and None
     assert lent(memory, b"a" * 32, ids) is None
+
+
+def test_lending_beside_a_running_engine(make_engine: Callable[..., Engine]) -> None:
+    """Real memory, real threads: streams take each other's blocks while one is read over and
+    over."""
+    engine = make_engine(blocks=12, max_batch_tokens=64)
+    ids = [7, 11, 13, 17] * 16
+    prompts = [ids, [5] * 96, ids, [3] * 144]
+    root = root_key(engine.layout_hash, b"", "default", "")
+    keys, tokens = block_keys(root, ids, 16), token_bytes(ids)
+    _run(engine, ids)
+    page = engine.lending.read(keys, tokens)
+    assert page is not None
+    expected, ended = bytes(page), threading.Event()
+    found: list[Payload | None] = []
+
+    def read() -> None:
+        while not ended.is_set():
+            found.append(engine.lending.read(keys, tokens))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for prompt in prompts * 6:
+            _run(engine, prompt)
+    finally:
+        ended.set()
+        reader.join()
+    assert None in found
+    given = [bytes(page) for page in found if page is not None]
+    assert given
+    assert set(given) == {expected}
+    engine.check_integrity()
+
+
+def _run(engine: Engine, prompt: list[int]) -> None:
+    sampling = Sampling(max_tokens=2, temperature=0.0, ignore_eos=True)
+    engine.add(Request("s", prompt, sampling))
+    while engine.has_work:
+        engine.step()
 
 
 def test_lending_holds_nothing() -> None:

@@ -102,7 +102,7 @@ class TierCache:
         if self._peers is None:
             return 0
         speed = self._peers[0].speed
-        share = speed.page_s / self._page_compute_s if speed.known else _UNKNOWN_SHARE
+        share = speed.likely_s / self._page_compute_s if speed.known else _UNKNOWN_SHARE
         return min(max(round(100 * share), 1), 100)
 
     @property
@@ -344,7 +344,7 @@ class TierCache:
                 pages = peers.at(lookup.holder, lookup.root, ids, keys, until_s)
                 self._load_all(pages, pages.speed, lookup)
                 if lookup.others:
-                    peers.speed.measured(pages.speed.page_s)
+                    peers.speed = pages.speed
             asks = self._asks_remote(lookup)
         except Exception:
             log.exception("a peer's pages failed; prompt %d does without", lookup.fetched.arrival)

@@ -134,7 +134,7 @@ class Peers:
     ) -> None:
         self.counters = Counters()
         self.speed = Speed()
-        """Of all of them, as measured; each has one of its own, too."""
+        """Of the one that gave pages last; each has its own."""
         self.layout_hash = layout_hash
         self.page_bytes = page_bytes
         self.page_tokens = page_tokens
@@ -279,7 +279,8 @@ class PeerPages:
         peer.close()
         self.counters.fail(reason)
         if not peer.breaker.failing:
-            log.warning("pod %s gives no pages: %s", peer.address.pod, reason)
+            level = logging.DEBUG if reason == "busy" else logging.WARNING
+            log.log(level, "pod %s gives no pages: %s", peer.address.pod, reason)
         peer.breaker.failed(self._peers.clock())
 
 

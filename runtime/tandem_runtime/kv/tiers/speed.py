@@ -13,7 +13,9 @@ class Speed:
 
     def __init__(self) -> None:
         self.page_s = 0.0
-        """0: nothing was measured yet."""
+        """0: nothing was measured yet. Too low at first: a beginning that was slow, such as a
+        connection, is no reason to give a place up."""
+        self._weight = 0.0
 
     @property
     def known(self) -> bool:
@@ -22,3 +24,9 @@ class Speed:
     def measured(self, page_s: float) -> None:
         """A page took so long."""
         self.page_s += _NEW_WEIGHT * (page_s - self.page_s)
+        self._weight += _NEW_WEIGHT * (1.0 - self._weight)
+
+    @property
+    def likely_s(self) -> float:
+        """Without that bias. Only where it is known."""
+        return self.page_s / self._weight
