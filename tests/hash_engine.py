@@ -67,6 +67,9 @@ class HashRunner:
         tokens = self.cache[_slots(block_ids, start, end)]
         return memoryview(np.ascontiguousarray(tokens.transpose(1, 0, 2)).tobytes())
 
+    def read_beside(self, block_ids: list[int], start: int, end: int) -> memoryview | None:
+        return self.read_kv(block_ids, start, end)
+
     def write_kv(
         self, block_ids: list[int], start: int, payload: Payload, layers: range | None = None
     ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import msgspec
-from hash_engine import HashRunner, hash_engine
+from hash_engine import BLOCK_TOKENS, HashRunner, hash_engine
 from small_vocabulary import byte_bundle
 from tandem_runtime import contract
 from tandem_runtime.config import EngineConfig
@@ -26,6 +26,7 @@ from tandem_runtime.kv.tiers.contract import Tier
 from tandem_runtime.kv.tiers.disk import DiskTier
 from tandem_runtime.kv.tiers.host import HostTier
 from tandem_runtime.kv.tiers.jobs import JobThread
+from tandem_runtime.kv.tiers.peer import Peers
 from tandem_runtime.protocol import (
     GenerateEvent,
     GenerateRequest,
@@ -68,6 +69,11 @@ class Served:
     handoff_port: int
     server: HttpServer
     ended: bool = False
+
+    @property
+    def holder(self) -> PrefillTarget:
+        """As a gateway names it to another pod."""
+        return PrefillTarget(self.pod.options.pod, "127.0.0.1", self.port)
 
     @property
     def target(self) -> PrefillTarget:
@@ -116,7 +122,7 @@ class Served:
 
 
 def tier_cache(
-    memory_pages: int = 0, disk: Path | None = None
+    memory_pages: int = 0, disk: Path | None = None, *, peers: bool = False, compute_s: float = 1
 ) -> Callable[[KvLayout, bytes], TierCache]:
     """Tiers of pages of 256 tokens, on a thread as a pod has them."""
 
@@ -135,7 +141,20 @@ def tier_cache(
                     page_tokens=contract.KV_PAGE_TOKENS,
                 )
             )
-        return TierCache(tiers, JobThread(), page_tokens=contract.KV_PAGE_TOKENS, compute_s=1)
+        others = Peers(
+            contract.pod_token(SECRET),
+            layout_hash=layout_hash,
+            page_bytes=size,
+            page_tokens=contract.KV_PAGE_TOKENS,
+            block_tokens=BLOCK_TOKENS,
+        )
+        return TierCache(
+            tiers,
+            JobThread(),
+            page_tokens=contract.KV_PAGE_TOKENS,
+            compute_s=compute_s,
+            peers=(others, JobThread("peers")) if peers else None,
+        )
 
     return make
 
@@ -160,9 +179,12 @@ async def serving_pods() -> AsyncIterator[MakePod]:
         bundle: Mapping[str, object] = MappingProxyType({}),
         tiers: Callable[[KvLayout, bytes], TierCache] | None = None,
         disk: Path | None = None,
+        peers: bool = False,
         **options: Any,
     ) -> Served:
         runner = HashRunner(blocks + 1, step_s)
+        if peers:
+            tiers = tiers or tier_cache(peers=True)
         worker = EngineWorker()
         secret = options.get("secret", SECRET)
         build = partial(
@@ -170,7 +192,7 @@ async def serving_pods() -> AsyncIterator[MakePod]:
         )
         engine = await worker.start(build)
         tokens = byte_bundle(cache_root=engine.layout_hash.hex(), **bundle)
-        config = OPTIONS.engine
+        config = replace(OPTIONS.engine, peer_tier=peers)
         if disk is not None:
             config = replace(config, disk_tier_bytes=1, disk_tier_dir=str(disk))
         pod = Pod(replace(OPTIONS, engine=config, **options), worker, engine, tokens)

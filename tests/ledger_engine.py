@@ -61,6 +61,9 @@ class LedgerRunner:
         tokens = [self._read(block_ids, position) for position in range(start, end)]
         return memoryview(b"".join(token.to_bytes(8, "little") for token in tokens))
 
+    def read_beside(self, block_ids: list[int], start: int, end: int) -> memoryview | None:
+        return self.read_kv(block_ids, start, end)
+
     def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
         data = bytes(payload)
         for index in range(len(data) // 8):
@@ -105,6 +108,9 @@ class DelayedRunner(LedgerRunner):
         tokens = self.run(replace(launched, token_ids=ids))
         self.chosen = [token.token_id for token in tokens]
         return tokens
+
+    def read_beside(self, block_ids: list[int], start: int, end: int) -> memoryview | None:
+        return self.read_kv(block_ids, start, end)
 
     def write_kv(self, block_ids: list[int], start: int, payload: Payload) -> None:
         end = start + len(payload) // 8

@@ -4,8 +4,9 @@
 
 SmolLM2-135M in bfloat16 on two threads, deterministic, one pod at a time, asked over HTTP. A pod
 has one tier beside an accelerator cache that holds one document; two documents take turns, so that
-each question's document has left the accelerator. Then every pod is killed by SIGKILL, and a new
-one answers from what is left. vLLM answers the same prompts offline, from its own prefix cache.
+each question's document has left the accelerator. For the tier of peers a second pod holds both,
+and a gateway says so. Then every pod is killed by SIGKILL, and a new one answers from what is left.
+vLLM answers the same prompts offline, from its own prefix cache.
 Then 200 contexts of four tenants on one engine with memory for 50 (tenants.py).
 """
 
@@ -29,16 +30,17 @@ from rich.table import Table
 from benchmarks.context_cache import tenants
 from benchmarks.context_cache.client import Answer, ask, median_s, tier_counts, wait_stored
 from benchmarks.context_cache.documents import DOCUMENT_TOKENS, Library
+from benchmarks.context_cache.peers import neighbours
 from benchmarks.context_cache.valkey import valkey_server
 from benchmarks.engine_cpu.players import Player, vllm
-from benchmarks.engine_cpu.pod import PodProcess, pod
+from benchmarks.engine_cpu.pod import pod
 from benchmarks.fleet import note
 from benchmarks.report import Target, finish
 
 PAGES: Final = DOCUMENT_TOKENS // 256
 POOL: Final = f"--kv-cache-bytes={98 << 20}"
 """Holds a document, a question and its answer, and little more of the document before."""
-SHARES: Final = {"accelerator": 0.04, "memory": 0.06, "disk": 0.10, "remote": 0.15}
+SHARES: Final = {"accelerator": 0.04, "memory": 0.06, "disk": 0.10, "remote": 0.15, "peer": 0.15}
 """Of the cold time to first token, at most."""
 VLLM_SCRIPT: Final = Path(__file__).with_name("play_vllm.py")
 
@@ -89,7 +91,7 @@ class Bench:
                 assert answers[-1].cached_tokens == 0
             self.found.answers["cold"] = answers
             note(f"cold: {median_s(answers):.2f} s")
-            self._ask("accelerator", serving, [(0, n) for n in range(len(self.questions))])
+            self._ask("accelerator", serving.url, [(0, n) for n in range(len(self.questions))])
 
     def tier(self, name: str, *flags: str, source: tuple[str, ...] = (), survives: bool) -> None:
         """A pod with one tier, which is filled from the tier that `source` names."""
@@ -98,11 +100,8 @@ class Bench:
                 ask(serving.url, self.prompt(document, 0))
                 wait_stored(serving.url, name, (document + 1) * PAGES)
             before = tier_counts(serving.url)
-            self._ask(name, serving, self.turns)
-            key = (name, "hit_tokens_total")
-            hits = tier_counts(serving.url)[key] - before.get(key, 0)
-            # Of the document before the last one the accelerator still holds a few blocks.
-            assert hits >= 0.9 * len(self.turns) * DOCUMENT_TOKENS, (hits, before)
+            self._ask(name, serving.url, self.turns)
+            self._check_hits(name, serving.url, before)
             serving.kill()
         if survives:
             with pod(POOL, *flags) as serving:
@@ -111,10 +110,27 @@ class Bench:
                 self._compare(f"{name} after SIGKILL", (0, 0), answer)
                 note(f"{name} after SIGKILL: {answer.cached_tokens} tokens cached")
 
-    def _ask(self, name: str, serving: PodProcess, turns: Sequence[tuple[int, int]]) -> None:
+    def peer(self, *source: str) -> None:
+        """A pod with no other tier, beside one that holds both documents on its accelerator."""
+
+        def fill(url: str) -> None:
+            for document in (0, 1):
+                ask(url, self.prompt(document, 0))
+
+        with neighbours((POOL,), source, fill, 2 * PAGES) as pods:
+            self._ask("peer", pods.url, self.turns)
+            self._check_hits("peer", pods.asking.url, {})
+
+    def _check_hits(self, name: str, url: str, before: dict[tuple[str, str], float]) -> None:
+        key = (name, "hit_tokens_total")
+        hits = tier_counts(url)[key] - before.get(key, 0)
+        # Of the document before the last one the accelerator still holds a few blocks.
+        assert hits >= 0.9 * len(self.turns) * DOCUMENT_TOKENS, (hits, before)
+
+    def _ask(self, name: str, url: str, turns: Sequence[tuple[int, int]]) -> None:
         answers = []
         for turn in turns:
-            answers.append(ask(serving.url, self.prompt(*turn)))
+            answers.append(ask(url, self.prompt(*turn)))
             assert answers[-1].cached_tokens >= DOCUMENT_TOKENS, f"{name}: {answers[-1]}"
             self._compare(name, turn, answers[-1])
         self.found.answers[name] = answers
@@ -146,6 +162,7 @@ def run(bench: Bench, *, with_vllm: bool) -> None:
         uri = stack.enter_context(valkey_server())
         remote = f"--remote-tier-uri={uri}"
         bench.tier("remote", remote, survives=True)
+        bench.peer(remote)
         bench.tier("memory", "--memory-tier-size=1Gi", source=(remote,), survives=False)
         disk = (f"--disk-tier-dir={folder}", "--disk-tier-size=2Gi")
         bench.tier("disk", *disk, source=(remote,), survives=True)

@@ -221,6 +221,7 @@ class SkipsPrompts:
         self.runner = runner
         self.overlaps = runner.overlaps
         self.read_kv, self.write_kv = runner.read_kv, runner.write_kv
+        self.read_beside = runner.read_beside
 
     def launch(self, batch: Batch) -> Any:
         """See `flight.Runner`."""

@@ -88,6 +88,8 @@ class EngineConfig:
     disk_tier_dir: str | None = None
     remote_tier: RemoteStore | None = None
     """None: no such tier."""
+    peer_tier: bool = False
+    """Whether pages are asked of other pods of the revision, and given to them."""
     prefix_caching: bool = True
     pace: str | None = None
     """`ACCELERATOR[:MODEL]`: each step takes as long as that model's on that accelerator
@@ -139,6 +141,8 @@ class EngineConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 0 for none, or more")
         if bool(self.disk_tier_bytes) != bool(self.disk_tier_dir):
             raise ValueError("disk_tier_bytes and disk_tier_dir go together: give both or neither")
+        if self.peer_tier and not self.prefix_caching:
+            raise ValueError("peer_tier shares what the prefix cache holds: leave that on")
         if not 1 <= self.kv_cache_percent <= 100:
             raise ValueError(f"kv_cache_percent is {self.kv_cache_percent}: give 1 to 100")
         if self.block_tokens < 1 or KV_PAGE_TOKENS % self.block_tokens:

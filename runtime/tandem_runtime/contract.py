@@ -85,6 +85,9 @@ gateway pod's uid, as for `PATH_DRAIN`."""
 PATH_PAGES: Final = "/tandem/v1/pages"
 """GET `?log=&seq=`: what changed of the pages of prefixes that a pod holds, a moment after it did
 (`PageEvents`). With the token of `pod_token`."""
+PATH_PEER_PAGES: Final = "/tandem/v1/pages/read"
+"""POST `kv.tiers.peer.WantedPages` to a pod, by a pod of its revision, with the token of
+`pod_token`: the leading ones of these pages that it holds, as records (kv/tiers/record.py)."""
 PATH_CONTEXTS: Final = "/tandem/v1/contexts"
 """PUT `protocol.Context` to a pod (answers `protocol.ContextCopy`) or, with its uid as the bearer
 token, to a gateway (answers `protocol.ContextState`): keep it, or that version of it. GET: all of

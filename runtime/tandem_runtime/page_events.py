@@ -22,6 +22,8 @@ class PageEvents(msgspec.Struct, frozen=True, omit_defaults=True):
     lost: bytes = b""
     tiers_below: bool = False
     """The pod may hold other pages in tiers below the accelerator, of which this says nothing."""
+    peer_percent: int = 0
+    """What a page that another pod gives costs, of what computing it does; 0: it takes none."""
 
     def __post_init__(self) -> None:
         if len(self.gained) % 16 or len(self.lost) % 16:

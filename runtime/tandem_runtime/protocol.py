@@ -85,6 +85,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """None: compute the prompt here (aggregated pools, and a decode pod without a partner)."""
     tenant: str = "default"
     cache_salt: str = ""
+    holder: PrefillTarget | None = None
+    """A pod that holds more of the prompt than the one that computes it; its port is HTTP's."""
     context: str = ""
     """The named context that the prompt begins with; its metering is the gateway's."""
     take_from: PrefillTarget | None = None

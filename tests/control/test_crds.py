@@ -301,6 +301,18 @@ REFUSED = {
         tiers(medium="Memory", size="1Gi", secretRef={"name": "s"}),
         "secretRef and ttlSeconds are for tiers of medium Remote; remove them",
     ),
+    "peer tier with a size": (
+        tiers(medium="Peer", size="1Gi"),
+        "a tier of medium Peer takes nothing beside its name; remove percent, size, uri, volume",
+    ),
+    "peer tier with a secret": (
+        tiers(medium="Peer", secretRef={"name": "s"}),
+        "secretRef and ttlSeconds are for tiers of medium Remote; remove them",
+    ),
+    "two peer tiers": (
+        fleet(cacheTiers=[{"name": n, "medium": "Peer"} for n in "ab"]),
+        "a fleet has one tier of medium Peer; remove the others",
+    ),
     "two remote tiers": (
         fleet(cacheTiers=[{"name": n, "medium": "Remote", "uri": "s3://kv"} for n in "ab"]),
         "a fleet has one tier of medium Remote; remove the others",
@@ -411,6 +423,7 @@ ACCEPTED = {
                 "secretRef": {"name": "valkey"},
                 "ttlSeconds": 3600,
             },
+            {"name": "peers", "medium": "Peer"},
         ],
         objectives={"timePerOutputToken": {"targetMilliseconds": 40, "percentile": 50}},
     ),

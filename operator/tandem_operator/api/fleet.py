@@ -105,6 +105,7 @@ _FITTING_FIELDS = {
     "Memory": ("size", ("percent", "uri", "volume")),
     "Disk": ("size and volume", ("percent", "uri")),
     "Remote": ("uri", ("percent", "size", "volume")),
+    "Peer": ("nothing beside its name", ("percent", "size", "uri", "volume")),
 }
 
 
@@ -166,7 +167,8 @@ class CacheTier(ApiModel):
     cel: ClassVar[tuple[Rule, ...]] = _tier_rules()
 
     name: Annotated[str, Field(min_length=1, max_length=63)]
-    medium: Literal["Accelerator", "Memory", "Disk", "Remote"]
+    medium: Literal["Accelerator", "Memory", "Disk", "Remote", "Peer"]
+    """Peer: what the caches of the fleet's other pods hold; it takes no room of its own."""
     percent: Annotated[int, Field(ge=1, le=100)] | None = None
     """Share of the memory that weights leave free; 90 without it."""
     size: Quantity | None = None
@@ -197,7 +199,7 @@ CacheTiers = Annotated[
                         f"self.filter(t, t.medium == '{medium}').size() <= 1",
                         f"a fleet has one tier of medium {medium}; remove the others",
                     )
-                    for medium in ("Accelerator", "Memory", "Disk", "Remote")
+                    for medium in _FITTING_FIELDS
                 )
             ),
         },

@@ -23,6 +23,8 @@ def tier_arguments(spec: FleetSpec) -> list[str]:
         found += ["--remote-tier-uri", remote.uri]
         if remote.ttl_seconds is not None:
             found += ["--remote-tier-ttl-seconds", str(remote.ttl_seconds)]
+    if tier_of(spec, "Peer"):
+        found.append("--peer-tier")
     return found
 
 

@@ -24,9 +24,12 @@ from tandem_runtime.engine.page_log import PageLog
 SCRAP_BLOCK: Final = 0
 
 
-@dataclass(frozen=True)
-class _Content:
-    """What a registered block holds: its key, and the token ids that a hit compares."""
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What a registered block holds: its key, and the token ids that a hit compares.
+
+    One object from the registration to the moment at which the block is forgotten.
+    """
 
     key: bytes
     tokens: bytes
@@ -43,7 +46,7 @@ class BlockPool:
         self.pages = PageLog()
         """What the prefix cache holds, as changes of whole pages. For any thread."""
         self._references = [0] * block_count
-        self._content: list[_Content | None] = [None] * block_count
+        self._content: list[Content | None] = [None] * block_count
         self._by_key: dict[bytes, int] = {}
         self._blank = list(range(block_count - 1, SCRAP_BLOCK, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -89,6 +92,26 @@ class BlockPool:
                 break
             found.append(block_id)
         return found
+
+    def contents(self, keys: Sequence[bytes], tokens: Iterable[bytes]) -> dict[int, Content] | None:
+        """The same of all these blocks, by number, for any thread; None if one is not here.
+
+        What is in them stays as it is for as long as `unchanged` says so.
+        """
+        found = {}
+        for key, block_tokens in zip(keys, tokens, strict=True):
+            block_id = self._by_key.get(key)
+            content = None if block_id is None else self._content[block_id]
+            if block_id is None or content is None or content.key != key:
+                return None  # the engine's thread may have given it to others meanwhile
+            if content.tokens != block_tokens:
+                return None
+            found[block_id] = content
+        return found
+
+    def unchanged(self, contents: dict[int, Content]) -> bool:
+        """Whether none of these blocks has been forgotten since `contents` was called."""
+        return all(self._content[block_id] is content for block_id, content in contents.items())
 
     def unheld(self, block_ids: Sequence[int]) -> int:
         """How many of these blocks `hold` would take out of `free_blocks`."""
@@ -141,7 +164,7 @@ class BlockPool:
         if key in self._by_key or self._content[block_id] is not None:
             return
         self._by_key[key] = block_id
-        self._content[block_id] = _Content(key, tokens)
+        self._content[block_id] = Content(key, tokens)
 
     def pin(self, keys: Sequence[bytes]) -> None:
         """Prefer every other block for being forgotten, until as many calls of `unpin`."""

@@ -12,7 +12,7 @@ import torch
 from tandem_runtime.checkpoint.open import Checkpoint, open_checkpoint
 from tandem_runtime.checkpoint.source import resolve_source
 from tandem_runtime.config import EngineConfig
-from tandem_runtime.contract import KV_PAGE_TOKENS
+from tandem_runtime.contract import KV_PAGE_TOKENS, pod_token
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.flight import Runner
@@ -31,6 +31,7 @@ from tandem_runtime.kv.tiers.contract import Tier
 from tandem_runtime.kv.tiers.disk import DiskTier
 from tandem_runtime.kv.tiers.host import HostTier
 from tandem_runtime.kv.tiers.jobs import Jobs, JobThread
+from tandem_runtime.kv.tiers.peer import Peers
 from tandem_runtime.kv.tiers.remote import RemoteTier
 from tandem_runtime.kv.tiers.stores import open_store
 from tandem_runtime.model.decoder import Decoder
@@ -98,7 +99,7 @@ def build_engine(
         max_context_tokens=context_tokens,
         eos_token_ids=frozenset(shape.eos_token_ids),
         prefix_secret=prefix_secret,
-        tiers=_tiers(config, layout, layout_hash, rates),
+        tiers=_tiers(config, layout, layout_hash, rates, prefix_secret),
         # What a paced pod pretends has no device.
         probe=own.probe if config.stated is None else None,
     )
@@ -148,7 +149,11 @@ def _swap(
 
 
 def _tiers(
-    config: EngineConfig, layout: KvLayout, layout_hash: bytes, rates: Callable[[], Rates]
+    config: EngineConfig,
+    layout: KvLayout,
+    layout_hash: bytes,
+    rates: Callable[[], Rates],
+    secret: bytes,
 ) -> TierCache | None:
     page_bytes = layout.token_bytes * KV_PAGE_TOKENS
     tiers: list[Tier] = []
@@ -173,11 +178,33 @@ def _tiers(
             ) from error
         tiers.append(disk)
     remote = _remote_tier(config, layout_hash, page_bytes)
-    if not tiers and remote is None:
+    peers = _peers(config, layout_hash, page_bytes, secret)
+    if not tiers and remote is None and peers is None:
         return None
     compute_s = rates().compute_s - rates().copy_s
-    jobs = JobThread()
-    return TierCache(tiers, jobs, page_tokens=KV_PAGE_TOKENS, compute_s=compute_s, remote=remote)
+    return TierCache(
+        tiers,
+        JobThread(),
+        page_tokens=KV_PAGE_TOKENS,
+        compute_s=compute_s,
+        remote=remote,
+        peers=peers,
+    )
+
+
+def _peers(
+    config: EngineConfig, layout_hash: bytes, page_bytes: int, secret: bytes
+) -> tuple[Peers, Jobs] | None:
+    if not config.peer_tier:
+        return None
+    peers = Peers(
+        pod_token(secret),
+        layout_hash=layout_hash,
+        page_bytes=page_bytes,
+        page_tokens=KV_PAGE_TOKENS,
+        block_tokens=config.block_tokens,
+    )
+    return peers, JobThread("peers")
 
 
 def _remote_tier(

@@ -24,6 +24,7 @@ from tandem_runtime.engine.admission import Capacity, check_request
 from tandem_runtime.engine.batch import Work, build_batch
 from tandem_runtime.engine.flight import Flight, Probe, Runner
 from tandem_runtime.engine.keeping import Keeping
+from tandem_runtime.engine.lending import Lending
 from tandem_runtime.engine.received import (
     check_extension,
     check_first,
@@ -72,10 +73,9 @@ class Engine:
         self.layout, self.layout_hash = layout, layout_hash
         self.vocab_size, self.max_context_tokens = vocab_size, max_context_tokens
         self.eos_token_ids = eos_token_ids
-        self._scheduler = scheduler
-        self.pages = scheduler.pool.pages
-        self.probe = probe
-        self._runner = runner
+        self._scheduler, self._runner = scheduler, runner
+        self.pages, self.probe = scheduler.pool.pages, probe
+        self.lending = Lending(scheduler.pool, runner, scheduler.block_tokens)
         self._tiered = Tiered(tiers, scheduler, runner, layout.layers)
         self.keeping = Keeping(scheduler, self._tiered, self._stream)
         self._prefix_secret = prefix_secret

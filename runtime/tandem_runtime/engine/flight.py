@@ -29,6 +29,10 @@ class Runner(Protocol):
     def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
         """Tokens [start, end) of these blocks in canonical form; a copy."""
 
+    def read_beside(self, block_ids: list[int], start: int, end: int) -> memoryview | None:
+        """The same from another thread, while steps are computed; None where that cannot be. The
+        caller finds out whether the blocks were written meanwhile."""
+
     def write_kv(
         self, block_ids: list[int], start: int, payload: Payload, layers: range | None = None
     ) -> None:

@@ -98,6 +98,10 @@ class PacedRunner:
         """See `flight.Runner`."""
         return self._own.read_kv(block_ids, start, end)
 
+    def read_beside(self, block_ids: list[int], start: int, end: int) -> memoryview | None:
+        """See `flight.Runner`."""
+        return self._own.read_beside(block_ids, start, end)
+
     def write_kv(
         self, block_ids: list[int], start: int, payload: Payload, layers: range | None = None
     ) -> None:

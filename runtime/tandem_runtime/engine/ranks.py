@@ -204,6 +204,10 @@ class ParallelRunner:
         pages = [self._heads(part, heads) for part in parts]
         return np.concatenate(pages, axis=1).data.cast("B")
 
+    def read_beside(self, block_ids: list[int], start: int, end: int) -> memoryview | None:
+        """None: followers do one thing after the other, as rank 0's engine tells them."""
+        return None
+
     def write_kv(
         self, block_ids: list[int], start: int, payload: Payload, layers: range | None = None
     ) -> None:

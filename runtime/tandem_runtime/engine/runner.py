@@ -73,7 +73,9 @@ class TorchRunner:
         """By the newest step; sample by sample."""
         self._graphs: DecodeGraphs | RecordedSteps | None = None
         self._team = Team(1 if on_gpu else threads)
-        self._transfers = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._transfers = self._stream()
+        self._lending = self._stream()
+        """Apart from the transfers, for which the engine waits."""
 
     def capture_graphs(self) -> None:
         """Decode steps are replayed from here on, where they can be."""
@@ -148,7 +150,13 @@ class TorchRunner:
     @torch.inference_mode()
     def read_kv(self, block_ids: list[int], start: int, end: int) -> memoryview:
         """Canonical bytes of tokens [start, end)."""
-        with self._beside_steps():
+        with self._beside_steps(self._transfers):
+            return self._cache.read(block_ids, start, end)
+
+    @torch.inference_mode()
+    def read_beside(self, block_ids: list[int], start: int, end: int) -> memoryview | None:
+        """See `flight.Runner`."""
+        with self._beside_steps(self._lending):
             return self._cache.read(block_ids, start, end)
 
     @torch.inference_mode()
@@ -156,18 +164,24 @@ class TorchRunner:
         self, block_ids: list[int], start: int, payload: Payload, layers: range | None = None
     ) -> None:
         """Store canonical bytes from token `start` on."""
-        with self._beside_steps():
+        with self._beside_steps(self._transfers):
             self._cache.write(block_ids, start, payload, layers)
 
+    def _stream(self) -> torch.cuda.Stream | None:
+        if self._device.type != "cuda":
+            return None
+        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+    @staticmethod
     @contextmanager
-    def _beside_steps(self) -> Iterator[None]:
+    def _beside_steps(stream: torch.cuda.Stream | None) -> Iterator[None]:
         """A transfer does not wait for the step in flight, which touches none of its blocks."""
-        if self._transfers is None:
+        if stream is None:
             yield
             return
-        with torch.cuda.stream(self._transfers):
+        with torch.cuda.stream(stream):
             yield
-        self._transfers.synchronize()
+        stream.synchronize()
 
     def close(self) -> None:
         """Memory goes with the process."""

@@ -14,9 +14,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
 from tandem_runtime.kv.layout import Payload
-from tandem_runtime.kv.tiers.cache import Fetched
 from tandem_runtime.kv.tiers.kept import Keep
-from tandem_runtime.protocol import Sampling, TokenLogprob
+from tandem_runtime.kv.tiers.lookup import Fetched
+from tandem_runtime.protocol import PrefillTarget, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
     from tandem_runtime.engine.grammar import Grammar
@@ -59,6 +59,8 @@ class Request:
     keep: Keep | None = None
     """Pin the prompt's KV in a cache tier. Only exports: what a step computes of another stream may
     be more than the tier takes at once."""
+    holder: PrefillTarget | None = None
+    """A pod that says it has more of the prompt's KV than this one; where it serves HTTP."""
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,16 @@ class Tiered:
         self._scheduler.fetch(sequence)
         held_tokens = self._scheduler.held_tokens(sequence)
         ids = sequence.token_ids.copy()
-        tenant = sequence.request.tenant
-        keep = sequence.request.keep
-        self._tiers.fetch(sequence.arrival, tenant, sequence.root, ids, held_tokens, keep)
+        asked = sequence.request
+        self._tiers.fetch(
+            sequence.arrival,
+            asked.tenant,
+            sequence.root,
+            ids,
+            held_tokens,
+            asked.keep,
+            asked.holder,
+        )
 
     @property
     def ready(self) -> bool:

@@ -7,12 +7,10 @@ What is remembered is a guess: a pod may have evicted the blocks meanwhile.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Final
 
-from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
+from tandem_runtime.gateway.prompt_keys import PromptKeys
 
-_PAGE_BLOCKS: Final = KV_PAGE_TOKENS // BLOCK_TOKENS
 _PODS_OF_A_KEY: Final = 8
 
 
@@ -26,10 +24,10 @@ class PrefixMemory:
     def __len__(self) -> int:
         return len(self._pods)
 
-    def learn(self, pod_uid: str, keys: Sequence[bytes]) -> None:
+    def learn(self, pod_uid: str, keys: PromptKeys) -> None:
         """The pod now holds the prompt whose blocks have these keys, first block first."""
-        for n in reversed(_marks(len(keys))):
-            key = keys[n - 1]
+        for n in reversed(_marks(keys)):
+            key = keys.blocks[n - 1]
             pods = self._pods.get(key, ())
             if pod_uid not in pods:
                 pods = (*pods, pod_uid)[-_PODS_OF_A_KEY:]
@@ -38,17 +36,17 @@ class PrefixMemory:
         while len(self._pods) > self._max_keys:
             self._pods.popitem(last=False)
 
-    def held_tokens(self, keys: Sequence[bytes]) -> dict[str, int]:
+    def held_tokens(self, keys: PromptKeys) -> dict[str, int]:
         """For each pod that has seen a beginning of the prompt, how many tokens of it."""
         held: dict[str, int] = {}
-        for n in _marks(len(keys)):
-            pods = self._pods.get(keys[n - 1], ())
+        for n in _marks(keys):
+            pods = self._pods.get(keys.blocks[n - 1], ())
             for pod_uid in pods:
-                held[pod_uid] = n * BLOCK_TOKENS
+                held[pod_uid] = n * keys.block_tokens
         return held
 
 
-def _marks(blocks: int) -> list[int]:
+def _marks(keys: PromptKeys) -> list[int]:
     """Numbers of blocks at which a prefix is remembered, rising."""
-    first = list(range(1, min(blocks, _PAGE_BLOCKS) + 1))
-    return first + list(range(2 * _PAGE_BLOCKS, blocks + 1, _PAGE_BLOCKS))
+    blocks, page = len(keys.blocks), keys.page_blocks
+    return [*range(1, min(blocks, page) + 1), *range(2 * page, blocks + 1, page)]

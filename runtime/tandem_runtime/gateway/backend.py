@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from tandem_runtime.contract import KV_PAGE_TOKENS
 from tandem_runtime.frontend.backend import ModelCard, Route, ServedModel
 from tandem_runtime.frontend.errors import (
     ApiError,
@@ -37,8 +38,9 @@ from tandem_runtime.gateway.moves import Moves
 from tandem_runtime.gateway.pages import PagesHeld
 from tandem_runtime.gateway.pod_client import PodClient, PodUnreachable
 from tandem_runtime.gateway.pods import PodView
+from tandem_runtime.gateway.prompt_keys import PromptKeys
 from tandem_runtime.gateway.relay import Relay
-from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose
+from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose, most_held
 from tandem_runtime.prefix import block_keys, root_key
 from tandem_runtime.protocol import GenerateEvent, GenerateRequest, HeldStream, PrefillTarget
 
@@ -140,7 +142,7 @@ class GatewayBackend:
         finally:
             self.streams -= 1
 
-    async def _pair(self, model: ServedModel, journal: Journal, keys: list[bytes]) -> Pair:
+    async def _pair(self, model: ServedModel, journal: Journal, keys: PromptKeys) -> Pair:
         """Where the next attempt goes. Raises `ApiError` when the stream is to be given up."""
         if journal.crashes_pods or journal.exhausted:
             last = f"{journal.attempts} attempts failed, the last one because {journal.reason}."
@@ -161,7 +163,7 @@ class GatewayBackend:
             await asyncio.sleep(_WAIT_S)
             journal.waited_s += _WAIT_S
 
-    def _choose(self, model: ServedModel, journal: Journal, keys: list[bytes]) -> Pair | NoRoute:
+    def _choose(self, model: ServedModel, journal: Journal, keys: PromptKeys) -> Pair | NoRoute:
         demand = self._demand(journal, keys, journal.avoid | self._health.unusable)
         pods, outstanding_tokens = self._fleets.pods_of(model), self._loads.outstanding_tokens()
         chosen = choose(pods, demand, outstanding_tokens)
@@ -170,7 +172,7 @@ class GatewayBackend:
             chosen = choose(pods, replace(demand, avoid=journal.avoid), outstanding_tokens)
         return chosen
 
-    def _demand(self, journal: Journal, keys: list[bytes], avoid: Set[str]) -> Demand:
+    def _demand(self, journal: Journal, keys: PromptKeys, avoid: Set[str]) -> Demand:
         request = journal.request
         guess = self._memory.held_tokens(keys)
         held_tokens = self._pages.correct(guess, keys, time.monotonic())
@@ -180,16 +182,19 @@ class GatewayBackend:
             stream_id=request.stream_id,
             prompt_tokens=len(request.prompt_ids) + len(journal.output_ids),
             held_tokens=held_tokens,
+            told_tokens={u: n * KV_PAGE_TOKENS for u, n in self._pages.told(keys).items()},
+            peer_percent=self._pages.peer_percents(),
             avoid=avoid,
         )
 
     async def _attempt(
-        self, model: ServedModel, pair: Pair, journal: Journal, keys: list[bytes], route: Route
+        self, model: ServedModel, pair: Pair, journal: Journal, keys: PromptKeys, route: Route
     ) -> AsyncGenerator[GenerateEvent, None]:
         """The events of one attempt, wherever it moves; ends without a finish when it failed."""
         decode, prefill = pair.decode, pair.prefill
+        holder = self._holder(model, prefill or decode, keys)
         self._sent((prefill or decode).uid, keys)
-        ask = journal.attempt(None if prefill is None else _target(prefill))
+        ask = journal.attempt(None if prefill is None else _target(prefill), holder)
         attempt = Attempt(self._client, self._loads, pair, ask)
         begin = partial(self._begin_move, model, journal, keys)
         relay = Relay(attempt, journal, self.moves, begin, self._metrics)
@@ -210,11 +215,24 @@ class GatewayBackend:
         finally:
             await relay.close()
 
+    def _holder(self, model: ServedModel, pod: PodView, keys: PromptKeys) -> PrefillTarget | None:
+        """Another pod that says it has more of the prompt than the one that computes it."""
+        told = self._pages.told(keys)
+        others = [
+            other
+            for other in self._fleets.pods_of(model)
+            if other.revision == pod.revision and other.uid not in self._health.unusable
+        ]
+        best = most_held(others, told, self._loads.outstanding_tokens())
+        if best is None or told[best.uid] <= told.get(pod.uid, 0):
+            return None
+        return PrefillTarget(best.name, best.ip, best.http_port)
+
     def _begin_move(
         self,
         model: ServedModel,
         journal: Journal,
-        keys: list[bytes],
+        keys: PromptKeys,
         current: Attempt,
         tried: frozenset[str],
     ) -> Attempt | None:
@@ -259,12 +277,12 @@ class GatewayBackend:
         if len(ids) <= _LONG_TOKENS:
             self._sent(pair.decode.uid, self._block_keys(model, request, ids))
 
-    def _sent(self, uid: str, keys: list[bytes]) -> None:
+    def _sent(self, uid: str, keys: PromptKeys) -> None:
         """The pod has blocks with these keys, or will soon."""
         self._memory.learn(uid, keys)
         self._pages.expect(uid, keys, time.monotonic())
 
-    async def _keys(self, model: ServedModel, request: GenerateRequest) -> list[bytes]:
+    async def _keys(self, model: ServedModel, request: GenerateRequest) -> PromptKeys:
         ids = request.prompt_ids
         if len(ids) > _LONG_TOKENS:
             return await asyncio.to_thread(self._block_keys, model, request, ids)
@@ -272,11 +290,11 @@ class GatewayBackend:
 
     def _block_keys(
         self, model: ServedModel, request: GenerateRequest, ids: list[int]
-    ) -> list[bytes]:
+    ) -> PromptKeys:
         bundle = model.tokenizer.bundle
         layout_hash = bytes.fromhex(bundle.cache_root)
         root = root_key(layout_hash, self._secret, request.tenant, request.cache_salt)
-        return block_keys(root, ids, bundle.block_tokens)
+        return PromptKeys(block_keys(root, ids, bundle.block_tokens), bundle.block_tokens)
 
 
 def _target(pod: PodView) -> PrefillTarget:

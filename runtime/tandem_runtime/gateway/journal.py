@@ -82,12 +82,18 @@ class Journal:
         """Between a failure and the next attempt: doubled with each failure in a row."""
         return _PAUSE_S * 2.0 ** (self.failures - 1)
 
-    def attempt(self, prefill: PrefillTarget | None) -> GenerateRequest:
+    def attempt(
+        self, prefill: PrefillTarget | None, holder: PrefillTarget | None = None
+    ) -> GenerateRequest:
         """The next attempt's request: everything generated so far is part of it."""
         self.attempts += 1
         self.epoch = self._next_epoch()
         return msgspec.structs.replace(
-            self.request, epoch=self.epoch, output_ids=list(self.output_ids), prefill=prefill
+            self.request,
+            epoch=self.epoch,
+            output_ids=list(self.output_ids),
+            prefill=prefill,
+            holder=holder,
         )
 
     def takeover(self, source: PrefillTarget) -> GenerateRequest:
@@ -97,6 +103,7 @@ class Journal:
             epoch=self._next_epoch(),
             output_ids=list(self.output_ids),
             prefill=None,
+            holder=None,
             take_from=source,
         )
 

@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
+from tandem_runtime.contract import KV_PAGE_TOKENS
+from tandem_runtime.gateway.prompt_keys import PromptKeys
 from tandem_runtime.kv.tiers.index import NONE, PageIndex
 from tandem_runtime.page_events import PageEvents
 from tandem_runtime.prefix import KEY_BYTES
@@ -22,7 +23,6 @@ MOST_EXPECTED: Final = 8192
 MOST_PAGES: Final = 1 << 20
 """Of one pod; further ones are not remembered."""
 _LEAST_PAGES: Final = 64
-_PAGE_BLOCKS: Final = KV_PAGE_TOKENS // BLOCK_TOKENS
 
 
 class PodPages:
@@ -32,6 +32,7 @@ class PodPages:
         self.log = log
         self.seq = 0
         self.tiers_below = False
+        self.peer_percent = 0
         self._index = PageIndex(_LEAST_PAGES)
         self._expected: OrderedDict[bytes, float] = OrderedDict()
 
@@ -57,6 +58,7 @@ class PodPages:
                 self._grow()
                 self._index.add(key)
         self.seq, self.tiers_below = events.seq, events.tiers_below
+        self.peer_percent = events.peer_percent
 
     def expect(self, keys: Sequence[bytes], now_s: float) -> None:
         """The pod was sent a prompt with these pages."""
@@ -72,6 +74,10 @@ class PodPages:
             if self._index.find(key) == NONE and self._expected.get(key, now_s) <= now_s:
                 return n
         return len(keys)
+
+    def told(self, keys: Sequence[bytes]) -> int:
+        """The same without what is only expected."""
+        return next((n for n, k in enumerate(keys) if self._index.find(k) == NONE), len(keys))
 
     def _grow(self) -> None:
         """In steps of alternately 3/2 and 4/3: the index's table is a power of two, which a
@@ -108,29 +114,35 @@ class PagesHeld:
         """The pod is gone, or does not say what it holds."""
         self._pods.pop(uid, None)
 
-    def expect(self, uid: str, block_keys: Sequence[bytes], now_s: float) -> None:
-        """The pod was sent a prompt whose blocks have these keys."""
+    def expect(self, uid: str, keys: PromptKeys, now_s: float) -> None:
+        """The pod was sent a prompt with these keys."""
         if uid in self._pods:
-            self._pods[uid].expect(_page_keys(block_keys), now_s)
+            self._pods[uid].expect(keys.pages, now_s)
 
-    def correct(
-        self, guess: dict[str, int], block_keys: Sequence[bytes], now_s: float
-    ) -> dict[str, int]:
+    def told(self, keys: PromptKeys) -> dict[str, int]:
+        """How many of a prompt's leading pages pods have said that they hold, by uid."""
+        return {uid: pages.told(keys.pages) for uid, pages in self._pods.items()}
+
+    def peer_percents(self) -> dict[str, int]:
+        """What a page from another pod costs those that take some, of what computing it does."""
+        return {uid: pages.peer_percent for uid, pages in self._pods.items() if pages.peer_percent}
+
+    def correct(self, guess: dict[str, int], keys: PromptKeys, now_s: float) -> dict[str, int]:
         """Tokens of a prompt that pods hold, by uid.
 
         Args:
             guess: the same, from what they were sent. It stands where a pod says nothing, and adds
                 to what others say: less than a page, which is not told, or what may be in their
                 tiers below the accelerator.
-            block_keys: of the prompt, first block first.
+            keys: of the prompt.
+            now_s: for what is only expected.
         """
-        keys = _page_keys(block_keys)
         held = dict(guess)
         for uid, pages in self._pods.items():
-            told = pages.held(keys, now_s) * KV_PAGE_TOKENS
-            most = len(block_keys) * BLOCK_TOKENS
+            told = pages.held(keys.pages, now_s) * KV_PAGE_TOKENS
+            most = keys.tokens
             if not pages.tiers_below:
-                most = min(most, told + KV_PAGE_TOKENS - BLOCK_TOKENS)
+                most = min(most, told + KV_PAGE_TOKENS - keys.block_tokens)
             held[uid] = max(told, min(guess.get(uid, 0), most))
         return held
 
@@ -138,10 +150,6 @@ class PagesHeld:
     def pages(self) -> int:
         """Of all pods."""
         return sum(map(len, self._pods.values()))
-
-
-def _page_keys(block_keys: Sequence[bytes]) -> Sequence[bytes]:
-    return block_keys[_PAGE_BLOCKS - 1 :: _PAGE_BLOCKS]
 
 
 def _keys(joined: bytes) -> Iterator[bytes]:

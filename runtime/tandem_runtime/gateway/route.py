@@ -5,9 +5,9 @@ and, in a fleet with a prefill pool, a prefill pod that admit; when no revision 
 pods compute prompts themselves (docs/design/request-path.md).
 
 Each pod has a cost in tokens: what is outstanding on it, and what this prompt adds beyond the
-prefix that it probably holds. The cheapest wins: a held prefix draws a stream as long as the pod's
-queue is not longer than what the prefix saves. On a pod that is slower by some percent every token
-costs so much more.
+prefix that it probably holds. What another pod would give it costs some percent of computing it.
+The cheapest wins: a held prefix draws a stream as long as the pod's queue is not longer than what
+the prefix saves. On a pod that is slower by some percent every token costs so much more.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class Demand:
     prompt_tokens: int
     held_tokens: Mapping[str, int] = field(default_factory=dict)
     """By pod uid: tokens of the prompt's beginning that the pod says, or is guessed, to hold."""
+    told_tokens: Mapping[str, int] = field(default_factory=dict)
+    """The same, as far as pods say it themselves: what they can give to others."""
+    peer_percent: Mapping[str, int] = field(default_factory=dict)
+    """By pod uid: what a token that another pod gives costs; nothing for those that take none."""
     avoid: Set[str] = frozenset()
     """Uids of pods that failed this stream."""
 
@@ -50,8 +54,19 @@ def choose(
 ) -> Pair | NoRoute:
     """`pods`: those of one fleet whose models are equal. `outstanding_tokens`: by uid."""
 
+    lent: dict[str, int] = {}
+    for pod in pods:
+        if pod.ready:
+            told = demand.told_tokens.get(pod.uid, 0)
+            lent[pod.revision] = max(lent.get(pod.revision, 0), told)
+
     def cost(pod: PodView) -> tuple[int, int]:
-        new = demand.prompt_tokens - demand.held_tokens.get(pod.uid, 0)
+        held = demand.held_tokens.get(pod.uid, 0)
+        new = demand.prompt_tokens - held
+        # What a decode pod is handed comes from its prefill pod, whoever else has it.
+        if pod.role is not Role.DECODE and pod.uid in demand.peer_percent:
+            given = max(lent.get(pod.revision, 0) - held, 0)
+            new -= given * (100 - demand.peer_percent[pod.uid]) // 100
         # Among equals, streams spread: each pod has its own order of preference.
         spread = crc32(f"{demand.stream_id}/{pod.uid}".encode())
         tokens = outstanding_tokens.get(pod.uid, 0) + new
@@ -69,6 +84,17 @@ def choose(
         pod for pod in prefills if pod.revision == decode.revision and decode.role is not Role.BOTH
     ]
     return Pair(decode, min(partners, key=cost) if partners else None)
+
+
+def most_held(
+    pods: Sequence[PodView], pages: Mapping[str, int], outstanding_tokens: Mapping[str, int]
+) -> PodView | None:
+    """The pod with most leading pages of a prompt, the least busy one of equals; None if nobody has
+    any. One that is leaving can still give them."""
+    holding = [pod for pod in pods if pod.ready and pages.get(pod.uid, 0) > 0]
+    if not holding:
+        return None
+    return max(holding, key=lambda pod: (pages[pod.uid], -outstanding_tokens.get(pod.uid, 0)))
 
 
 def _why_none(pods: Sequence[PodView], demand: Demand) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import FastAPI, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from tandem_runtime import contract
 from tandem_runtime.frontend.app import create_app
@@ -17,6 +18,7 @@ from tandem_runtime.frontend.errors import ApiError, BadRequest, Forbidden
 from tandem_runtime.frontend.oip.service import InferenceService
 from tandem_runtime.frontend.oip.statistics import Statistics
 from tandem_runtime.frontend.respond import Streamed
+from tandem_runtime.kv.tiers.peer import WantedPages
 from tandem_runtime.protocol import (
     Context,
     ContextCopies,
@@ -26,13 +28,21 @@ from tandem_runtime.protocol import (
     HeldStreams,
 )
 from tandem_runtime.serve.files import claim_text
+from tandem_runtime.serve.lender import pieces
 from tandem_runtime.serve.pod import Pod
 
 _SCHEMA: Final = "#/components/schemas/{name}"
 _BODIES: Final = msgspec.json.schema_components(
-    (GenerateRequest, DrainRequest, Context), ref_template=_SCHEMA
+    (GenerateRequest, DrainRequest, Context, WantedPages), ref_template=_SCHEMA
 )[1]
 _FORBIDDEN: Final[dict[int | str, dict[str, Any]]] = {403: {"description": "A wrong token."}}
+
+_NOT_LENT: Final[dict[int | str, dict[str, Any]]] = {
+    403: {"description": "A wrong token, or a pod that gives no pages to others."},
+    409: {"description": "The KV cache here is of another model, or in another form."},
+    503: {"description": "Not now."},
+}
+_BYTES: Final = "application/octet-stream"
 
 
 def _body(kind: type[Any]) -> dict[str, Any]:
@@ -97,6 +107,13 @@ def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
         authorize(request)
         return _json(await pod.page_events(log, seq))
 
+    @app.post(contract.PATH_PEER_PAGES, openapi_extra=_body(WantedPages), responses=_NOT_LENT)
+    async def read_pages(request: Request) -> Response:
+        authorize(request)
+        records = pieces(await pod.lender.lend(await _read(request, WantedPages)))
+        size = {"content-length": str(sum(map(len, records)))}
+        return StreamingResponse(_each(records), media_type=_BYTES, headers=size)
+
     @app.get(contract.PATH_CONTEXTS, responses=_FORBIDDEN)
     async def contexts(request: Request) -> Response:
         authorize(request)
@@ -140,6 +157,11 @@ def create_pod_app(pod: Pod, inference: InferenceService) -> FastAPI:
 def _bears(request: Request, token: str) -> bool:
     given = request.headers.get("authorization", "")
     return bool(token) and hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+
+
+async def _each(pieces: list[memoryview]) -> AsyncGenerator[memoryview, None]:
+    for piece in pieces:
+        yield piece
 
 
 def _json(content: object) -> Response:

@@ -17,6 +17,7 @@ from tandem_runtime.kv.handoff.importer import Importer
 from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.protocol import Handoff
 from tandem_runtime.serve.kept import KeptStreams
+from tandem_runtime.serve.lender import Lender, LentCounters
 from tandem_runtime.serve.worker import EngineWorker
 
 _LABELS = ("model_name", "engine")
@@ -81,8 +82,10 @@ class EngineCollector(Collector):
         exporter: Exporter | None,
         importer: Importer | None,
         tiers: TierCache | None = None,
+        lender: Lender | None = None,
     ) -> None:
         self._tiers = tiers
+        self._lender = lender
         self._values = [model, "0"]
         self._worker = worker
         self._block_tokens = block_tokens
@@ -95,6 +98,8 @@ class EngineCollector(Collector):
         yield from self._handoff()
         if self._tiers is not None:
             yield from self._of_tiers(self._tiers)
+        if self._lender is not None and self._lender.lends:
+            yield from self._lent(self._lender.counters)
 
     def _engine(self, stats: EngineStats) -> Iterator[Metric]:
         waiting = stats.waiting + stats.receiving
@@ -164,16 +169,24 @@ class EngineCollector(Collector):
         available = GaugeMetricFamily(
             "tandem_tier_available", "Whether it did what was asked.", labels=[*_LABELS, "tier"]
         )
-        for one in tiers.tiers:
-            counters = one.counters
-            moved.add_metric([*self._values, one.name, "loaded"], counters.loaded_pages)
-            moved.add_metric([*self._values, one.name, "stored"], counters.stored_pages)
-            moved.add_metric([*self._values, one.name, "evicted"], counters.evicted_pages)
-            for reason, count in counters.failures.copy().items():
+        for one in tiers.sources:
+            moved.add_metric([*self._values, one.name, "loaded"], one.counters.loaded_pages)
+            for reason, count in one.counters.failures.copy().items():
                 failures.add_metric([*self._values, one.name, reason], count)
-            pages.add_metric([*self._values, one.name], one.policy.resident_pages)
-            available.add_metric([*self._values, one.name], counters.available)
+        for tier in tiers.tiers:
+            counters = tier.counters
+            moved.add_metric([*self._values, tier.name, "stored"], counters.stored_pages)
+            moved.add_metric([*self._values, tier.name, "evicted"], counters.evicted_pages)
+            pages.add_metric([*self._values, tier.name], tier.policy.resident_pages)
+            available.add_metric([*self._values, tier.name], counters.available)
         yield from (hits, moved, failures, pages, available)
+
+    def _lent(self, counters: LentCounters) -> Iterator[Metric]:
+        asked = self._family("tandem_peer_questions", "Of other pods for pages.", "outcome")
+        for outcome, count in counters.asked.items():
+            asked.add_metric([*self._values, outcome], count)
+        pages = self._counter("tandem_peer_pages", "Pages given to other pods.", counters.pages)
+        yield from (asked, pages)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=_LABELS)

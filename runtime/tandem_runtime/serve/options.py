@@ -138,6 +138,12 @@ def parser() -> argparse.ArgumentParser:
         help="for which Valkey or Redis keep a page after its last use",
     )
     engine.add_argument(
+        "--peer-tier",
+        action="store_true",
+        help="ask other pods of the revision for KV that they hold, and give it to them; a gateway "
+        "names them, and the handoff secret is what they know each other by",
+    )
+    engine.add_argument(
         "--max-batch-tokens", type=int, help="rows of one step (default: 128 on CPUs, else 2048)"
     )
     engine.add_argument("--max-running", type=int, default=64, help="streams of one step")
@@ -168,6 +174,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> ServeOpti
     """Raises `BadConfig`; argparse itself exits on an unknown flag."""
     args = parser().parse_args(arguments)
     role = Role(args.role)
+    secret = read_secret(args.handoff_secret_file, required=role is not Role.BOTH)
+    if args.peer_tier and not secret:
+        raise BadConfig(
+            "--peer-tier needs the handoff secret, by which pods know each other: write one to "
+            f"{args.handoff_secret_file}, or leave --peer-tier out"
+        )
     return ServeOptions(
         role=role,
         model_name=args.model_name,
@@ -177,7 +189,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> ServeOpti
         port=args.port,
         grpc_port=args.grpc_port,
         handoff_port=args.handoff_port,
-        secret=read_secret(args.handoff_secret_file, required=role is not Role.BOTH),
+        secret=secret,
         max_waiting=args.max_waiting,
         watchdog_s=args.watchdog_seconds,
         pod=environment.get(contract.ENV_POD_NAME, "local"),
@@ -213,6 +225,7 @@ def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineC
             disk_tier_bytes=args.disk_tier_size,
             disk_tier_dir=args.disk_tier_dir,
             remote_tier=_remote_tier(args, environment),
+            peer_tier=args.peer_tier,
             kv_cache_percent=args.kv_cache_percent,
             memory_limit_bytes=int(memory) if memory else None,
         )

@@ -29,6 +29,7 @@ from tandem_runtime.serve.contexts import PodContexts
 from tandem_runtime.serve.device import DeviceCollector, DeviceWatch
 from tandem_runtime.serve.keeper import KvKeeper
 from tandem_runtime.serve.kept import KeptStreams
+from tandem_runtime.serve.lender import Lender
 from tandem_runtime.serve.lifecycle import Lifecycle
 from tandem_runtime.serve.metrics import EngineCollector, KeptCollector, PodMetrics
 from tandem_runtime.serve.options import ServeOptions
@@ -60,7 +61,9 @@ class Pod:
         self.registry.register(DeviceCollector(options.model_name, self.devices))
         self.exporter: Exporter | None = None
         self.importer: Importer | None = None
-        self._pages, self._tiers_below = engine.pages, engine.tiers is not None
+        self._pages = engine.pages
+        self._tiers = engine.tiers
+        self.lender = Lender(engine, lends=options.engine.peer_tier)
         self._capacity_tokens = engine.kv_capacity_tokens
         self._step_tokens, self._max_streams = engine.max_batch_tokens, engine.max_running
         self._started_unix_s = time.time()
@@ -89,6 +92,7 @@ class Pod:
                 self.exporter,
                 self.importer,
                 engine.tiers,
+                self.lender,
             )
         )
         self.streams = StreamService(
@@ -134,7 +138,10 @@ class Pod:
                 break
             await asyncio.sleep(_PAGES_LOOK_S)
         events = self._pages.since(log, seq)
-        return msgspec.structs.replace(events, tiers_below=self._tiers_below)
+        if self._tiers is None:
+            return events
+        below, percent = self._tiers.keeps_below, self._tiers.peer_percent
+        return msgspec.structs.replace(events, tiers_below=below, peer_percent=percent)
 
     async def close(self) -> None:
         """Ends what still runs."""

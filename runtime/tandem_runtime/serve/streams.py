@@ -188,6 +188,7 @@ class StreamService:
             output_ids=ask.output_ids,
             tenant=ask.tenant,
             cache_salt=ask.cache_salt,
+            holder=ask.holder,
             grammar=await stream.unless_ended(self._grammars.follow(ask.sampling.grammar)),
         )
         prompt_tokens = len(ask.prompt_ids)

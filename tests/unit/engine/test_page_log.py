@@ -10,6 +10,7 @@ from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.engine.page_log import PageLog
 from tandem_runtime.engine.sequence import Request
 from tandem_runtime.gateway.pages import PagesHeld
+from tandem_runtime.gateway.prompt_keys import PromptKeys
 from tandem_runtime.page_events import PageEvents
 from tandem_runtime.prefix import block_keys
 from tandem_runtime.protocol import Sampling
@@ -36,7 +37,7 @@ def test_a_reader_knows_what_is_held_whenever_it_reads(steps: list[tuple[int, bo
             blocks = [b for n in range(13) for b in [b"-" * 16] * (PAGE_BLOCKS - 1) + [key(n)]]
             for page in range(13):
                 prompt = blocks[page * PAGE_BLOCKS : (page + 1) * PAGE_BLOCKS]
-                told = reader.correct({}, prompt, 0.0)["pod"]
+                told = reader.correct({}, PromptKeys(prompt, BLOCK_TOKENS), 0.0)["pod"]
                 assert told == (KV_PAGE_TOKENS if page in held else 0)
             assert reader.pages == len(held)
 

@@ -3,13 +3,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 from tandem_runtime.gateway.affinity import PrefixMemory
+from tandem_runtime.gateway.prompt_keys import PromptKeys
 from tandem_runtime.prefix import block_keys, root_key
 
 ROOT = root_key(b"layout", b"secret", "tenant", "")
 
 
-def keys(ids: list[int], tenant: str = "tenant", salt: str = "") -> list[bytes]:
-    return block_keys(root_key(b"layout", b"secret", tenant, salt), ids, 16)
+def keys(ids: list[int], tenant: str = "tenant", salt: str = "") -> PromptKeys:
+    return PromptKeys(block_keys(root_key(b"layout", b"secret", tenant, salt), ids, 16), 16)
 
 
 def test_the_longest_beginning_that_each_pod_has_seen() -> None:

@@ -13,11 +13,12 @@ from tandem_runtime import contract
 from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.frontend.tokenizer import Tokenizer
 from tandem_runtime.gateway.pages import EXPECTED_S, PagesHeld, PodPages
+from tandem_runtime.gateway.prompt_keys import PromptKeys
 from tandem_runtime.page_events import PageEvents
 
 PAGE_BLOCKS = KV_PAGE_TOKENS // BLOCK_TOKENS
-KEYS = [n.to_bytes(16, "little") for n in range(4 * PAGE_BLOCKS)]
-PAGES = KEYS[PAGE_BLOCKS - 1 :: PAGE_BLOCKS]
+KEYS = PromptKeys([n.to_bytes(16, "little") for n in range(4 * PAGE_BLOCKS)], BLOCK_TOKENS)
+PAGES = KEYS.pages
 
 
 def held(**fields: Any) -> PagesHeld:
@@ -31,7 +32,7 @@ def test_what_a_pod_says_bounds_the_guess(told: int, guess: int, below: bool) ->
     pages = held(gained=b"".join(PAGES[:told]), tiers_below=below)
     tokens = pages.correct({"pod": guess, "other": guess}, KEYS, 0.0)
     assert tokens["other"] == guess  # it says nothing
-    assert told * KV_PAGE_TOKENS <= tokens["pod"] <= len(KEYS) * BLOCK_TOKENS
+    assert told * KV_PAGE_TOKENS <= tokens["pod"] <= KEYS.tokens
     if below:
         assert tokens["pod"] == max(guess, told * KV_PAGE_TOKENS)
     else:
@@ -42,10 +43,33 @@ def test_a_page_behind_a_missing_one_is_of_no_use() -> None:
     assert held(gained=PAGES[1] + PAGES[2]).correct({}, KEYS, 0.0) == {"pod": 0}
 
 
+def test_told_is_what_pods_said_and_not_what_is_expected() -> None:
+    pages = held(gained=PAGES[0] + PAGES[1] + PAGES[3])
+    pages.expect("pod", KEYS, 100.0)
+    assert pages.told(KEYS) == {"pod": 2}
+
+
+def test_what_pages_of_others_cost_a_pod() -> None:
+    assert held().peer_percents() == {}
+    pages = held(peer_percent=7)
+    assert pages.peer_percents() == {"pod": 7}
+    pages.apply("pod", PageEvents("log", 2, peer_percent=3))
+    assert pages.peer_percents() == {"pod": 3}
+
+
+def test_a_page_of_larger_blocks_is_as_long() -> None:
+    """On the CPU a block is 64 tokens."""
+    keys = PromptKeys(KEYS.blocks[:9], 64)
+    assert keys.pages == [KEYS.blocks[3], KEYS.blocks[7]]
+    pages = held(gained=b"".join(keys.pages))
+    assert pages.correct({"pod": 9 * 64}, keys, 0.0) == {"pod": 9 * 64}
+    assert pages.correct({}, keys, 0.0) == {"pod": 2 * KV_PAGE_TOKENS}
+
+
 def test_what_was_just_sent_counts_for_a_while() -> None:
     pages = held()
     pages.expect("pod", KEYS, 100.0)
-    assert pages.correct({}, KEYS, 100.0 + EXPECTED_S / 2) == {"pod": len(KEYS) * BLOCK_TOKENS}
+    assert pages.correct({}, KEYS, 100.0 + EXPECTED_S / 2) == {"pod": KEYS.tokens}
     assert pages.correct({}, KEYS, 101.0 + EXPECTED_S) == {"pod": 0}
 
 
@@ -109,6 +133,46 @@ async def test_a_gateway_that_sent_nothing_knows_what_pods_hold(
     known = front.gateway.pages.held
     await eventually(lambda: known.pages == len(prompt) // KV_PAGE_TOKENS)
     assert {await ask(front, text) for _ in range(4)} == {"pod-1"}
+
+
+async def test_a_gateway_names_a_pod_that_holds_what_another_lacks(
+    front: Any, make_pod: MakePod
+) -> None:
+    one, two, old = [
+        await make_pod(pod=name, peers=True, revision=revision)
+        for name, revision in (("pod-0", "r1"), ("pod-1", "r1"), ("pod-2", "r0"))
+    ]
+    text = "a page and some more of it " * 22
+    front.discovery.show(one.view())
+    await eventually(lambda: len(front.gateway.pages.held._pods) == 1)
+    assert await ask(front, text) == "pod-0"
+    await eventually(lambda: front.gateway.pages.held.pages > 0)
+    # It leaves; the others have nothing. One of another revision is told of nobody.
+    front.discovery.show(one.view(leaving=True), old.view())
+    assert await ask(front, text) == "pod-2"
+    assert one.pod.lender.counters.asked == {}
+    front.discovery.show(one.view(leaving=True), two.view())
+    assert await ask(front, text) == "pod-1"
+    lent = one.pod.lender.counters
+    assert lent.pages == 2
+    asked = dict(lent.asked)
+    # Who holds as much itself is told of nobody.
+    await eventually(lambda: len(front.gateway.pages.held._pods) == 2)
+    await eventually(lambda: front.gateway.pages.held.pages == 4)
+    assert await ask(front, text) == "pod-1"
+    assert lent.asked == asked
+
+
+async def test_a_client_names_no_pod(front: Any, make_pod: MakePod) -> None:
+    one, two = [await make_pod(pod=f"pod-{n}", peers=True) for n in range(2)]
+    text = "a page and some more of it " * 22
+    front.discovery.show(two.view())
+    body = {"model": "hash", "prompt": text, "max_tokens": 2}
+    holder = {"pod": "pod-0", "host": "127.0.0.1", "port": one.port}
+    for url in (front.http, two.http):
+        await url.post("/v1/completions", json={**body, "holder": holder})
+        await url.post("/v1/completions", json={**body, "tandem": {"holder": holder}})
+    assert one.pod.lender.counters.asked == {}
 
 
 async def test_only_who_knows_the_secret_reads_pages(make_pod: MakePod) -> None:

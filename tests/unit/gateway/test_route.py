@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tandem_runtime.contract import Role
 from tandem_runtime.gateway.pods import PodView
-from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose
+from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose, most_held
 
 
 def pod(name: str, role: Role = Role.DECODE, revision: str = "r1", **changes: Any) -> PodView:
@@ -149,3 +150,65 @@ def test_a_pod_that_seems_slow_gets_less() -> None:
 
 def test_a_slow_pod_still_serves_alone() -> None:
     assert names(choose([pod("slow", Role.BOTH, slower_percent=400)], DEMAND, {})) == ("slow", None)
+
+
+class TestMostHeld:
+    def test_the_least_busy_one_of_those_with_most_pages(self) -> None:
+        pods = [pod("a"), prefill("b"), pod("c"), pod("d")]
+        pages = {"a": 3, "b": 4, "c": 4}
+        assert most_held(pods, pages, {"b": 10}) == pods[2]
+        assert most_held(pods, pages, {"c": 10}) == pods[1]
+
+    def test_one_that_leaves_still_gives_and_one_that_is_not_ready_does_not(self) -> None:
+        leaving, down = pod("a", leaving=True), pod("b", ready=False)
+        assert most_held([leaving, down], {"a": 1, "b": 9}, {}) == leaving
+        assert most_held([down], {"b": 9}, {}) is None
+        assert most_held([pod("c")], {"c": 0}, {}) is None
+
+
+def both(name: str, **changes: Any) -> PodView:
+    return pod(name, Role.BOTH, **changes)
+
+
+class TestPeers:
+    HELD: ClassVar = {"held_tokens": {"a": 1024}, "told_tokens": {"a": 1024}}
+
+    def chosen(self, pods: list[PodView], outstanding: dict[str, int], **fields: Any) -> str:
+        return names(choose(pods, Demand("s", 2000, **self.HELD, **fields), outstanding))[0]
+
+    def test_what_another_pod_gives_costs_its_percent(self) -> None:
+        pods = [both("a"), both("b")]
+        # Without peers the holder may be busier by all that it holds; with them by a tenth less.
+        assert self.chosen(pods, {"a": 1023}) == "a"
+        assert self.chosen(pods, {"a": 1025}) == "b"
+        takes = {"peer_percent": {"a": 10, "b": 10}}
+        assert self.chosen(pods, {"a": 102}, **takes) == "a"
+        assert self.chosen(pods, {"a": 104}, **takes) == "b"
+
+    def test_nothing_is_given_by_other_revisions_and_pods_that_are_not_ready(self) -> None:
+        takes = {"peer_percent": {"b": 10}}
+        for holder in (both("a", revision="r2"), both("a", ready=False)):
+            pods = [holder, both("b"), both("c")]
+            assert self.chosen(pods, {"a": 5000, "b": 10}, **takes) == "c"
+        pods = [both("a", leaving=True), both("b"), both("c")]
+        assert self.chosen(pods, {"b": 10}, **takes) == "b"
+
+    def test_a_prefill_pod_takes_pages_and_a_decode_pod_is_handed_them(self) -> None:
+        pods = [prefill("a"), prefill("b"), pod("d"), pod("e")]
+        busy = {"a": 104, "d": 104}
+        demand = Demand("s", 2000, {"a": 1024, "d": 1024}, {"a": 1024, "d": 1024})
+        percents = dict.fromkeys("abde", 10)
+        assert names(choose(pods, replace(demand, peer_percent=percents), busy)) == ("d", "b")
+
+    @given(held=st.integers(0, 2000), percent=st.integers(1, 100), load=st.integers(0, 3000))
+    def test_a_pod_that_takes_pages_is_never_dearer(
+        self, held: int, percent: int, load: int
+    ) -> None:
+        pods = [both("a"), both("b")]
+        fields: dict[str, Any] = {
+            "held_tokens": {"a": 1024, "b": held},
+            "told_tokens": {"a": 1024, "b": held},
+        }
+        takes = Demand("s", 2000, **fields, peer_percent={"b": percent})
+        if names(choose(pods, Demand("s", 2000, **fields), {"b": load}))[0] == "b":
+            assert names(choose(pods, takes, {"b": load}))[0] == "b"

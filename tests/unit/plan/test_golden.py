@@ -52,6 +52,7 @@ CASES = {
                 "secretRef": {"name": "valkey"},
                 "ttlSeconds": 3600,
             },
+            {"name": "peers", "medium": "Peer"},
         ],
     ),
 }

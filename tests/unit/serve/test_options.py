@@ -134,6 +134,14 @@ def test_a_size_that_is_none(size: str, secret: Path, capsys: pytest.CaptureFixt
     assert "is no size; write for example 64Gi" in capsys.readouterr().err
 
 
+def test_a_tier_of_peers_needs_the_secret(secret: Path, tmp_path: Path) -> None:
+    arguments = ["--role", "both", *MODEL, "--handoff-secret-file"]
+    assert not parse([*arguments, str(secret)], {}).engine.peer_tier
+    assert parse([*arguments, str(secret), "--peer-tier"], {}).engine.peer_tier
+    with pytest.raises(BadConfig, match="--peer-tier needs the handoff secret"):
+        parse([*arguments, str(tmp_path / "none"), "--peer-tier"], {})
+
+
 def test_a_remote_tier_and_its_credentials(secret: Path) -> None:
     arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
     assert parse(arguments, {}).engine.remote_tier is None

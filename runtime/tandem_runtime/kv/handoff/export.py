@@ -153,6 +153,7 @@ class Export:
                 output_ids=request.output_ids,
                 tenant=request.tenant,
                 cache_salt=request.cache_salt,
+                holder=request.holder,
                 grammar=grammar,
                 export=True,
             )

@@ -5,9 +5,10 @@ results. `fetch` looks a prompt up and loads while it queues and while others co
 load takes longer than computing it is not loaded. Nothing is awaited: whoever ends a stream early
 says so by `leave`.
 
-Two threads: one for the pod's own tiers, one for the remote one, which others share and which may
-not answer. A prompt asks the remote tier for what the pod's own do not have, and for no longer than
-computing that would take: then it goes on with what has come.
+Three threads: one for the pod's own tiers, one each for peers and for the remote tier, which may
+not answer. For what the pod's own do not have, a prompt asks the peer that was named with it, then
+the remote tier, and both for no longer than computing would take: then it goes on with what has
+come.
 """
 
 from __future__ import annotations
@@ -16,22 +17,26 @@ import logging
 import queue
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 from tandem_runtime.kv.layout import Payload
-from tandem_runtime.kv.tiers.contract import Page, Tier
+from tandem_runtime.kv.tiers.backlog import Backlog
+from tandem_runtime.kv.tiers.contract import Counted, Page, Source, Tier
 from tandem_runtime.kv.tiers.jobs import Jobs
 from tandem_runtime.kv.tiers.kept import Keep, Kept, KeptPages
+from tandem_runtime.kv.tiers.lookup import Fetched, Lookup
+from tandem_runtime.kv.tiers.peer import Peers
+from tandem_runtime.kv.tiers.speed import Speed
 from tandem_runtime.prefix import KEY_BYTES, block_keys, token_bytes
+from tandem_runtime.protocol import PrefillTarget
 
 log = logging.getLogger(__name__)
 
 _PROBE_PROMPTS: Final = 64
 """A tier that was too slow is tried again for one of so many prompts."""
-_NEW_WEIGHT: Final = 0.2
-"""Of the newest measurement of a tier's load time."""
+_UNKNOWN_SHARE: Final = 0.25
+"""Of computing a page, that loading one from a peer is taken to cost until one was loaded."""
 _MOST_TENANTS: Final = 64
 _BACKLOG_PAGES: Final = 16
 """Computed pages that may wait to be stored; further ones are not kept."""
@@ -41,107 +46,6 @@ _PAGES_AT_ONCE: Final = 4
 """That a tier is asked for. Then its speed is judged anew, and what has come can be taken."""
 
 
-@dataclass
-class Fetched:
-    """What the tiers have for a prompt, and want of it."""
-
-    arrival: int
-    """Which prompt of the engine's it was."""
-    first_page: int = 0
-    payloads: list[Payload] = field(default_factory=list)
-    """Of successive pages from `first_page` on."""
-    tiers: list[str] = field(default_factory=list)
-    """Where each came from."""
-    tenant: str = ""
-    keys: list[bytes] = field(default_factory=list)
-    """Of the prompt's full pages."""
-    wanted: set[int] = field(default_factory=set)
-    """Pages that a tier is to be given when they are computed."""
-    wanted_remotely: set[int] = field(default_factory=set)
-    """Those of them that the remote tier is to be given, too."""
-
-    def payloads_from(self, page: int) -> list[Payload]:
-        """Of successive pages from this one on; none if it is not among them."""
-        return self.payloads[page - self.first_page :] if page >= self.first_page else []
-
-
-@dataclass
-class _Lookup:
-    """A prompt on its way through the tiers. One thread after the other has it, but `remote`, which
-    the remote tier's fills, and `settled`, which it reads."""
-
-    fetched: Fetched
-    tokens: bytes
-    page_tokens: int
-    keep: Keep | None = None
-    local: list[Payload] = field(default_factory=list)
-    remote: list[Payload] = field(default_factory=list)
-    """Of the pages that follow."""
-    wanted_remotely: list[int] = field(default_factory=list)
-    settled: bool = False
-    """The prompt has gone on; what comes later comes too late."""
-
-    @property
-    def most_pages(self) -> int:
-        """The last known token is always computed: its logits give the next one."""
-        return (len(self.tokens) // 4 - 1) // self.page_tokens
-
-    def next_page(self) -> int:
-        """The first that is still to be loaded."""
-        return self.fetched.first_page + len(self.local) + len(self.remote)
-
-    def tokens_of(self, page: int) -> bytes:
-        size = 4 * self.page_tokens
-        return self.tokens[page * size : (page + 1) * size]
-
-    def span(self, first: int, end: int) -> tuple[list[bytes], list[bytes]]:
-        """Keys and tokens of some pages."""
-        return self.fetched.keys[first:end], [self.tokens_of(page) for page in range(first, end)]
-
-    def loaded(self, page: int) -> Page | None:
-        """A page that was loaded before the prompt went on."""
-        place, keys = page - self.fetched.first_page, self.fetched.keys
-        if not 0 <= place < len(self.local):
-            return None
-        parent = keys[page - 1] if page else bytes(KEY_BYTES)
-        return Page(keys[page], parent, self.tokens_of(page), self.local[place])
-
-
-class _Backlog:
-    """Pages that wait to be stored: one thread puts them, and one takes them."""
-
-    def __init__(self, jobs: Jobs, most_pages: int) -> None:
-        self._jobs = jobs
-        self._most_pages = most_pages
-        self._put = self._taken = 0
-        self.woken: Callable[[], None] = lambda: None
-        """Called from the thread that takes them once half of the room is free again."""
-
-    @property
-    def room_pages(self) -> int:
-        """How many more `store` takes now."""
-        return self._most_pages - (self._put - self._taken)
-
-    def store(self, tiers: Sequence[Tier], page: Page) -> None:
-        """Give a page to these tiers, or tell them that it will not come."""
-        if self.room_pages <= 0:
-            self.forget(tiers, [page.key])
-            return
-        self._put += 1
-        self._jobs.put(partial(self._store, tiers, page))
-
-    def forget(self, tiers: Sequence[Tier], keys: Sequence[bytes]) -> None:
-        for tier in tiers if keys else ():
-            self._jobs.put(partial(tier.forget, keys))
-
-    def _store(self, tiers: Sequence[Tier], page: Page) -> None:
-        self._taken += 1
-        for tier in tiers:
-            tier.store(page)
-        if self.room_pages == self._most_pages // 2:
-            self.woken()
-
-
 class TierCache:
     """Args:
     tiers: the pod's own, fastest first; only their jobs use them from here on.
@@ -149,6 +53,7 @@ class TierCache:
     page_tokens: of a page.
     compute_s: what a token costs to compute, in seconds; a tier has to be faster.
     remote: the tier that is shared, and where its jobs run.
+    peers: other pods, and where asking them runs.
     """
 
     def __init__(
@@ -159,8 +64,10 @@ class TierCache:
         page_tokens: int,
         compute_s: float,
         remote: tuple[Tier, Jobs] | None = None,
+        peers: tuple[Peers, Jobs] | None = None,
     ) -> None:
         self.tiers = (*tiers, *(remote[:1] if remote else ()))
+        self.sources: tuple[Counted, ...] = (*self.tiers, *(peers[:1] if peers else ()))
         self.page_tokens = page_tokens
         self.wake: Callable[[], None] = lambda: None
         """Called from the jobs' thread when `poll` has something."""
@@ -169,21 +76,35 @@ class TierCache:
         self._local = tuple(tiers)
         self._jobs = jobs
         self._remote = remote
+        self._peers = peers
         self._page_compute_s = compute_s * page_tokens
         self._done: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
-        self._load_s: dict[str, float] = {}
-        """A page, by tier, as measured."""
+        self._speeds = {tier.name: Speed() for tier in self.tiers}
         self._prompts = 0
         self._kept = KeptPages()
         # From the engine's thread and from the jobs' own: each has one writer.
         remote_jobs = remote[1] if remote else jobs
-        self._computed = _Backlog(jobs, _BACKLOG_PAGES)
-        self._computed_remotely = _Backlog(remote_jobs, _BACKLOG_PAGES)
-        self._promoted = _Backlog(jobs, _LOADED_PAGES)
-        self._passed_on = _Backlog(remote_jobs, _LOADED_PAGES)
+        self._computed = Backlog(jobs, _BACKLOG_PAGES)
+        self._computed_remotely = Backlog(remote_jobs, _BACKLOG_PAGES)
+        self._promoted = Backlog(jobs, _LOADED_PAGES)
+        self._passed_on = Backlog(remote_jobs, _LOADED_PAGES)
         self._computed.woken = lambda: self.wake()  # who keeps a prompt may wait for room
 
     # -- from the engine's thread -----------------------------------------------------------------
+    @property
+    def keeps_below(self) -> bool:
+        """Whether pages may be in tiers of which page events say nothing."""
+        return bool(self.tiers)
+
+    @property
+    def peer_percent(self) -> int:
+        """What a page of a peer costs, of what computing it does; 0: none is asked for."""
+        if self._peers is None:
+            return 0
+        speed = self._peers[0].speed
+        share = speed.likely_s / self._page_compute_s if speed.known else _UNKNOWN_SHARE
+        return min(max(round(100 * share), 1), 100)
+
     @property
     def page_compute_s(self) -> float:
         """What a page costs to compute."""
@@ -197,6 +118,7 @@ class TierCache:
         token_ids: Sequence[int],
         held_tokens: int,
         keep: Keep | None = None,
+        holder: PrefillTarget | None = None,
     ) -> None:
         """Look a prompt up and load what the accelerator does not hold of it; `poll` has it later.
 
@@ -207,10 +129,11 @@ class TierCache:
             token_ids: the prompt; nobody changes the sequence meanwhile.
             held_tokens: leading tokens that need not be loaded.
             keep: pin the prompt's pages there; `kept` tells what came of it. One of the pod's own.
+            holder: a pod that says it has more of the prompt than the accelerator here.
         """
         fetched = Fetched(arrival, held_tokens // self.page_tokens, tenant=tenant)
-        lookup = _Lookup(fetched, b"", self.page_tokens, keep)
-        self._jobs.put(partial(self._fetch, lookup, root, token_ids), urgent=True)
+        lookup = Lookup(fetched, root, token_ids, b"", self.page_tokens, keep, holder)
+        self._jobs.put(partial(self._fetch, lookup), urgent=True)
 
     def kept(self, name: str, told: Callable[[Kept | None], None]) -> None:
         """Tell, from the jobs' thread and after all jobs so far, what is kept under a name."""
@@ -220,6 +143,16 @@ class TierCache:
         """Keep nothing under this name any more; pages stay as long as they are worth it."""
         # In order with `fetch`: what is kept under the name from then on is not meant.
         self._jobs.put(lambda: self._kept.drop(name), urgent=True)
+
+    def lend(self, key: bytes, tokens: bytes, told: Callable[[Payload | None], None]) -> None:
+        """Tell, from the jobs' thread, a page of one of the pod's own tiers, for another pod.
+
+        Args:
+            key: of the page.
+            tokens: its token ids (`prefix.token_bytes`), which are compared.
+            told: takes the payload, or None.
+        """
+        self._jobs.put(lambda: told(self._lent(key, tokens)), urgent=True)
 
     @property
     def room_pages(self) -> int:
@@ -270,72 +203,95 @@ class TierCache:
     def close(self) -> None:
         """After what was offered is stored."""
         self._jobs.close()
-        if self._remote:
-            self._remote[1].close()
+        for _, jobs in filter(None, (self._peers, self._remote)):
+            jobs.close()
+        if self._peers:
+            self._peers[0].close()
         for tier in self.tiers:
             tier.close()
 
     # -- the pod's own tiers' jobs ----------------------------------------------------------------
-    def _fetch(self, lookup: _Lookup, root: bytes, token_ids: Sequence[int]) -> None:
+    def _fetch(self, lookup: Lookup) -> None:
         fetched, asks = lookup.fetched, False
         try:
-            lookup.tokens = token_bytes(token_ids)
-            fetched.keys = block_keys(root, token_ids, self.page_tokens)
+            lookup.tokens = token_bytes(lookup.token_ids)
+            fetched.keys = block_keys(lookup.root, lookup.token_ids, self.page_tokens)
             self._prompts += 1
             while self._load_run(lookup):
                 pass
-            asks = self._ask_remote(lookup)
+            asks = self._ask_others(lookup)
         except Exception:
             log.exception("the cache tiers failed; prompt %d is computed", fetched.arrival)
         if not asks:
             self._settle(lookup)
 
-    def _load_run(self, lookup: _Lookup) -> bool:
+    def _lent(self, key: bytes, tokens: bytes) -> Payload | None:
+        for tier in self._local:
+            if tier.lookup([key]) and (found := tier.load([key], [tokens])):
+                return found[0]
+        return None
+
+    def _load_run(self, lookup: Lookup) -> bool:
         """Load successive pages from the fastest of the pod's tiers that has the next one."""
         first = lookup.next_page()
         for number, tier in enumerate(self._local):
-            count = tier.lookup(lookup.fetched.keys[first : self._end(tier, lookup)])
+            count = tier.lookup(
+                lookup.fetched.keys[first : self._end(self._speeds[tier.name], lookup)]
+            )
             for faster in self._local[:number]:
                 ahead = lookup.fetched.keys[first + 1 : first + count]
                 places = (n for n, key in enumerate(ahead, 1) if faster.lookup([key]))
                 count = min(count, next(places, count))
-            found = self._load(tier, lookup, first, first + count)
+            found = self._load(tier, self._speeds[tier.name], lookup, first, first + count)
             if found:
                 lookup.local += found
                 lookup.fetched.tiers += [tier.name] * len(found)
                 return True
         return False
 
-    def _end(self, tier: Tier, lookup: _Lookup) -> int:
-        """Up to which page to ask a tier now: for one page while its speed is not known."""
-        count = _PAGES_AT_ONCE if tier.name in self._load_s else 1
+    def _end(self, speed: Speed, lookup: Lookup) -> int:
+        """Up to which page to ask now: for one page while the speed is not known."""
+        count = _PAGES_AT_ONCE if speed.known else 1
         return min(lookup.next_page() + count, lookup.most_pages)
 
-    def _load(self, tier: Tier, lookup: _Lookup, first: int, end: int) -> list[Payload]:
+    def _load(
+        self, source: Source, speed: Speed, lookup: Lookup, first: int, end: int
+    ) -> list[Payload]:
         """Leading pages of [first, end), unless that takes longer than computing them."""
-        known_s = self._load_s.get(tier.name, 0.0)
-        if first >= end or (known_s > self._page_compute_s and self._prompts % _PROBE_PROMPTS):
+        slow = speed.page_s > self._page_compute_s and self._prompts % _PROBE_PROMPTS
+        if first >= end or slow:
             return []
         begun_s = time.perf_counter()
-        found = tier.load(*lookup.span(first, end))
+        found = source.load(*lookup.span(first, end))
         if found:
-            took_s = (time.perf_counter() - begun_s) / len(found)
-            self._load_s[tier.name] = known_s + _NEW_WEIGHT * (took_s - known_s)
+            speed.measured((time.perf_counter() - begun_s) / len(found))
         return found
 
-    def _ask_remote(self, lookup: _Lookup) -> bool:
-        """Whether the remote tier is asked for the pages that the pod's own do not have."""
+    def _ask_others(self, lookup: Lookup) -> bool:
+        """Whether others are asked for the pages that the pod's own tiers do not have."""
         missing = lookup.most_pages - lookup.next_page()
-        if self._remote is None or missing < 1:
+        if missing < 1:
+            return False
+        lasts_s = missing * self._page_compute_s
+        lookup.until_s = time.monotonic() + lasts_s
+        if self._peers and lookup.holder:
+            self._peers[1].put(partial(self._ask_peer, lookup, self._peers[0]), urgent=True)
+        elif not self._asks_remote(lookup):
+            return False
+        self._jobs.later(lasts_s, partial(self._settle, lookup))
+        return True
+
+    def _asks_remote(self, lookup: Lookup) -> bool:
+        """Whether the remote tier is asked for the pages that are still missing."""
+        if self._remote is None or lookup.settled or lookup.next_page() >= lookup.most_pages:
             return False
         tier, jobs = self._remote
         if not tier.lookup(lookup.fetched.keys[-1:]):
             return False
-        jobs.put(partial(self._load_remote, lookup), urgent=True)
-        self._jobs.later(missing * self._page_compute_s, partial(self._settle, lookup))
+        jobs.put(partial(self._ask_remote, lookup, tier), urgent=True)
         return True
 
-    def _settle(self, lookup: _Lookup) -> None:
+    def _settle(self, lookup: Lookup) -> None:
         """All that will be loaded is; the prompt goes on, then pages go where they are wanted."""
         fetched = lookup.fetched
         if lookup.settled:
@@ -344,10 +300,10 @@ class TierCache:
                 self._passed_on.forget(self._remote[:1], keys)
             return
         lookup.settled = True
-        if lookup.remote and self._remote:
-            came, lookup.remote = lookup.remote[:], []
-            lookup.local += came
-            fetched.tiers += [self._remote[0].name] * len(came)
+        came, lookup.others = lookup.others[:], []
+        for name, payload in came:
+            lookup.local.append(payload)
+            fetched.tiers.append(name)
         fetched.payloads = lookup.local
         stores = []
         try:
@@ -359,7 +315,7 @@ class TierCache:
         for backlog, tier, page in stores:
             backlog.store((tier,), page)
 
-    def _wants(self, lookup: _Lookup) -> list[tuple[_Backlog, Tier, Page]]:
+    def _wants(self, lookup: Lookup) -> list[tuple[Backlog, Tier, Page]]:
         """What tiers want of the pages that were loaded; what else they want, `fetched` says."""
         fetched, stores = lookup.fetched, []
         for tier in self._local:
@@ -379,19 +335,37 @@ class TierCache:
                 fetched.wanted_remotely.add(page)
         return stores
 
-    # -- the remote tier's jobs -------------------------------------------------------------------
-    def _load_remote(self, lookup: _Lookup) -> None:
-        assert self._remote is not None
-        tier, fetched = self._remote[0], lookup.fetched
+    # -- the jobs of peers and of the remote tier ------------------------------------------------
+    def _ask_peer(self, lookup: Lookup, peers: Peers) -> None:
+        asks, keys = False, lookup.fetched.keys
         try:
-            found = True
-            while found and not lookup.settled and lookup.next_page() < lookup.most_pages:
-                first, end = lookup.next_page(), self._end(tier, lookup)
-                came = self._load(tier, lookup, first, end)
-                lookup.remote += came
-                found = len(came) == end - first
+            if lookup.holder and not lookup.settled:
+                ids, until_s = lookup.token_ids, lookup.until_s
+                pages = peers.at(lookup.holder, lookup.root, ids, keys, until_s)
+                self._load_all(pages, pages.speed, lookup)
+                if lookup.others:
+                    peers.speed = pages.speed
+            asks = self._asks_remote(lookup)
+        except Exception:
+            log.exception("a peer's pages failed; prompt %d does without", lookup.fetched.arrival)
+        if not asks:
+            self._jobs.put(partial(self._settle, lookup), urgent=True)
+
+    def _ask_remote(self, lookup: Lookup, tier: Tier) -> None:
+        fetched = lookup.fetched
+        try:
+            self._load_all(tier, self._speeds[tier.name], lookup)
             if not lookup.settled:
                 lookup.wanted_remotely = tier.use(fetched.tenant, fetched.keys)
         except Exception:
             log.exception("the remote tier failed; prompt %d does without", fetched.arrival)
         self._jobs.put(partial(self._settle, lookup), urgent=True)
+
+    def _load_all(self, source: Source, speed: Speed, lookup: Lookup) -> None:
+        """Successive pages, as long as they come and the prompt waits for them."""
+        found = True
+        while found and not lookup.settled and lookup.next_page() < lookup.most_pages:
+            first, end = lookup.next_page(), self._end(speed, lookup)
+            came = self._load(source, speed, lookup, first, end)
+            lookup.others += [(source.name, payload) for payload in came]
+            found = len(came) == end - first

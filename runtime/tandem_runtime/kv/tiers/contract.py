@@ -40,7 +40,27 @@ class Counters:
         self.failures[reason] = self.failures.get(reason, 0) + 1
 
 
-class Tier(Protocol):
+class Counted(Protocol):
+    """A kind of place that pages come from."""
+
+    name: str
+    counters: Counters
+
+
+class Source(Counted, Protocol):
+    """A place that pages come from: a tier, or another pod."""
+
+    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
+        """Payloads of the leading pages, checked, up to the first that is not here or not what it
+        was. Raises nothing for what may happen on the way: that is counted.
+
+        Args:
+            keys: of successive pages.
+            tokens: each page's (`Page.tokens`).
+        """
+
+
+class Tier(Source, Protocol):
     """A medium and its policy. Nothing here raises for what may happen to a medium: a page that
     cannot be stored or loaded is counted, forgotten by the policy, and computed again.
 
@@ -48,9 +68,7 @@ class Tier(Protocol):
     a hint, and only `load` knows.
     """
 
-    name: str
     policy: TierPolicy
-    counters: Counters
 
     def lookup(self, keys: Sequence[bytes]) -> int:
         """How many leading pages are probably here."""
@@ -61,15 +79,6 @@ class Tier(Protocol):
         Returns:
             Places in `keys` of the pages that `store` is to be called with; `forget` for those that
             never come.
-        """
-
-    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
-        """Payloads of the leading pages, checked, up to the first that is not here or not what it
-        was.
-
-        Args:
-            keys: of successive pages.
-            tokens: each page's (`Page.tokens`).
         """
 
     def store(self, page: Page) -> bool:

@@ -17,13 +17,11 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Final
 
-import xxhash
-
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.breaker import Breaker
 from tandem_runtime.kv.tiers.contract import Counters, Page
 from tandem_runtime.kv.tiers.policy import NOWHERE, TierPolicy
-from tandem_runtime.kv.tiers.record import VERSION, Header, NotARecord, decode, encode, header_bytes
+from tandem_runtime.kv.tiers.record import VERSION, NotARecord, page_header, page_payload
 from tandem_runtime.kv.tiers.stores import Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -62,7 +60,6 @@ class RemoteTier:
         self._store = store
         self._layout_hash = layout_hash
         self._page_bytes = page_bytes
-        self._page_tokens = page_tokens
         digest = blake2b(layout_hash, digest_size=8, key=b"%d|%d" % (VERSION, page_tokens))
         self._prefix = f"tandem-kv/{digest.hexdigest()}/"
         self._seen: set[bytes] = set()
@@ -135,20 +132,13 @@ class RemoteTier:
         return values
 
     def _put(self, page: Page) -> bool:
-        header = Header(
-            self._layout_hash,
-            page.key,
-            page.parent,
-            page.tokens,
-            memoryview(page.payload).nbytes,
-            xxhash.xxh3_64_intdigest(page.payload),
-        )
         now_s = self._clock()
         if not (self._answers.allows(now_s) and self._takes.allows(now_s)):
             self.counters.fail("unavailable")
             return False
         try:
-            self._store.put([(self._name(page.key), b"".join((encode(header), page.payload)))])
+            header = page_header(page, self._layout_hash)
+            self._store.put([(self._name(page.key), b"".join((header, page.payload)))])
         except StoreError as error:
             self._failed(self._takes if error.reason == "full" else self._answers, error)
             return False
@@ -161,19 +151,16 @@ class RemoteTier:
     def _checked(self, key: bytes, tokens: bytes, value: bytes) -> Payload | None:
         """The payload of a record that is what it should be."""
         try:
-            header = decode(value[: header_bytes(self._page_tokens)], self._page_tokens)
-            payload = memoryview(value)[header_bytes(self._page_tokens) :]
-            if (header.layout_hash, header.key) != (self._layout_hash, key):
-                raise NotARecord("damaged")
-            if header.tokens != tokens:
-                raise NotARecord("collision")
-            whole = len(payload) == header.payload_bytes == self._page_bytes
-            if not whole or xxhash.xxh3_64_intdigest(payload) != header.payload_checksum:
-                raise NotARecord("damaged")
+            return page_payload(
+                value,
+                layout_hash=self._layout_hash,
+                key=key,
+                tokens=tokens,
+                page_bytes=self._page_bytes,
+            )
         except NotARecord as damage:
             self.counters.fail(str(damage))
             return None
-        return payload
 
     # -- whether it answers -----------------------------------------------------------------------
     def _failed(self, breaker: Breaker, error: StoreError) -> None:

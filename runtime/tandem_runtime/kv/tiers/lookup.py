@@ -1,0 +1,86 @@
+"""A prompt on its way through the cache tiers, and what the engine is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tandem_runtime.kv.layout import Payload
+from tandem_runtime.kv.tiers.contract import Page
+from tandem_runtime.kv.tiers.kept import Keep
+from tandem_runtime.prefix import KEY_BYTES
+from tandem_runtime.protocol import PrefillTarget
+
+
+@dataclass
+class Fetched:
+    """What the tiers have for a prompt, and want of it."""
+
+    arrival: int
+    """Which prompt of the engine's it was."""
+    first_page: int = 0
+    payloads: list[Payload] = field(default_factory=list)
+    """Of successive pages from `first_page` on."""
+    tiers: list[str] = field(default_factory=list)
+    """Where each came from."""
+    tenant: str = ""
+    keys: list[bytes] = field(default_factory=list)
+    """Of the prompt's full pages."""
+    wanted: set[int] = field(default_factory=set)
+    """Pages that a tier is to be given when they are computed."""
+    wanted_remotely: set[int] = field(default_factory=set)
+    """Those of them that the remote tier is to be given, too."""
+
+    def payloads_from(self, page: int) -> list[Payload]:
+        """Of successive pages from this one on; none if it is not among them."""
+        return self.payloads[page - self.first_page :] if page >= self.first_page else []
+
+
+@dataclass
+class Lookup:
+    """A prompt on its way through the tiers. One thread after the other has it, but `others`, which
+    those of peers and the remote tier fill, and `settled`, which they read."""
+
+    fetched: Fetched
+    root: bytes
+    """Of the prompt's keys."""
+    token_ids: Sequence[int]
+    tokens: bytes
+    """The ids, as they are compared."""
+    page_tokens: int
+    keep: Keep | None = None
+    holder: PrefillTarget | None = None
+    """A pod that says it has pages of the prompt."""
+    until_s: float = 0.0
+    """On `time.monotonic`: by then what is asked of others would have been computed."""
+    local: list[Payload] = field(default_factory=list)
+    others: list[tuple[str, Payload]] = field(default_factory=list)
+    """Of the pages that follow: where from, and the payload."""
+    wanted_remotely: list[int] = field(default_factory=list)
+    settled: bool = False
+    """The prompt has gone on; what comes later comes too late."""
+
+    @property
+    def most_pages(self) -> int:
+        """The last known token is always computed: its logits give the next one."""
+        return (len(self.tokens) // 4 - 1) // self.page_tokens
+
+    def next_page(self) -> int:
+        """The first that is still to be loaded."""
+        return self.fetched.first_page + len(self.local) + len(self.others)
+
+    def tokens_of(self, page: int) -> bytes:
+        size = 4 * self.page_tokens
+        return self.tokens[page * size : (page + 1) * size]
+
+    def span(self, first: int, end: int) -> tuple[list[bytes], list[bytes]]:
+        """Keys and tokens of some pages."""
+        return self.fetched.keys[first:end], [self.tokens_of(page) for page in range(first, end)]
+
+    def loaded(self, page: int) -> Page | None:
+        """A page that was loaded before the prompt went on."""
+        place, keys = page - self.fetched.first_page, self.fetched.keys
+        if not 0 <= place < len(self.local):
+            return None
+        parent = keys[page - 1] if page else bytes(KEY_BYTES)
+        return Page(keys[page], parent, self.tokens_of(page), self.local[place])
