@@ -1,4 +1,4 @@
-"""What a pod tells gateways of the pages that its accelerator holds (`contract.PATH_PAGES`)."""
+"""What a pod tells gateways of the pages that it holds (`contract.PATH_PAGES`)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import msgspec
 
 
 class PageEvents(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Pages of prefixes (256 tokens) that a pod's accelerator came to hold, or holds no more.
+    """Pages of prefixes (256 tokens) that a pod came to hold, or holds no more.
 
-    A page is named by the prefix key of its last block (prefix.py).
+    A page on the accelerator is named by the prefix key of its last block, a page in tiers below by
+    the key of the page (prefix.py).
     """
 
     log: str
@@ -21,7 +22,7 @@ class PageEvents(msgspec.Struct, frozen=True, omit_defaults=True):
     """Keys of 16 bytes, one after the other."""
     lost: bytes = b""
     tiers_below: bool = False
-    """The pod may hold other pages in tiers below the accelerator, of which this says nothing."""
+    """The pod may find other pages in a tier of which this says nothing."""
     peer_percent: int = 0
     """What a page that another pod gives costs, of what computing it does; 0: it takes none."""
 

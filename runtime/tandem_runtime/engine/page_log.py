@@ -1,6 +1,7 @@
-"""Which pages of prefixes the accelerator holds, told as changes in order.
+"""Which pages of prefixes a pod holds, told as changes in order.
 
-A page is named by the prefix key of its last block. Readers remember how far they have read; who
+A page on the accelerator is named by the prefix key of its last block; in tiers below by its own
+key, which is another one. Readers remember how far they have read; who
 was away for too long, or read another process's log, gets all pages instead of the changes.
 """
 
@@ -18,7 +19,7 @@ _MOST_CHANGES: Final = 16_384
 
 
 class PageLog:
-    """The engine's thread writes, others read.
+    """The engine's thread writes, and that of the cache tiers, each keys of its own; others read.
 
     Args:
         most_changes: that are remembered.

@@ -37,6 +37,8 @@ class Tiered:
         self._tiers = tiers
         self._scheduler = scheduler
         self._runner = runner
+        if tiers is not None:
+            tiers.tell(scheduler.pool.pages.gained, scheduler.pool.pages.lost)
 
     # -- before a stream runs ---------------------------------------------------------------------
     def queue(self, sequence: Sequence) -> None:

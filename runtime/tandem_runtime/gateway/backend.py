@@ -294,7 +294,9 @@ class GatewayBackend:
         bundle = model.tokenizer.bundle
         layout_hash = bytes.fromhex(bundle.cache_root)
         root = root_key(layout_hash, self._secret, request.tenant, request.cache_salt)
-        return PromptKeys(block_keys(root, ids, bundle.block_tokens), bundle.block_tokens)
+        size = bundle.block_tokens
+        below = block_keys(root, ids, KV_PAGE_TOKENS)
+        return PromptKeys(block_keys(root, ids, size), size, below)
 
 
 def _target(pod: PodView) -> PrefillTarget:

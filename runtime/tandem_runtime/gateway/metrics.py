@@ -66,7 +66,7 @@ class GatewayMetrics:
         age.set_function(view_age_s)
         known = Gauge(
             "tandem_gateway_known_pages",
-            "Pages of 256 tokens that pods said their accelerators hold.",
+            "Pages of 256 tokens that pods said they hold.",
             registry=self._registry,
         )
         known.set_function(pages)

@@ -1,7 +1,7 @@
-"""Which pods hold which pages of prefixes on their accelerators, as the pods say. Pure.
+"""Which pods hold which pages of prefixes, as the pods say. Pure.
 
-A page is 256 tokens and named by the prefix key of its last block. What pods say comes a moment
-late, so prompts that were just sent somewhere count as held there for a while.
+A page is 256 tokens; on an accelerator and below it has different names. What pods say comes a
+moment late, so prompts that were just sent somewhere count as held there for a while.
 """
 
 from __future__ import annotations
@@ -68,16 +68,22 @@ class PodPages:
         while len(self._expected) > MOST_EXPECTED:
             self._expected.popitem(last=False)
 
-    def held(self, keys: Sequence[bytes], now_s: float) -> int:
+    def held(self, keys: PromptKeys, now_s: float) -> int:
         """How many of a prompt's leading pages."""
-        for n, key in enumerate(keys):
-            if self._index.find(key) == NONE and self._expected.get(key, now_s) <= now_s:
+        for n, key in enumerate(keys.pages):
+            if not self._has(keys, n) and self._expected.get(key, now_s) <= now_s:
                 return n
-        return len(keys)
+        return len(keys.pages)
 
-    def told(self, keys: Sequence[bytes]) -> int:
+    def told(self, keys: PromptKeys) -> int:
         """The same without what is only expected."""
-        return next((n for n, k in enumerate(keys) if self._index.find(k) == NONE), len(keys))
+        pages = len(keys.pages)
+        return next((n for n in range(pages) if not self._has(keys, n)), pages)
+
+    def _has(self, keys: PromptKeys, page: int) -> bool:
+        """On the accelerator or below."""
+        names = (keys.pages[page], *keys.below[page : page + 1])
+        return any(self._index.find(name) != NONE for name in names)
 
     def _grow(self) -> None:
         """In steps of alternately 3/2 and 4/3: the index's table is a power of two, which a
@@ -121,7 +127,7 @@ class PagesHeld:
 
     def told(self, keys: PromptKeys) -> dict[str, int]:
         """How many of a prompt's leading pages pods have said that they hold, by uid."""
-        return {uid: pages.told(keys.pages) for uid, pages in self._pods.items()}
+        return {uid: pages.told(keys) for uid, pages in self._pods.items()}
 
     def peer_percents(self) -> dict[str, int]:
         """What a page from another pod costs those that take some, of what computing it does."""
@@ -139,7 +145,7 @@ class PagesHeld:
         """
         held = dict(guess)
         for uid, pages in self._pods.items():
-            told = pages.held(keys.pages, now_s) * KV_PAGE_TOKENS
+            told = pages.held(keys, now_s) * KV_PAGE_TOKENS
             most = keys.tokens
             if not pages.tiers_below:
                 most = min(most, told + KV_PAGE_TOKENS - keys.block_tokens)

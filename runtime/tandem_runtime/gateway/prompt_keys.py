@@ -14,6 +14,8 @@ class PromptKeys:
     """Of the full blocks, first block first."""
     block_tokens: int
     """Of the pods' KV cache; a page's 256 tokens are a multiple of it."""
+    below: Sequence[bytes] = ()
+    """Of the full pages, as tiers below the accelerator know them."""
 
     @property
     def page_blocks(self) -> int:
@@ -22,7 +24,7 @@ class PromptKeys:
 
     @property
     def pages(self) -> Sequence[bytes]:
-        """Of the full pages: each is named by the key of its last block."""
+        """Of the full pages on the accelerator: each is named by the key of its last block."""
         return self.blocks[self.page_blocks - 1 :: self.page_blocks]
 
     @property

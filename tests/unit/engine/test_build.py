@@ -170,10 +170,20 @@ def test_a_pinned_page_takes_a_power_of_two(values: dict[str, Any], pages: int) 
     page_bytes = 256 * layout.token_bytes
     assert pinned_bytes(page_bytes) == 1 << 26 > page_bytes > 1 << 25
     set_up = EngineConfig("file:///m", memory_tier_bytes=2 << 26, **values)
-    tiers = build._tiers(set_up, layout, b"", lambda: Rates(compute_s=2, copy_s=1))
+    tiers = build._tiers(set_up, layout, b"", lambda: Rates(compute_s=2, copy_s=1), b"")
     assert tiers is not None
     assert isinstance(tiers.tiers[0], HostTier)
     assert tiers.tiers[0].policy.capacity_pages == pages
+    tiers.close()
+
+
+def test_peers_alone_are_a_tier_without_room() -> None:
+    layout = KvLayout(layers=2, kv_heads=1, head_dim=8, dtype="bfloat16")
+    set_up = EngineConfig("file:///m", peer_tier=True)
+    tiers = build._tiers(set_up, layout, b"", lambda: Rates(compute_s=2, copy_s=1), b"secret")
+    assert tiers is not None
+    assert (tiers.tiers, [source.name for source in tiers.sources]) == ((), ["peer"])
+    assert not tiers.keeps_below
     tiers.close()
 
 

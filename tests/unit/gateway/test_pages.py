@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-from hash_pods import MakePod, Served, collect, eventually
+from hash_pods import MakePod, Served, collect, eventually, tier_cache
 from hash_pods import ask as request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,6 +47,17 @@ def test_told_is_what_pods_said_and_not_what_is_expected() -> None:
     pages = held(gained=PAGES[0] + PAGES[1] + PAGES[3])
     pages.expect("pod", KEYS, 100.0)
     assert pages.told(KEYS) == {"pod": 2}
+
+
+def test_a_page_may_be_on_the_accelerator_or_below() -> None:
+    below = [b"below page %05d" % n for n in range(4)]
+    keys = PromptKeys(KEYS.blocks, BLOCK_TOKENS, below)
+    pages = held(gained=PAGES[0] + below[1] + PAGES[2] + below[2])
+    assert pages.told(keys) == {"pod": 3}
+    assert pages.correct({}, keys, 0.0) == {"pod": 3 * KV_PAGE_TOKENS}
+    pages.apply("pod", PageEvents("log", 2, lost=below[1]))
+    assert pages.told(keys) == {"pod": 1}
+    assert pages.told(KEYS) == {"pod": 1}
 
 
 def test_what_pages_of_others_cost_a_pod() -> None:
@@ -161,6 +172,24 @@ async def test_a_gateway_names_a_pod_that_holds_what_another_lacks(
     await eventually(lambda: front.gateway.pages.held.pages == 4)
     assert await ask(front, text) == "pod-1"
     assert lent.asked == asked
+
+
+async def test_pages_below_the_accelerator_are_told_and_given(
+    front: Any, make_pod: MakePod
+) -> None:
+    one = await make_pod(pod="pod-0", peers=True, tiers=tier_cache(4, peers=True))
+    two = await make_pod(pod="pod-1", peers=True)
+    text = "a page and some more of it " * 22
+    front.discovery.show(one.view())
+    known = front.gateway.pages.held
+    await eventually(lambda: len(known._pods) == 1)
+    await ask(front, text)
+    await eventually(lambda: known.pages == 4)  # two on the accelerator, and in memory, too
+    await evict(one)
+    await eventually(lambda: known.pages == 2)
+    front.discovery.show(one.view(leaving=True), two.view())
+    assert await ask(front, text) == "pod-1"
+    assert one.pod.lender.counters.pages == 2
 
 
 async def test_a_client_names_no_pod(front: Any, make_pod: MakePod) -> None:

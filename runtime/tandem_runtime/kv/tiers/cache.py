@@ -22,11 +22,12 @@ from typing import Final
 
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.backlog import Backlog
-from tandem_runtime.kv.tiers.contract import Counted, Page, Source, Tier
+from tandem_runtime.kv.tiers.contract import Counted, Keeper, Page, Source, Tier
 from tandem_runtime.kv.tiers.jobs import Jobs
 from tandem_runtime.kv.tiers.kept import Keep, Kept, KeptPages
 from tandem_runtime.kv.tiers.lookup import Fetched, Lookup
 from tandem_runtime.kv.tiers.peer import Peers
+from tandem_runtime.kv.tiers.policy import NOWHERE
 from tandem_runtime.kv.tiers.speed import Speed
 from tandem_runtime.prefix import KEY_BYTES, block_keys, token_bytes
 from tandem_runtime.protocol import PrefillTarget
@@ -93,8 +94,8 @@ class TierCache:
     # -- from the engine's thread -----------------------------------------------------------------
     @property
     def keeps_below(self) -> bool:
-        """Whether pages may be in tiers of which page events say nothing."""
-        return bool(self.tiers)
+        """Whether pages may be in a tier of which `tell` says nothing."""
+        return self._remote is not None
 
     @property
     def peer_percent(self) -> int:
@@ -143,6 +144,20 @@ class TierCache:
         """Keep nothing under this name any more; pages stay as long as they are worth it."""
         # In order with `fetch`: what is kept under the name from then on is not meant.
         self._jobs.put(lambda: self._kept.drop(name), urgent=True)
+
+    def tell(self, gained: Callable[[bytes], None], lost: Callable[[bytes], None]) -> None:
+        """Tell, from the jobs' thread, which pages the pod's own tiers hold, by key: those of now,
+        and what changes. `lost` also takes keys of which `gained` was never told."""
+
+        def told(key: bytes, here: bool) -> None:
+            if here:
+                gained(key)
+            elif all(tier.policy.place(key) == NOWHERE for tier in self._local):
+                lost(key)
+
+        for tier in self._local:
+            if isinstance(tier, Keeper):
+                self._jobs.put(partial(tier.tell, told))
 
     def lend(self, key: bytes, tokens: bytes, told: Callable[[Payload | None], None]) -> None:
         """Tell, from the jobs' thread, a page of one of the pod's own tiers, for another pod.

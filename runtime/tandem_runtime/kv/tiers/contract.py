@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Protocol, runtime_checkable
@@ -91,9 +91,18 @@ class Tier(Source, Protocol):
         """Nothing is called afterwards."""
 
 
+Told = Callable[[bytes, bool], None]
+"""Takes a page's key, and whether it is here from now on, or no longer."""
+
+
 @runtime_checkable
 class Keeper(Tier, Protocol):
-    """A tier that can promise to keep pages. `Tier.policy`'s `unpin` ends the promise."""
+    """A tier that nobody else writes to: it can say what it holds, and promise to keep it.
+    `Tier.policy`'s `unpin` ends the promise."""
+
+    def tell(self, told: Told) -> None:
+        """Tell of the pages that are here now, and of each that comes or goes from now on. Of one
+        that goes without ever having been here, too."""
 
     def keep(self, tenant: str, keys: Sequence[bytes]) -> list[int] | None:
         """The same as `use`, and these pages stay; None where there is no room for them."""

@@ -26,7 +26,7 @@ from typing import Final
 import xxhash
 
 from tandem_runtime.kv.layout import Payload
-from tandem_runtime.kv.tiers.contract import Counters, Page, leading
+from tandem_runtime.kv.tiers.contract import Counters, Page, Told, leading
 from tandem_runtime.kv.tiers.policy import NOWHERE, Decision, Share, TierPolicy
 from tandem_runtime.kv.tiers.record import Header, NotARecord, decode, encode, header_bytes
 
@@ -88,6 +88,9 @@ class DiskTier:
         self._sizes: dict[int, int] = {}
         self._live: dict[int, int] = {}
         """Pages of each segment that can be found."""
+        self._adopted: list[bytes] = []
+        """Pages that were here when it was opened, until `tell`."""
+        self._told: Told = lambda key, here: None
         self._number = 0
         self._writing: int | None = None
         self._file: int | None = None
@@ -106,6 +109,13 @@ class DiskTier:
         """Of all segments."""
         return sum(self._sizes.values())
 
+    def tell(self, told: Told) -> None:
+        self._told = told
+        for key in self._adopted:
+            if self.policy.place(key) != NOWHERE:
+                told(key, True)
+        self._adopted.clear()
+
     # -- the contract -----------------------------------------------------------------------------
     def lookup(self, keys: Sequence[bytes]) -> int:
         return self.policy.lookup(keys)
@@ -120,6 +130,8 @@ class DiskTier:
     def _follow(self, decision: Decision) -> list[int]:
         for place in decision.evicted_places:
             self._left(place)
+        for key in decision.evict:
+            self._told(key, False)
         self.counters.evicted_pages += len(decision.evict)
         return list(decision.store)
 
@@ -209,10 +221,12 @@ class DiskTier:
         os.fsync(file)
         self.policy.put(header.key, (number << _OFFSET_BITS) + offset)
         self._live[number] += 1
+        self._told(header.key, True)
 
     def _lose(self, key: bytes, reason: str) -> None:
         self.counters.fail(reason)
         place = self.policy.drop(key)
+        self._told(key, False)
         if place != NOWHERE:
             self._left(place)
 
@@ -306,6 +320,7 @@ class DiskTier:
                 place = (number << _OFFSET_BITS) + offset
                 if header.layout_hash == self._layout_hash and self.policy.adopt(header.key, place):
                     self._live[number] += 1
+                    self._adopted.append(header.key)
 
     def _records(self, path: Path) -> Iterator[tuple[Header, int]]:
         """Headers of a segment's whole records and where they are, up to the first that is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tandem_runtime.kv.layout import Payload
-from tandem_runtime.kv.tiers.contract import Counters, Page, leading
+from tandem_runtime.kv.tiers.contract import Counters, Page, Told, leading
 from tandem_runtime.kv.tiers.policy import NOWHERE, Decision, Share, TierPolicy
 
 
@@ -31,7 +31,11 @@ class HostTier:
         self.counters = Counters()
         self._pages: list[tuple[bytes, Payload] | None] = [None] * pages
         """Token ids and payload."""
+        self._told: Told = lambda key, here: None
         self._free = list(range(pages - 1, -1, -1))
+
+    def tell(self, told: Told) -> None:
+        self._told = told  # it is empty when it is opened
 
     def lookup(self, keys: Sequence[bytes]) -> int:
         return self.policy.lookup(keys)
@@ -46,6 +50,8 @@ class HostTier:
     def _follow(self, decision: Decision) -> list[int]:
         for place in decision.evicted_places:
             self._clear(place)
+        for key in decision.evict:
+            self._told(key, False)
         self.counters.evicted_pages += len(decision.evict)
         return list(decision.store)
 
@@ -71,6 +77,7 @@ class HostTier:
             self._pages[place] = (page.tokens, page.payload)
             self.policy.put(page.key, place)
             self.counters.stored_pages += 1
+            self._told(page.key, True)
         return True
 
     def forget(self, keys: Sequence[bytes]) -> None:
