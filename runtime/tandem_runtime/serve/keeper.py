@@ -150,7 +150,8 @@ def _check(kept: Kept | None, tier: str, tokens: int) -> None:
     if kept.refused:
         raise NotKept(
             f"tier {tier} has no room to keep {pages} pages: it keeps {kept.held_pages} of its "
-            f"{kept.capacity_pages} already; delete other contexts, or make the tier larger"
+            f"{kept.capacity_pages} already; delete other contexts, or make the tier (or the "
+            "tenant's part of it) larger"
         )
     if kept.stored < kept.pages:
         missing = kept.pages - kept.stored

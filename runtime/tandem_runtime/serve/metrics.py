@@ -161,6 +161,11 @@ class EngineCollector(Collector):
         pages = GaugeMetricFamily(
             "tandem_tier_resident_pages", "Pages kept.", labels=[*_LABELS, "tier"]
         )
+        of_tenants = GaugeMetricFamily(
+            "tandem_tier_tenant_pages",
+            "Pages kept of tenants that have a part of the tier.",
+            labels=[*_LABELS, "tier", "tenant"],
+        )
         available = GaugeMetricFamily(
             "tandem_tier_available", "Whether it did what was asked.", labels=[*_LABELS, "tier"]
         )
@@ -172,8 +177,11 @@ class EngineCollector(Collector):
             for reason, count in counters.failures.copy().items():
                 failures.add_metric([*self._values, one.name, reason], count)
             pages.add_metric([*self._values, one.name], one.policy.resident_pages)
+            for tenant in one.policy.named:
+                held = one.policy.pages_of(tenant)
+                of_tenants.add_metric([*self._values, one.name, tenant], held)
             available.add_metric([*self._values, one.name], counters.available)
-        yield from (hits, moved, failures, pages, available)
+        yield from (hits, moved, failures, pages, of_tenants, available)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=_LABELS)

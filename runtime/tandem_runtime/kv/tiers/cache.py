@@ -169,6 +169,7 @@ class TierCache:
         self._local = tuple(tiers)
         self._jobs = jobs
         self._remote = remote
+        self._named = {name for tier in tiers for name in tier.policy.named}
         self._page_compute_s = compute_s * page_tokens
         self._done: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
         self._load_s: dict[str, float] = {}
@@ -242,7 +243,8 @@ class TierCache:
         """The prompt's pages from this one on were taken."""
         for tier in fetched.tiers[first_page - fetched.first_page :]:
             label = (tier, fetched.tenant)
-            if label not in self.hit_tokens and len(self.hit_tokens) >= _MOST_TENANTS:
+            known = label in self.hit_tokens or fetched.tenant in self._named
+            if not known and len(self.hit_tokens) >= _MOST_TENANTS:
                 label = (tier, "other")
             self.hit_tokens[label] = self.hit_tokens.get(label, 0) + self.page_tokens
 
