@@ -61,20 +61,28 @@ def extend_keys(
 
     `keys` holds the first blocks' keys already (possibly none), all made with the same root.
     """
-    parent = keys[-1] if keys else bytes(KEY_BYTES)
     first, end = len(keys) * block_tokens, len(token_ids) // block_tokens * block_tokens
-    if first >= end:
-        return
-    # All at once: a conversion for each block would take longer than the hashing.
-    tokens, block_bytes = token_bytes(token_ids[first:end]), 4 * block_tokens
-    for start in range(0, len(tokens), block_bytes):
-        block = parent + tokens[start : start + block_bytes]
-        parent = blake2b(block, digest_size=KEY_BYTES, key=root).digest()
-        keys.append(parent)
+    if first < end:
+        # All at once: a conversion for each block would take longer than the hashing.
+        tokens = token_bytes(token_ids[first:end] if first else token_ids)
+        _chain(keys, root, tokens, 4 * block_tokens)
 
 
 def block_keys(root: bytes, token_ids: Sequence[int], block_tokens: int) -> list[bytes]:
     """Keys of the full blocks of `token_ids`, first block first; a partial block has none."""
+    return keys_of(root, token_bytes(token_ids), block_tokens)
+
+
+def keys_of(root: bytes, tokens: bytes, block_tokens: int) -> list[bytes]:
+    """The same, of what `token_bytes` gave."""
     keys: list[bytes] = []
-    extend_keys(keys, root, token_ids, block_tokens)
+    _chain(keys, root, tokens, 4 * block_tokens)
     return keys
+
+
+def _chain(keys: list[bytes], root: bytes, tokens: bytes, block_bytes: int) -> None:
+    parent, view = keys[-1] if keys else bytes(KEY_BYTES), memoryview(tokens)
+    for end in range(block_bytes, len(tokens) + 1, block_bytes):
+        block = parent + view[end - block_bytes : end]
+        parent = blake2b(block, digest_size=KEY_BYTES, key=root).digest()
+        keys.append(parent)

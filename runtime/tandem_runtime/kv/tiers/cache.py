@@ -24,7 +24,7 @@ from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.contract import Page, Tier
 from tandem_runtime.kv.tiers.jobs import Jobs
 from tandem_runtime.kv.tiers.kept import Keep, Kept, KeptPages
-from tandem_runtime.prefix import KEY_BYTES, block_keys, token_bytes
+from tandem_runtime.prefix import KEY_BYTES, keys_of, token_bytes
 
 log = logging.getLogger(__name__)
 
@@ -282,7 +282,7 @@ class TierCache:
         fetched, asks = lookup.fetched, False
         try:
             lookup.tokens = token_bytes(token_ids)
-            fetched.keys = block_keys(root, token_ids, self.page_tokens)
+            fetched.keys = keys_of(root, lookup.tokens, self.page_tokens)
             self._prompts += 1
             while self._load_run(lookup):
                 pass

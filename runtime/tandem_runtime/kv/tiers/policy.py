@@ -134,10 +134,7 @@ class TierPolicy:
 
     def lookup(self, keys: Sequence[bytes]) -> int:
         """How many leading pages the tier should have. Changes nothing."""
-        for place, key in enumerate(keys):
-            if not self.has(key):
-                return place
-        return len(keys)
+        return self._index.leading(keys, self._resident)
 
     def has(self, key: bytes) -> bool:
         slot = self._index.find(key)
