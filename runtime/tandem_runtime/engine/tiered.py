@@ -45,11 +45,9 @@ class Tiered:
             self._scheduler.waiting.append(sequence)
             return
         self._scheduler.fetch(sequence)
-        held_tokens = self._scheduler.held_tokens(sequence)
-        ids = sequence.token_ids.copy()
-        tenant = sequence.request.tenant
-        keep = sequence.request.keep
-        self._tiers.fetch(sequence.arrival, tenant, sequence.root, ids, held_tokens, keep)
+        request, look = sequence.request, self._scheduler.prefixes.look
+        ids = sequence.token_ids[:] if request.output_ids else request.prompt_ids
+        self._tiers.fetch(sequence.arrival, request.tenant, sequence.root, ids, look, request.keep)
 
     @property
     def ready(self) -> bool:
@@ -73,6 +71,8 @@ class Tiered:
                 tiers.leave(fetched)  # it ended meanwhile, or is another pod's
                 continue
             sequence.fetched = fetched
+            if not sequence.keys:
+                sequence.keys, fetched.block_keys = fetched.block_keys, []
             self._scheduler.fetched(sequence)
 
     # -- while it runs ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import NotFinite, Request, StreamOutput
 from tandem_runtime.kv.tiers.contract import Keeper as KeepingTier
 from tandem_runtime.kv.tiers.kept import Keep, Kept
+from tandem_runtime.prefix import compact
 from tandem_runtime.protocol import Context, Sampling
 from tandem_runtime.serve.worker import EngineFailed, EngineWorker
 
@@ -56,7 +57,7 @@ class KvKeeper:
         on_accelerator = tier == ACCELERATOR
         request = Request(
             name,
-            ids,
+            compact(ids),
             Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
             tenant=context.tenant,
             cache_salt=context.cache_salt,

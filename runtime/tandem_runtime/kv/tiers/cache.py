@@ -21,7 +21,7 @@ from functools import partial
 from typing import Final
 
 from tandem_runtime.kv.layout import Payload
-from tandem_runtime.kv.tiers.contract import Page, Tier
+from tandem_runtime.kv.tiers.contract import Look, Page, Tier
 from tandem_runtime.kv.tiers.jobs import Jobs
 from tandem_runtime.kv.tiers.kept import Keep, Kept, KeptPages
 from tandem_runtime.prefix import KEY_BYTES, keys_of, token_bytes
@@ -47,6 +47,8 @@ class Fetched:
 
     arrival: int
     """Which prompt of the engine's it was."""
+    block_keys: list[bytes] = field(default_factory=list)
+    """Of the prompt's full blocks, as the accelerator's cache has them."""
     first_page: int = 0
     payloads: list[Payload] = field(default_factory=list)
     """Of successive pages from `first_page` on."""
@@ -165,12 +167,12 @@ class TierCache:
         self.wake: Callable[[], None] = lambda: None
         """Called from the jobs' thread when `poll` has something."""
         self.hit_tokens: dict[tuple[str, str], int] = {}
-        """By tier and tenant: of prompts that were admitted. The engine's thread counts."""
+        """By tier and tenant, of admitted prompts. The engine's thread counts."""
         self._local = tuple(tiers)
         self._jobs = jobs
         self._remote = remote
-        self._named = {name for tier in tiers for name in tier.policy.named}
-        self._page_compute_s = compute_s * page_tokens
+        self.page_compute_s = compute_s * page_tokens
+        """What a page costs to compute."""
         self._done: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
         self._load_s: dict[str, float] = {}
         """A page, by tier, as measured."""
@@ -185,18 +187,13 @@ class TierCache:
         self._computed.woken = lambda: self.wake()  # who keeps a prompt may wait for room
 
     # -- from the engine's thread -----------------------------------------------------------------
-    @property
-    def page_compute_s(self) -> float:
-        """What a page costs to compute."""
-        return self._page_compute_s
-
     def fetch(
         self,
         arrival: int,
         tenant: str,
         root: bytes,
         token_ids: Sequence[int],
-        held_tokens: int,
+        look: Look,
         keep: Keep | None = None,
     ) -> None:
         """Look a prompt up and load what the accelerator does not hold of it; `poll` has it later.
@@ -206,12 +203,11 @@ class TierCache:
             tenant: who asks.
             root: of the prompt's prefix keys.
             token_ids: the prompt; nobody changes the sequence meanwhile.
-            held_tokens: leading tokens that need not be loaded.
+            look: what the accelerator holds need not be loaded; called from the jobs' thread.
             keep: pin the prompt's pages there; `kept` tells what came of it. One of the pod's own.
         """
-        fetched = Fetched(arrival, held_tokens // self.page_tokens, tenant=tenant)
-        lookup = _Lookup(fetched, b"", self.page_tokens, keep)
-        self._jobs.put(partial(self._fetch, lookup, root, token_ids), urgent=True)
+        lookup = _Lookup(Fetched(arrival, tenant=tenant), b"", self.page_tokens, keep)
+        self._jobs.put(partial(self._fetch, lookup, root, token_ids, look), urgent=True)
 
     def kept(self, name: str, told: Callable[[Kept | None], None]) -> None:
         """Tell, from the jobs' thread and after all jobs so far, what is kept under a name."""
@@ -243,8 +239,8 @@ class TierCache:
         """The prompt's pages from this one on were taken."""
         for tier in fetched.tiers[first_page - fetched.first_page :]:
             label = (tier, fetched.tenant)
-            known = label in self.hit_tokens or fetched.tenant in self._named
-            if not known and len(self.hit_tokens) >= _MOST_TENANTS:
+            full = label not in self.hit_tokens and len(self.hit_tokens) >= _MOST_TENANTS
+            if full and not any(fetched.tenant in one.policy.named for one in self.tiers):
                 label = (tier, "other")
             self.hit_tokens[label] = self.hit_tokens.get(label, 0) + self.page_tokens
 
@@ -278,10 +274,12 @@ class TierCache:
             tier.close()
 
     # -- the pod's own tiers' jobs ----------------------------------------------------------------
-    def _fetch(self, lookup: _Lookup, root: bytes, token_ids: Sequence[int]) -> None:
+    def _fetch(self, lookup: _Lookup, root: bytes, token_ids: Sequence[int], look: Look) -> None:
         fetched, asks = lookup.fetched, False
         try:
             lookup.tokens = token_bytes(token_ids)
+            fetched.block_keys, held_tokens = look(root, lookup.tokens)
+            fetched.first_page = held_tokens // self.page_tokens
             fetched.keys = keys_of(root, lookup.tokens, self.page_tokens)
             self._prompts += 1
             while self._load_run(lookup):
@@ -316,7 +314,7 @@ class TierCache:
     def _load(self, tier: Tier, lookup: _Lookup, first: int, end: int) -> list[Payload]:
         """Leading pages of [first, end), unless that takes longer than computing them."""
         known_s = self._load_s.get(tier.name, 0.0)
-        if first >= end or (known_s > self._page_compute_s and self._prompts % _PROBE_PROMPTS):
+        if first >= end or (known_s > self.page_compute_s and self._prompts % _PROBE_PROMPTS):
             return []
         begun_s = time.perf_counter()
         found = tier.load(*lookup.span(first, end))
@@ -334,7 +332,7 @@ class TierCache:
         if not tier.lookup(lookup.fetched.keys[-1:]):
             return False
         jobs.put(partial(self._load_remote, lookup), urgent=True)
-        self._jobs.later(missing * self._page_compute_s, partial(self._settle, lookup))
+        self._jobs.later(missing * self.page_compute_s, partial(self._settle, lookup))
         return True
 
     def _settle(self, lookup: _Lookup) -> None:
