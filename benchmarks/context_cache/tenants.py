@@ -25,9 +25,9 @@ from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.kv.tiers.disk import DiskTier
 from tandem_runtime.kv.tiers.host import HostTier
-from tandem_runtime.kv.tiers.policy import Share
 from tandem_runtime.model.parallel import ALONE
 from tandem_runtime.protocol import Sampling
+from tandem_runtime.serve.options import parse
 
 from benchmarks.engine_cpu.players import THREADS
 from benchmarks.fleet import MODEL_URI, note
@@ -37,6 +37,7 @@ CONTEXTS_EACH: Final = 50
 CONTEXT_PAGES: Final = 2
 MEMORY_CONTEXTS: Final = 50
 FLOOR_CONTEXTS: Final = 8
+FLOOR_PERCENT: Final = 100 * FLOOR_CONTEXTS // MEMORY_CONTEXTS
 POOL_BYTES: Final = 64 << 20
 """Of the accelerator: two contexts and a half."""
 
@@ -72,26 +73,36 @@ def _prompt(context: int) -> list[int]:
     return [chance.randrange(1000, 40_000) for _ in range(CONTEXT_PAGES * KV_PAGE_TOKENS)] + [7]
 
 
+def _config(folder: Path, context_bytes: int) -> EngineConfig:
+    """As a pod's command line says it."""
+    flags = {
+        "role": "both",
+        "model-name": "smollm2",
+        "model-uri": MODEL_URI,
+        "threads": THREADS,
+        "kv-cache-bytes": POOL_BYTES,
+        "max-context-tokens": 1024,
+        "memory-tier-size": MEMORY_CONTEXTS * context_bytes,
+        "disk-tier-size": 3 * len(TENANTS) * CONTEXTS_EACH * context_bytes // 2,
+        "disk-tier-dir": folder,
+    }
+    floors = [f"--memory-tier-tenant={FLOOR_PERCENT}..:{tenant}" for tenant in TENANTS]
+    return parse([*(f"--{flag}={value}" for flag, value in flags.items()), *floors], {}).engine
+
+
 def _engine(folder: Path) -> tuple[Engine, HostTier]:
-    """As `build_engine` makes it, but with floors, which no flag sets."""
-    config = EngineConfig(
-        MODEL_URI, threads=THREADS, kv_cache_bytes=POOL_BYTES, max_context_tokens=1024
-    )
+    """As `build_engine` makes it, but its tiers' jobs run at once."""
     checkpoint = open_checkpoint(resolve_source(MODEL_URI))
     shape = checkpoint.config
-    runner, blocks = build_runner(config, checkpoint, ALONE)
-    layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, config.kv_dtype)
-    layout_hash = layout.hash(checkpoint.digest(), config.computed)
+    layout = KvLayout(shape.layers, shape.kv_heads, shape.head_dim, "bfloat16")
     size = layout.token_bytes * KV_PAGE_TOKENS
-    floor = Share(floor_pages=FLOOR_CONTEXTS * CONTEXT_PAGES)
-    memory = HostTier(
-        MEMORY_CONTEXTS * CONTEXT_PAGES * size,
-        page_bytes=size,
-        shares={tenant: floor for tenant in TENANTS},
-    )
+    config = _config(folder, CONTEXT_PAGES * size)
+    runner, blocks = build_runner(config, checkpoint, ALONE)
+    layout_hash = layout.hash(checkpoint.digest(), config.computed)
+    memory = HostTier(config.memory_tier_bytes, page_bytes=size, tenants=config.memory_tier_tenants)
     disk = DiskTier(
         folder,
-        3 * len(TENANTS) * CONTEXTS_EACH * CONTEXT_PAGES * size // 2,
+        config.disk_tier_bytes,
         layout_hash=layout_hash,
         page_bytes=size,
         page_tokens=KV_PAGE_TOKENS,

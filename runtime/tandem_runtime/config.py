@@ -10,6 +10,7 @@ from tandem_runtime.checkpoint.quantization import EXCLUDABLE, WEIGHT_FORMATS
 from tandem_runtime.contract import BLOCK_TOKENS, KV_PAGE_TOKENS
 from tandem_runtime.kv.layout import ITEM_BYTES, KV_FORMATS
 from tandem_runtime.kv.tiers.stores import check_uri
+from tandem_runtime.kv.tiers.tenants import NOBODY, TenantParts
 from tandem_runtime.roofline.replica import Replica
 from tandem_runtime.roofline.stated import stated_replica
 
@@ -83,9 +84,11 @@ class EngineConfig:
     """
     memory_tier_bytes: int = 0
     """Host memory for pages that other prompts may use again; 0: no such tier."""
+    memory_tier_tenants: TenantParts = NOBODY
     disk_tier_bytes: int = 0
     """Of files below `disk_tier_dir`; 0: no such tier."""
     disk_tier_dir: str | None = None
+    disk_tier_tenants: TenantParts = NOBODY
     remote_tier: RemoteStore | None = None
     """None: no such tier."""
     peer_tier: bool = False
@@ -139,6 +142,11 @@ class EngineConfig:
         for name in ("memory_tier_bytes", "disk_tier_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 0 for none, or more")
+        for name in ("memory", "disk"):
+            if getattr(self, f"{name}_tier_tenants") and not getattr(self, f"{name}_tier_bytes"):
+                raise ValueError(
+                    f"tenants have parts of a {name} tier, but there is none: give its size, too"
+                )
         if bool(self.disk_tier_bytes) != bool(self.disk_tier_dir):
             raise ValueError("disk_tier_bytes and disk_tier_dir go together: give both or neither")
         if self.peer_tier and not self.prefix_caching:

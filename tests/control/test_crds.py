@@ -96,6 +96,10 @@ def tiers(**tier: Any) -> Body:
     return fleet(cacheTiers=[{"name": "t", **tier}])
 
 
+def tenants(*parts: Body) -> Body:
+    return tiers(medium="Memory", size="1Gi", tenants=list(parts))
+
+
 REFUSED = {
     "context of nothing": (
         context(text=None),
@@ -321,6 +325,35 @@ REFUSED = {
         fleet(cacheTiers=[{"name": name, "medium": "Memory", "size": "1Gi"} for name in "ab"]),
         "a fleet has one tier of medium Memory; remove the others",
     ),
+    "tenants of a store": (
+        tiers(medium="Remote", uri="s3://kv", tenants=[{"name": "a", "floorPercent": 5}]),
+        "tenants and defaultQuotaPercent are for tiers of medium Memory or Disk; remove them",
+    ),
+    "quota on the accelerator": (
+        tiers(medium="Accelerator", defaultQuotaPercent=5),
+        "tenants and defaultQuotaPercent are for tiers of medium Memory or Disk; remove them",
+    ),
+    "floors beyond the tier": (
+        tenants({"name": "a", "floorPercent": 60}, {"name": "b", "floorPercent": 41}),
+        "the tenants' floors are more than 100 % of the tier; lower them",
+    ),
+    "floor above the quota": (
+        tenants({"name": "a", "floorPercent": 6, "quotaPercent": 5}),
+        "floorPercent exceeds quotaPercent; lower one or raise the other",
+    ),
+    "tenant with nothing": (
+        tenants({"name": "a"}),
+        "a tenant of a tier needs floorPercent, quotaPercent or both",
+    ),
+    "tenant whom no header names": (
+        tenants({"name": " a", "floorPercent": 5}),
+        "should match '^[!-~]([ -~]*[!-~])?$'",
+    ),
+    "two tenants of one name": (tenants(*[{"name": "a", "quotaPercent": 5}] * 2), "Duplicate"),
+    "more tenants than are told apart": (
+        tenants(*({"name": f"{n}", "quotaPercent": 5} for n in range(65))),
+        "must have at most 64 items",
+    ),
     "unknown medium": (tiers(medium="Tape"), 'supported values: "Accelerator", "Memory"'),
     "no quantity": (
         tiers(medium="Memory", size="64 gigs"),
@@ -427,6 +460,13 @@ ACCEPTED = {
         ],
         objectives={"timePerOutputToken": {"targetMilliseconds": 40, "percentile": 50}},
     ),
+    "tenants": tenants(
+        {"name": "search", "floorPercent": 60, "quotaPercent": 60},
+        {"name": "a b:c=$(d)", "quotaPercent": 0},
+        {"name": "default", "floorPercent": 40},
+        *({"name": f"{n}", "quotaPercent": 1} for n in range(61)),
+    ),
+    "default quota": tiers(medium="Memory", size="1Gi", defaultQuotaPercent=0),
     "tier in a bucket": tiers(medium="Remote", uri="s3://kv/chat"),
     "longest name": named(FLEET, "a" * 40),
     "smallest model": MODEL,

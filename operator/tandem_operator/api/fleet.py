@@ -112,6 +112,47 @@ _FITTING_FIELDS = {
 _REMOTE_ONLY = ("secretRef", "ttlSeconds")
 
 
+class TenantPart(ApiModel):
+    """What a tenant has of a tier, in percent of it."""
+
+    cel: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.floorPercent) || has(self.quotaPercent)",
+            "a tenant of a tier needs floorPercent, quotaPercent or both",
+        ),
+        Rule(
+            "!has(self.floorPercent) || !has(self.quotaPercent) || "
+            "self.floorPercent <= self.quotaPercent",
+            "floorPercent exceeds quotaPercent; lower one or raise the other",
+        ),
+    )
+
+    name: Annotated[str, Field(max_length=256, pattern=r"^[!-~]([ -~]*[!-~])?$")]
+    """The header x-tandem-tenant of his requests, letter for letter; default: of those without."""
+    floor_percent: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Kept for him against others once he has filled it."""
+    quota_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """He never has more, and nothing with 0; no limit without it."""
+
+
+TenantParts = Annotated[
+    tuple[TenantPart, ...],
+    Field(
+        max_length=64,
+        json_schema_extra={
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["name"],
+            **rules(
+                Rule(
+                    "self.filter(t, has(t.floorPercent)).map(t, t.floorPercent).sum() <= 100",
+                    "the tenants' floors are more than 100 % of the tier; lower them",
+                )
+            ),
+        },
+    ),
+]
+
+
 def _tier_rules() -> tuple[Rule, ...]:
     """For each medium: the fields it has, and what they may say."""
     fitting = tuple(
@@ -157,6 +198,11 @@ def _tier_rules() -> tuple[Rule, ...]:
             "a bucket forgets by its own lifecycle rules; remove ttlSeconds",
             field_path=".ttlSeconds",
         ),
+        Rule(
+            "self.medium in ['Memory', 'Disk'] || "
+            "!(has(self.tenants) || has(self.defaultQuotaPercent))",
+            "tenants and defaultQuotaPercent are for tiers of medium Memory or Disk; remove them",
+        ),
     )
     return fitting + missing
 
@@ -184,6 +230,10 @@ class CacheTier(ApiModel):
     it."""
     volume: PartialTemplate | None = None
     """The volume source of a Disk tier."""
+    tenants: TenantParts | None = None
+    """Those that have a part of their own of a Memory or Disk tier."""
+    default_quota_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Of each tenant that is not among them; no limit without it."""
 
 
 CacheTiers = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tandem_runtime.contract import DISK_TIER_DIR, ENV_REMOTE_TIER
 
-from tandem_operator.api.fleet import FleetSpec, tier_of
+from tandem_operator.api.fleet import CacheTier, FleetSpec, tier_of
 from tandem_operator.plan.actions import Manifest
 
 _VOLUME = "kv-cache"
@@ -15,9 +15,10 @@ def tier_arguments(spec: FleetSpec) -> list[str]:
     memory, disk = tier_of(spec, "Memory"), tier_of(spec, "Disk")
     found = []
     if memory and memory.size:
-        found += ["--memory-tier-size", memory.size]
+        found += ["--memory-tier-size", memory.size, *_tenant_arguments("memory", memory)]
     if disk and disk.size:
         found += ["--disk-tier-size", disk.size, "--disk-tier-dir", DISK_TIER_DIR]
+        found += _tenant_arguments("disk", disk)
     remote = tier_of(spec, "Remote")
     if remote and remote.uri:
         found += ["--remote-tier-uri", remote.uri]
@@ -25,6 +26,21 @@ def tier_arguments(spec: FleetSpec) -> list[str]:
             found += ["--remote-tier-ttl-seconds", str(remote.ttl_seconds)]
     if tier_of(spec, "Peer"):
         found.append("--peer-tier")
+    return found
+
+
+def _tenant_arguments(name: str, tier: CacheTier) -> list[str]:
+    found = []
+    for tenant in tier.tenants or ():
+        floor, quota = (
+            "" if percent is None else str(percent)
+            for percent in (tenant.floor_percent, tenant.quota_percent)
+        )
+        # Kubernetes expands $(NAME) in arguments, and writes $ for $$.
+        part = f"{floor}..{quota}:{tenant.name.replace('$', '$$')}"
+        found += [f"--{name}-tier-tenant", part]
+    if tier.default_quota_percent is not None:
+        found += [f"--{name}-tier-default-quota", str(tier.default_quota_percent)]
     return found
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from tandem_runtime.engine.sequence import Request, RequestRefused
 
@@ -24,8 +28,7 @@ def check_request(request: Request, capacity: Capacity) -> None:
         raise RequestRefused("the prompt is empty: give at least one token")
     if max_tokens < 1:
         raise RequestRefused(f"max_tokens is {max_tokens}: ask for at least 1")
-    known = (*request.prompt_ids, *request.output_ids)
-    for token_id in (min(known), max(known)):
+    for token_id in (*_extremes(request.prompt_ids), *_extremes(request.output_ids)):
         if not 0 <= token_id < capacity.vocab_size:
             raise RequestRefused(
                 f"token id {token_id} is not in the vocabulary, 0..{capacity.vocab_size - 1}"
@@ -48,3 +51,13 @@ def check_request(request: Request, capacity: Capacity) -> None:
             f"the prompt has {prompt} tokens and max_tokens is {max_tokens}: together more "
             f"than the {capacity.kv_tokens} tokens that this pod's KV cache holds"
         )
+
+
+def _extremes(token_ids: Sequence[int]) -> tuple[int, ...]:
+    """The least and the greatest, if there are any."""
+    if not token_ids:
+        return ()
+    if isinstance(token_ids, array):
+        ids = np.frombuffer(token_ids, np.uint32)
+        return int(ids.min()), int(ids.max())
+    return min(token_ids), max(token_ids)

@@ -16,23 +16,11 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from tandem_runtime.engine.page_log import PageLog
 
 SCRAP_BLOCK: Final = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Content:
-    """What a registered block holds: its key, and the token ids that a hit compares.
-
-    One object from the registration to the moment at which the block is forgotten.
-    """
-
-    key: bytes
-    tokens: bytes
 
 
 class BlockPool:
@@ -46,7 +34,13 @@ class BlockPool:
         self.pages = PageLog()
         """What the prefix cache holds, as changes of whole pages. For any thread."""
         self._references = [0] * block_count
-        self._content: list[Content | None] = [None] * block_count
+        # No object for each block: a garbage collection would hold up a step to look at them.
+        self._key: list[bytes | None] = [None] * block_count
+        """Of registered blocks."""
+        self._tokens: list[bytes | None] = [None] * block_count
+        """Their token ids, which a hit compares."""
+        self._forgotten = [0] * block_count
+        """How often each was."""
         self._by_key: dict[bytes, int] = {}
         self._blank = list(range(block_count - 1, SCRAP_BLOCK, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -87,31 +81,31 @@ class BlockPool:
             block_id = self._by_key.get(key)
             if block_id is None:
                 break
-            content = self._content[block_id]
-            if content is None or content.tokens != block_tokens:
+            if self._tokens[block_id] != block_tokens:
                 break
             found.append(block_id)
         return found
 
-    def contents(self, keys: Sequence[bytes], tokens: Iterable[bytes]) -> dict[int, Content] | None:
-        """The same of all these blocks, by number, for any thread; None if one is not here.
+    def find(self, keys: Sequence[bytes], tokens: Iterable[bytes]) -> dict[int, int] | None:
+        """The same of all these blocks, for any thread; None if one is not here.
 
-        What is in them stays as it is for as long as `unchanged` says so.
+        What is in them stays as it is for as long as `unchanged` says so of the answer: by block,
+        how often it was forgotten until now.
         """
         found = {}
         for key, block_tokens in zip(keys, tokens, strict=True):
             block_id = self._by_key.get(key)
-            content = None if block_id is None else self._content[block_id]
-            if block_id is None or content is None or content.key != key:
-                return None  # the engine's thread may have given it to others meanwhile
-            if content.tokens != block_tokens:
+            if block_id is None:
                 return None
-            found[block_id] = content
+            # First the count: the engine's thread may give the block to others meanwhile.
+            found[block_id] = self._forgotten[block_id]
+            if self._key[block_id] != key or self._tokens[block_id] != block_tokens:
+                return None
         return found
 
-    def unchanged(self, contents: dict[int, Content]) -> bool:
-        """Whether none of these blocks has been forgotten since `contents` was called."""
-        return all(self._content[block_id] is content for block_id, content in contents.items())
+    def unchanged(self, found: dict[int, int]) -> bool:
+        """Whether none of these blocks has been forgotten since `find` was called."""
+        return all(self._forgotten[block_id] == count for block_id, count in found.items())
 
     def unheld(self, block_ids: Sequence[int]) -> int:
         """How many of these blocks `hold` would take out of `free_blocks`."""
@@ -153,7 +147,7 @@ class BlockPool:
             self._references[block_id] -= 1
             if self._references[block_id] > 0:
                 continue
-            if self._content[block_id] is None:
+            if self._key[block_id] is None:
                 self._blank.append(block_id)
             else:
                 self._unheld(block_id)[block_id] = None
@@ -161,10 +155,10 @@ class BlockPool:
     def register(self, block_id: int, key: bytes, tokens: bytes) -> None:
         """Make a held, full block findable. A key goes on naming its first block."""
         assert self._references[block_id] > 0, f"block {block_id} registered, but nobody holds it"
-        if key in self._by_key or self._content[block_id] is not None:
+        if key in self._by_key or self._key[block_id] is not None:
             return
         self._by_key[key] = block_id
-        self._content[block_id] = Content(key, tokens)
+        self._key[block_id], self._tokens[block_id] = key, tokens
 
     def pin(self, keys: Sequence[bytes]) -> None:
         """Prefer every other block for being forgotten, until as many calls of `unpin`."""
@@ -191,15 +185,15 @@ class BlockPool:
 
     def _unheld(self, block_id: int) -> OrderedDict[int, None]:
         """Where a block with content belongs that nobody refers to."""
-        content = self._content[block_id]
-        return self._kept if content is not None and content.key in self._pins else self._cached
+        return self._kept if self._key[block_id] in self._pins else self._cached
 
     def _forget(self, block_id: int) -> None:
-        content = self._content[block_id]
-        assert content is not None
-        del self._by_key[content.key]
-        self._content[block_id] = None
-        self.pages.lost(content.key)
+        key = self._key[block_id]
+        assert key is not None
+        del self._by_key[key]
+        self._forgotten[block_id] += 1
+        self._key[block_id] = self._tokens[block_id] = None
+        self.pages.lost(key)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every block is in exactly one place. For tests and idling."""
@@ -213,11 +207,12 @@ class BlockPool:
         assert blank | cached | held == set(range(1, len(self._references))), "a block is lost"
         assert all(count >= 0 for count in self._references), "a reference count is negative"
         for key, block_id in self._by_key.items():
-            content = self._content[block_id]
-            assert content is not None, f"block {block_id} is indexed without content"
-            assert content.key == key, f"block {block_id} is indexed under another's key"
+            assert self._tokens[block_id] is not None, (
+                f"block {block_id} is indexed without content"
+            )
+            assert self._key[block_id] == key, f"block {block_id} is indexed under another's key"
             assert block_id not in blank, f"block {block_id} is indexed and blank"
-        indexed = sum(1 for content in self._content if content is not None)
+        indexed = sum(1 for key in self._key if key is not None)
         assert indexed == len(self._by_key), "a block has content that nobody can find"
 
     def check_references(self, expected: dict[int, int]) -> None:

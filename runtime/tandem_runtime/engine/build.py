@@ -161,7 +161,8 @@ def _tiers(
         # What several ranks read is put together in memory that is not pinned.
         pinned = config.device == "cuda" and config.tensor_parallel == 1
         held_bytes = pinned_bytes(page_bytes) if pinned else page_bytes
-        tiers.append(HostTier(config.memory_tier_bytes, page_bytes=held_bytes))
+        parts = config.memory_tier_tenants
+        tiers.append(HostTier(config.memory_tier_bytes, page_bytes=held_bytes, tenants=parts))
     if config.disk_tier_bytes and config.disk_tier_dir:
         try:
             disk = DiskTier(
@@ -170,6 +171,7 @@ def _tiers(
                 layout_hash=layout_hash,
                 page_bytes=page_bytes,
                 page_tokens=KV_PAGE_TOKENS,
+                tenants=config.disk_tier_tenants,
             )
         except OSError as error:
             raise ValueError(

@@ -1,8 +1,8 @@
 """Pages of the prefix cache for other pods, read beside the engine's thread, which never waits.
 
 A block that can be found by its key is immutable, and it is forgotten before it is handed out again
-(blocks.py). So whoever finds a page's blocks, copies them and then finds the same contents still
-named by the same blocks has copied nothing else in between; a copy that was overtaken is dropped.
+(blocks.py). So whoever finds a page's blocks, copies them, and then finds that none was forgotten
+meanwhile, has copied nothing else; a copy that was overtaken is dropped.
 Nothing is held: lending changes neither what is evicted nor what was promised.
 """
 
@@ -34,9 +34,8 @@ class Lending:
         ids = [tokens[start : start + size] for start in range(0, len(tokens), size)]
         if not keys or len(ids) != len(keys):
             return None
-        contents = self._pool.contents(keys, ids)
-        if contents is None:
+        found = self._pool.find(keys, ids)
+        if found is None:
             return None
-        end = len(contents) * self._block_tokens
-        payload = self._runner.read_beside(list(contents), 0, end)
-        return payload if self._pool.unchanged(contents) else None
+        payload = self._runner.read_beside(list(found), 0, len(found) * self._block_tokens)
+        return payload if self._pool.unchanged(found) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tandem_runtime.contract import KV_PAGE_TOKENS
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.sequence import Sequence
-from tandem_runtime.prefix import extend_keys, token_bytes
+from tandem_runtime.prefix import extend_keys, keys_of, token_bytes
 
 
 class Prefixes:
@@ -29,6 +29,19 @@ class Prefixes:
         keys = sequence.keys[: upto_tokens // self._block_tokens]
         # Lazily: a long prompt that waits is matched again in each step.
         return self._pool.match(keys, (self._tokens(sequence, i) for i in range(len(keys))))
+
+    def look(self, root: bytes, tokens: bytes) -> tuple[list[bytes], int]:
+        """From any thread: keys of a prompt's full blocks, and how many of its first tokens the
+        pool probably holds.
+
+        Args:
+            root: of its keys.
+            tokens: `token_bytes` of it.
+        """
+        if not self._caching:
+            return [], 0
+        keys = keys_of(root, tokens, self._block_tokens)
+        return keys, self._pool.present(keys) * self._block_tokens
 
     def register(self, sequence: Sequence) -> None:
         """Offer the sequence's newly full blocks to others."""

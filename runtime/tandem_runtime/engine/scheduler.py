@@ -75,7 +75,7 @@ class Scheduler:
         self.growth_reserve_tokens = growth_reserve_tokens
         self.swap = swap
         self.page_tokens = page_tokens
-        self._prefixes = Prefixes(pool, block_tokens, caching=prefix_caching)
+        self.prefixes = Prefixes(pool, block_tokens, caching=prefix_caching)
         self.waiting: list[Sequence] = []
         """Oldest first; a preempted sequence goes back to its place."""
         self.running: list[Sequence] = []
@@ -167,7 +167,7 @@ class Scheduler:
     def commit(self, work: Work) -> None:
         """The work's tokens are computed: their full blocks can serve other streams."""
         work.sequence.computed_tokens = work.start + work.count
-        self._prefixes.register(work.sequence)
+        self.prefixes.register(work.sequence)
 
     # -- admission --------------------------------------------------------------------------------
     def _admit(self, sequence: Sequence) -> bool:
@@ -176,7 +176,7 @@ class Scheduler:
             return False
         if any(s.refused_grant and s.arrival < sequence.arrival for s in self.receiving):
             return False
-        hits = self._prefixes.match(sequence)
+        hits = self.prefixes.match(sequence)
         swaps = self.swap and self.swap.pays_back(sequence, len(hits) * self.block_tokens)
         hits = [] if swaps else hits
         loads = [] if swaps else self._loads(sequence, hits)
@@ -214,7 +214,7 @@ class Scheduler:
         """The first of its loads is in its blocks."""
         sequence.loads, sequence.loaded_layers = sequence.loads[1:], 0
         sequence.computed_tokens += self.page_tokens
-        self._prefixes.register(sequence)
+        self.prefixes.register(sequence)
 
     def fetch(self, sequence: Sequence) -> None:
         """Await what the cache tiers have of a new sequence."""
@@ -226,10 +226,6 @@ class Scheduler:
         self.fetching.remove(sequence)
         sequence.state = State.WAITING
         insort(self.waiting, sequence, key=lambda s: s.arrival)
-
-    def held_tokens(self, sequence: Sequence) -> int:
-        """Leading tokens that are in the pool now."""
-        return len(self._prefixes.match(sequence)) * self.block_tokens
 
     def _growth_reserve(self, newcomer: Sequence) -> int:
         """Blocks that keep the running sequences and the newcomer going for a while."""
@@ -347,7 +343,7 @@ class Scheduler:
             return False
         # A stream that another pod decodes is resumed by computing its last known token.
         decoded = sequence.headroom_tokens > 0
-        hits = self._prefixes.match_upto(sequence, sequence.known_tokens - decoded)
+        hits = self.prefixes.match_upto(sequence, sequence.known_tokens - decoded)
         missing = self.blocks_for(sequence.expected_tokens) - len(hits)
         room = self.pool.free_blocks - self.pool.unheld(hits) - self._promised_blocks()
         if missing > room:
@@ -374,7 +370,7 @@ class Scheduler:
         """A receiving sequence runs, and others may share its blocks."""
         self.receiving.remove(sequence)
         sequence.headroom_tokens = 0
-        self._prefixes.register(sequence)
+        self.prefixes.register(sequence)
         sequence.state = State.RUNNING
         insort(self.running, sequence, key=lambda s: s.arrival)
 

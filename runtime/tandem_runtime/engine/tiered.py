@@ -47,17 +47,10 @@ class Tiered:
             self._scheduler.waiting.append(sequence)
             return
         self._scheduler.fetch(sequence)
-        held_tokens = self._scheduler.held_tokens(sequence)
-        ids = sequence.token_ids.copy()
-        asked = sequence.request
+        asked, look = sequence.request, self._scheduler.prefixes.look
+        ids = sequence.token_ids[:] if asked.output_ids else asked.prompt_ids
         self._tiers.fetch(
-            sequence.arrival,
-            asked.tenant,
-            sequence.root,
-            ids,
-            held_tokens,
-            asked.keep,
-            asked.holder,
+            sequence.arrival, asked.tenant, sequence.root, ids, look, asked.keep, asked.holder
         )
 
     @property
@@ -82,6 +75,8 @@ class Tiered:
                 tiers.leave(fetched)  # it ended meanwhile, or is another pod's
                 continue
             sequence.fetched = fetched
+            if not sequence.keys:
+                sequence.keys, fetched.block_keys = fetched.block_keys, []
             self._scheduler.fetched(sequence)
 
     # -- while it runs ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import heapq
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -90,6 +91,10 @@ class Book:
         self._monotonic_s = monotonic_s
         self._known: dict[str, tuple[Context, float]] = {}
         """With the monotonic time at which it ends."""
+        self._ends: list[tuple[float, str]] = []
+        """A heap of when they end, and when older versions of them would have."""
+        self._chars = 0
+        """Of all of them."""
 
     def take(self, context: Context) -> bool:
         """Whether it was new, or newer than what was known."""
@@ -99,17 +104,19 @@ class Book:
         left_s = context.expires_unix_s - self._now_unix_s()
         if left_s <= 0 and known is None:
             return False
-        self._known[context.id] = (context, self._monotonic_s() + left_s)
+        self._chars += size(context) - (0 if known is None else size(known[0]))
+        end_s = self._monotonic_s() + left_s
+        self._known[context.id] = (context, end_s)
+        heapq.heappush(self._ends, (end_s, context.id))
         return True
 
     def check_room(self, context: Context) -> None:
         """Raises `Unavailable` where one more would be too much."""
         self.prune()
-        chars = sum(size(known) for known, _ in self._known.values())
-        if len(self._known) >= MOST or chars + size(context) > MOST_CHARS:
+        if len(self._known) >= MOST or self._chars + size(context) > MOST_CHARS:
             raise Unavailable(
-                f"{len(self._known)} contexts of {chars} characters are kept already, of at most "
-                f"{MOST} and {MOST_CHARS}; delete some, or wait until some expire.",
+                f"{len(self._known)} contexts of {self._chars} characters are kept already, of at "
+                f"most {MOST} and {MOST_CHARS}; delete some, or wait until some expire.",
                 retry_after_s=60,
             )
 
@@ -138,9 +145,13 @@ class Book:
     def prune(self) -> list[Context]:
         """Forget what has expired; what that was."""
         now_s = self._monotonic_s()
-        expired = [context for context, end_s in self._known.values() if end_s <= now_s]
-        for context in expired:
-            del self._known[context.id]
+        expired = []
+        while self._ends and self._ends[0][0] <= now_s:
+            _, id_ = heapq.heappop(self._ends)
+            if id_ in self._known and self._known[id_][1] <= now_s:
+                context, _ = self._known.pop(id_)
+                self._chars -= size(context)
+                expired.append(context)
         return expired
 
 

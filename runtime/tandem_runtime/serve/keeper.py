@@ -11,6 +11,7 @@ from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import NotFinite, Request, StreamOutput
 from tandem_runtime.kv.tiers.contract import Keeper as KeepingTier
 from tandem_runtime.kv.tiers.kept import Keep, Kept
+from tandem_runtime.prefix import compact
 from tandem_runtime.protocol import Context, Sampling
 from tandem_runtime.serve.worker import EngineFailed, EngineWorker
 
@@ -56,7 +57,7 @@ class KvKeeper:
         on_accelerator = tier == ACCELERATOR
         request = Request(
             name,
-            ids,
+            compact(ids),
             Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
             tenant=context.tenant,
             cache_salt=context.cache_salt,
@@ -150,7 +151,8 @@ def _check(kept: Kept | None, tier: str, tokens: int) -> None:
     if kept.refused:
         raise NotKept(
             f"tier {tier} has no room to keep {pages} pages: it keeps {kept.held_pages} of its "
-            f"{kept.capacity_pages} already; delete other contexts, or make the tier larger"
+            f"{kept.capacity_pages} already; delete other contexts, or make the tier (or the "
+            "tenant's part of it) larger"
         )
     if kept.stored < kept.pages:
         missing = kept.pages - kept.stored

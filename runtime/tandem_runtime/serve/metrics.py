@@ -166,6 +166,11 @@ class EngineCollector(Collector):
         pages = GaugeMetricFamily(
             "tandem_tier_resident_pages", "Pages kept.", labels=[*_LABELS, "tier"]
         )
+        of_tenants = GaugeMetricFamily(
+            "tandem_tier_tenant_pages",
+            "Pages kept of tenants that have a part of the tier.",
+            labels=[*_LABELS, "tier", "tenant"],
+        )
         available = GaugeMetricFamily(
             "tandem_tier_available", "Whether it did what was asked.", labels=[*_LABELS, "tier"]
         )
@@ -178,8 +183,11 @@ class EngineCollector(Collector):
             moved.add_metric([*self._values, tier.name, "stored"], counters.stored_pages)
             moved.add_metric([*self._values, tier.name, "evicted"], counters.evicted_pages)
             pages.add_metric([*self._values, tier.name], tier.policy.resident_pages)
+            for tenant in tier.policy.named:
+                held = tier.policy.pages_of(tenant)
+                of_tenants.add_metric([*self._values, tier.name, tenant], held)
             available.add_metric([*self._values, tier.name], counters.available)
-        yield from (hits, moved, failures, pages, available)
+        yield from (hits, moved, failures, pages, of_tenants, available)
 
     def _lent(self, counters: LentCounters) -> Iterator[Metric]:
         asked = self._family("tandem_peer_questions", "Of other pods for pages.", "outcome")

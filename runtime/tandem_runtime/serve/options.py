@@ -16,6 +16,7 @@ from tandem_runtime.config import DEFAULT_REMOTE_TTL_S, EngineConfig, RemoteStor
 from tandem_runtime.contract import Role
 from tandem_runtime.frontend.process import BadConfig, read_secret
 from tandem_runtime.kv.layout import ITEM_BYTES, KV_FORMATS
+from tandem_runtime.kv.tiers.tenants import TenantParts
 from tandem_runtime.roofline.stated import DEFAULT_MODEL
 
 
@@ -125,6 +126,22 @@ def parser() -> argparse.ArgumentParser:
     )
     engine.add_argument("--disk-tier-size", type=_size, default=0, help="of disk for KV, likewise")
     engine.add_argument("--disk-tier-dir", help="a folder; processes may share it")
+    for tier in ("memory", "disk"):
+        engine.add_argument(
+            f"--{tier}-tier-tenant",
+            action="append",
+            default=[],
+            metavar="FLOOR..QUOTA:NAME",
+            help=f"of the {tier} tier, in percent: what is kept for the requests with this "
+            f"{contract.HEADER_TENANT}, and what they may have; 25..:NAME and ..50:NAME leave one "
+            "out; repeatable",
+        )
+        engine.add_argument(
+            f"--{tier}-tier-default-quota",
+            type=int,
+            metavar="PERCENT",
+            help=f"of the {tier} tier, of each tenant that is not named (default: no limit)",
+        )
     engine.add_argument(
         "--remote-tier-uri",
         help="a store of KV that pods share: valkey://HOST:6379, rediss://HOST:6379 for TLS, "
@@ -222,8 +239,14 @@ def _engine(args: argparse.Namespace, environment: Mapping[str, str]) -> EngineC
             pace=args.pace,
             swap_bytes=args.swap_bytes,
             memory_tier_bytes=args.memory_tier_size,
+            memory_tier_tenants=TenantParts.parse(
+                args.memory_tier_tenant, args.memory_tier_default_quota
+            ),
             disk_tier_bytes=args.disk_tier_size,
             disk_tier_dir=args.disk_tier_dir,
+            disk_tier_tenants=TenantParts.parse(
+                args.disk_tier_tenant, args.disk_tier_default_quota
+            ),
             remote_tier=_remote_tier(args, environment),
             peer_tier=args.peer_tier,
             kv_cache_percent=args.kv_cache_percent,

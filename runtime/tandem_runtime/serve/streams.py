@@ -28,6 +28,7 @@ from tandem_runtime.kv.handoff.exporter import Refusal
 from tandem_runtime.kv.handoff.importer import Imported, Importer
 from tandem_runtime.kv.handoff.link import HandoffFailed, NoRoom
 from tandem_runtime.kv.wire import StreamKey
+from tandem_runtime.prefix import compact
 from tandem_runtime.protocol import GenerateEvent, GenerateRequest, TokenLogprob
 from tandem_runtime.serve.lifecycle import Lifecycle
 from tandem_runtime.serve.worker import EngineFailed, EngineWorker
@@ -183,7 +184,7 @@ class StreamService:
     async def _first_event(self, ask: GenerateRequest, stream: _Stream) -> GenerateEvent:
         request = Request(
             request_id=stream.request_id,
-            prompt_ids=ask.prompt_ids,
+            prompt_ids=compact(ask.prompt_ids),
             sampling=ask.sampling,
             output_ids=ask.output_ids,
             tenant=ask.tenant,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tandem_runtime.prefix import KEY_BYTES, block_keys, extend_keys, root_key, token_bytes
+from tandem_runtime.prefix import KEY_BYTES, block_keys, compact, extend_keys, root_key, token_bytes
 
 ROOT = root_key(b"layout", b"secret", "tenant", "")
 ids = st.lists(st.integers(0, 2**32 - 1), max_size=60)
@@ -57,3 +57,16 @@ def test_extending_in_steps_gives_the_same_keys(tokens: list[int], cut: int, blo
     extend_keys(keys, ROOT, tokens[:cut], block)
     extend_keys(keys, ROOT, tokens, block)
     assert keys == block_keys(ROOT, tokens, block)
+
+
+@given(ids, st.integers(1, 9))
+def test_compact_ids_are_the_same_ids(tokens: list[int], block: int) -> None:
+    assert list(compact(tokens)) == tokens
+    assert block_keys(ROOT, compact(tokens), block) == block_keys(ROOT, tokens, block)
+
+
+def test_many_ids_are_compact_too_and_what_is_none_stays() -> None:
+    many = list(range(20_000))
+    assert list(compact(many)) == many
+    for wrong in (-1, 2**32):
+        assert compact([*many, wrong]) == [*many, wrong]

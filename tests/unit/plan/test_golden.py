@@ -38,12 +38,22 @@ CASES = {
         decode={"replicas": 1, "accelerator": GPU},
         cacheTiers=[
             {"name": "gpu", "medium": "Accelerator", "percent": 80},
-            {"name": "host", "medium": "Memory", "size": "64Gi"},
+            {
+                "name": "host",
+                "medium": "Memory",
+                "size": "64Gi",
+                "tenants": [
+                    {"name": "search", "floorPercent": 25, "quotaPercent": 50},
+                    {"name": "a $(TANDEM_FLEET)", "quotaPercent": 10},
+                ],
+                "defaultQuotaPercent": 5,
+            },
             {
                 "name": "nvme",
                 "medium": "Disk",
                 "size": "500Gi",
                 "volume": {"persistentVolumeClaim": {"claimName": "kv"}},
+                "tenants": [{"name": "default", "floorPercent": 20}],
             },
             {
                 "name": "shared",

@@ -14,8 +14,8 @@ import pytest
 from hash_engine import continuation
 from hash_pods import MakePod, Served, ask, collect, ids, tier_cache
 from tandem_runtime import contract
-from tandem_runtime.frontend.contexts import Book
-from tandem_runtime.frontend.errors import BadRequest
+from tandem_runtime.frontend.contexts import Book, newer
+from tandem_runtime.frontend.errors import BadRequest, Unavailable
 from tandem_runtime.protocol import Context
 from tandem_runtime.serve.context_files import ContextFiles
 from tandem_runtime.serve.contexts import PodContexts
@@ -286,6 +286,28 @@ def test_a_clock_that_is_set_moves_no_expiry() -> None:
     wall[0], mono[0] = 10.0, 111.0
     assert book.get("c") is None
     assert book.prune() == [context]
+
+
+def test_room_is_for_what_is_known_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tandem_runtime.frontend.contexts.MOST_CHARS", 100)
+    now = [0.0]
+    book = Book(lambda: now[0], lambda: now[0])
+
+    def made(id_: str, chars: int, until_s: float = 60) -> Context:
+        return Context(id_, "m", "f", "t", 0, until_s, prompt="x" * chars)
+
+    for id_, until_s in (("a", 60), ("b", 10)):
+        book.take(made(id_, 45, until_s))
+    book.take(made("a", 45))  # known already
+    book.check_room(made("c", 10))
+    with pytest.raises(Unavailable, match="2 contexts of 90 characters are kept already, of at"):
+        book.check_room(made("c", 11))
+    book.take(newer(made("a", 5), 1.0))  # takes the place of the one before
+    book.check_room(made("c", 50))
+    now[0] = 11.0  # `b` has expired
+    book.check_room(made("c", 95))
+    with pytest.raises(Unavailable, match="1 contexts of 5 characters"):
+        book.check_room(made("c", 96))
 
 
 def test_what_another_process_wrote_half_is_ignored(tmp_path: Path) -> None:

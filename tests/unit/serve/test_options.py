@@ -6,6 +6,7 @@ import pytest
 from tandem_runtime import contract
 from tandem_runtime.contract import Role
 from tandem_runtime.frontend.process import BadConfig
+from tandem_runtime.kv.tiers.tenants import TenantPart, TenantParts
 from tandem_runtime.serve.options import parse
 
 MODEL = ["--model-name", "m", "--model-uri", "file:///m.gguf"]
@@ -124,6 +125,24 @@ def test_cache_tiers_below_the_accelerator(secret: Path) -> None:
     assert engine.disk_tier_dir == "/kv"
     with pytest.raises(BadConfig, match="disk_tier_bytes and disk_tier_dir go together"):
         parse([*arguments, "--disk-tier-size", "6"], {})
+
+
+def test_tenants_have_parts_of_tiers(secret: Path) -> None:
+    arguments = ["--role", "both", *MODEL, "--handoff-secret-file", str(secret)]
+    parts = ["--memory-tier-tenant=25..50:search", "--memory-tier-tenant=..10:batch"]
+    engine = parse([*arguments, "--memory-tier-size", "1Gi", *parts], {}).engine
+    named = (TenantPart("search", 25, 50), TenantPart("batch", 0, 10))
+    assert engine.memory_tier_tenants == TenantParts(named)
+    assert engine.disk_tier_tenants == TenantParts()
+    disk = ["--disk-tier-size=1Gi", "--disk-tier-dir=/kv", "--disk-tier-default-quota=5"]
+    engine = parse([*arguments, *disk], {}).engine
+    assert engine.disk_tier_tenants == TenantParts((), 5)
+    with pytest.raises(BadConfig, match=r"parts of a memory tier, but there is none: give its"):
+        parse([*arguments, *parts], {})
+    with pytest.raises(BadConfig, match=r"parts of a disk tier, but there is none"):
+        parse([*arguments, "--disk-tier-default-quota=5"], {})
+    with pytest.raises(BadConfig, match="'search' is no tenant's part of a tier: write FLOOR"):
+        parse([*arguments, "--memory-tier-size", "1Gi", "--memory-tier-tenant=search"], {})
 
 
 @pytest.mark.parametrize("size", ["", "-1", "64 gigs", "1e3", "5m", "Gi"])

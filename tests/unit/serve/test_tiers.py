@@ -17,6 +17,7 @@ from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.kv.tiers.disk import DiskTier
 from tandem_runtime.kv.tiers.host import HostTier
 from tandem_runtime.kv.tiers.jobs import JobThread
+from tandem_runtime.kv.tiers.tenants import TenantPart, TenantParts
 from tandem_runtime.protocol import Sampling
 from tandem_runtime.serve.metrics import EngineCollector
 from tandem_runtime.serve.worker import EngineWorker
@@ -29,7 +30,8 @@ def tiered_engine(folder: Path) -> Engine:
         size = layout.token_bytes * KV_PAGE_TOKENS
         known = {"page_bytes": size, "page_tokens": KV_PAGE_TOKENS}
         disk = DiskTier(folder, 1 << 28, layout_hash=layout_hash, **known)
-        tiers = (HostTier(3 * size, page_bytes=size), disk)
+        part = TenantParts((TenantPart("t", 50),))
+        tiers = (HostTier(3 * size, page_bytes=size, tenants=part), disk)
         return TierCache(tiers, JobThread(), page_tokens=KV_PAGE_TOKENS, compute_s=1)
 
     return hash_engine(blocks=50, runner=HashRunner(51), tiers=make)
@@ -81,3 +83,7 @@ async def test_a_fetched_stream_wakes_the_engine(
     assert f'tandem_tier_hit_tokens_total{{{labels},tenant="t",tier="memory"}} ' in text
     assert f'tandem_tier_pages_total{{{labels},tier="disk",what="stored"}} 4.0' in text
     assert f'tandem_tier_resident_pages{{{labels},tier="memory"}} 3.0' in text
+    assert f'tandem_tier_tenant_pages{{{labels},tenant="t",tier="memory"}} 3.0' in text
+    assert 'tier="disk"' not in "".join(
+        line for line in text.splitlines() if "tenant_pages" in line
+    )

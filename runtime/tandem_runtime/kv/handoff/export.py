@@ -27,6 +27,7 @@ from tandem_runtime.kv.handoff.engine_thread import EngineThread
 from tandem_runtime.kv.handoff.pages import checksum
 from tandem_runtime.kv.handoff.reader import Page, PageReader
 from tandem_runtime.kv.wire import StreamKey
+from tandem_runtime.prefix import compact
 from tandem_runtime.protocol import GenerateRequest
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ class Export:
         self._connection = connection
         self._source = source
         self._request = request
+        self._prompt_ids = compact(request.prompt_ids)
         self._known_tokens = len(request.prompt_ids) + len(request.output_ids)
         self._arrived_s = arrived_s
         self._changed = asyncio.Event()
@@ -148,7 +150,7 @@ class Export:
         ended = engine.add(
             Request(
                 request_id=str(self.key),
-                prompt_ids=request.prompt_ids,
+                prompt_ids=self._prompt_ids,
                 sampling=request.sampling,
                 output_ids=request.output_ids,
                 tenant=request.tenant,

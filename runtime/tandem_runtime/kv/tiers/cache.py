@@ -22,14 +22,14 @@ from typing import Final
 
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.backlog import Backlog
-from tandem_runtime.kv.tiers.contract import Counted, Keeper, Page, Source, Tier
+from tandem_runtime.kv.tiers.contract import Counted, Keeper, Look, Page, Source, Tier
 from tandem_runtime.kv.tiers.jobs import Jobs
 from tandem_runtime.kv.tiers.kept import Keep, Kept, KeptPages
 from tandem_runtime.kv.tiers.lookup import Fetched, Lookup
 from tandem_runtime.kv.tiers.peer import Peers
 from tandem_runtime.kv.tiers.policy import NOWHERE
 from tandem_runtime.kv.tiers.speed import Speed
-from tandem_runtime.prefix import KEY_BYTES, block_keys, token_bytes
+from tandem_runtime.prefix import KEY_BYTES, keys_of, token_bytes
 from tandem_runtime.protocol import PrefillTarget
 
 log = logging.getLogger(__name__)
@@ -73,12 +73,13 @@ class TierCache:
         self.wake: Callable[[], None] = lambda: None
         """Called from the jobs' thread when `poll` has something."""
         self.hit_tokens: dict[tuple[str, str], int] = {}
-        """By tier and tenant: of prompts that were admitted. The engine's thread counts."""
+        """By tier and tenant, of admitted prompts. The engine's thread counts."""
         self._local = tuple(tiers)
         self._jobs = jobs
         self._remote = remote
         self._peers = peers
-        self._page_compute_s = compute_s * page_tokens
+        self.page_compute_s = compute_s * page_tokens
+        """What a page costs to compute."""
         self._done: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
         self._speeds = {tier.name: Speed() for tier in self.tiers}
         self._prompts = 0
@@ -103,13 +104,8 @@ class TierCache:
         if self._peers is None:
             return 0
         speed = self._peers[0].speed
-        share = speed.likely_s / self._page_compute_s if speed.known else _UNKNOWN_SHARE
+        share = speed.likely_s / self.page_compute_s if speed.known else _UNKNOWN_SHARE
         return min(max(round(100 * share), 1), 100)
-
-    @property
-    def page_compute_s(self) -> float:
-        """What a page costs to compute."""
-        return self._page_compute_s
 
     def fetch(
         self,
@@ -117,7 +113,7 @@ class TierCache:
         tenant: str,
         root: bytes,
         token_ids: Sequence[int],
-        held_tokens: int,
+        look: Look,
         keep: Keep | None = None,
         holder: PrefillTarget | None = None,
     ) -> None:
@@ -128,12 +124,12 @@ class TierCache:
             tenant: who asks.
             root: of the prompt's prefix keys.
             token_ids: the prompt; nobody changes the sequence meanwhile.
-            held_tokens: leading tokens that need not be loaded.
+            look: what the accelerator holds need not be loaded; called from the jobs' thread.
             keep: pin the prompt's pages there; `kept` tells what came of it. One of the pod's own.
             holder: a pod that says it has more of the prompt than the accelerator here.
         """
-        fetched = Fetched(arrival, held_tokens // self.page_tokens, tenant=tenant)
-        lookup = Lookup(fetched, root, token_ids, b"", self.page_tokens, keep, holder)
+        fetched = Fetched(arrival, tenant=tenant)
+        lookup = Lookup(fetched, root, token_ids, look, self.page_tokens, keep, holder)
         self._jobs.put(partial(self._fetch, lookup), urgent=True)
 
     def kept(self, name: str, told: Callable[[Kept | None], None]) -> None:
@@ -190,7 +186,8 @@ class TierCache:
         """The prompt's pages from this one on were taken."""
         for tier in fetched.tiers[first_page - fetched.first_page :]:
             label = (tier, fetched.tenant)
-            if label not in self.hit_tokens and len(self.hit_tokens) >= _MOST_TENANTS:
+            full = label not in self.hit_tokens and len(self.hit_tokens) >= _MOST_TENANTS
+            if full and not any(fetched.tenant in one.policy.named for one in self.tiers):
                 label = (tier, "other")
             self.hit_tokens[label] = self.hit_tokens.get(label, 0) + self.page_tokens
 
@@ -230,7 +227,9 @@ class TierCache:
         fetched, asks = lookup.fetched, False
         try:
             lookup.tokens = token_bytes(lookup.token_ids)
-            fetched.keys = block_keys(lookup.root, lookup.token_ids, self.page_tokens)
+            fetched.block_keys, held_tokens = lookup.look(lookup.root, lookup.tokens)
+            fetched.first_page = held_tokens // self.page_tokens
+            fetched.keys = keys_of(lookup.root, lookup.tokens, self.page_tokens)
             self._prompts += 1
             while self._load_run(lookup):
                 pass
@@ -273,7 +272,7 @@ class TierCache:
         self, source: Source, speed: Speed, lookup: Lookup, first: int, end: int
     ) -> list[Payload]:
         """Leading pages of [first, end), unless that takes longer than computing them."""
-        slow = speed.page_s > self._page_compute_s and self._prompts % _PROBE_PROMPTS
+        slow = speed.page_s > self.page_compute_s and self._prompts % _PROBE_PROMPTS
         if first >= end or slow:
             return []
         begun_s = time.perf_counter()
@@ -287,7 +286,7 @@ class TierCache:
         missing = lookup.most_pages - lookup.next_page()
         if missing < 1:
             return False
-        lasts_s = missing * self._page_compute_s
+        lasts_s = missing * self.page_compute_s
         lookup.until_s = time.monotonic() + lasts_s
         if self._peers and lookup.holder:
             self._peers[1].put(partial(self._ask_peer, lookup, self._peers[0]), urgent=True)

@@ -10,6 +10,10 @@ from typing import Protocol, runtime_checkable
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.policy import TierPolicy
 
+Look = Callable[[bytes, bytes], tuple[list[bytes], int]]
+"""Of a prompt's root and tokens: the keys of its full blocks, and how many of its first tokens the
+accelerator probably holds (`engine.prefixes.Prefixes.look`)."""
+
 
 @dataclass(frozen=True)
 class Page:

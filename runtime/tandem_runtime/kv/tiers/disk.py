@@ -27,8 +27,9 @@ import xxhash
 
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.contract import Counters, Page, Told, leading
-from tandem_runtime.kv.tiers.policy import NOWHERE, Decision, Share, TierPolicy
+from tandem_runtime.kv.tiers.policy import NOWHERE, Decision
 from tandem_runtime.kv.tiers.record import Header, NotARecord, decode, encode, header_bytes
+from tandem_runtime.kv.tiers.tenants import NOBODY, TenantParts
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +47,11 @@ class DiskTier:
         layout_hash: `KvLayout.hash`; other records are ignored.
         page_bytes: of a payload.
         page_tokens: of a page.
-        shares: the tenants' parts, in pages.
+        tenants: whose part of it is how large.
         segment_bytes: a segment ends when it is so long; it holds at least one page.
 
     Raises:
-        ValueError: the capacity is too small for a few segments.
+        ValueError: the capacity is too small for a few segments, or a tenant's part for a page.
         OSError: the folder cannot be written.
     """
 
@@ -64,7 +65,7 @@ class DiskTier:
         layout_hash: bytes,
         page_bytes: int,
         page_tokens: int,
-        shares: dict[str, Share] | None = None,
+        tenants: TenantParts = NOBODY,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         self._layout_hash = layout_hash
@@ -80,7 +81,7 @@ class DiskTier:
                 f"a disk tier of {capacity_bytes} bytes holds no page of {page_bytes} bytes beside "
                 f"the segments that it works with: give at least {least}"
             )
-        self.policy = TierPolicy(pages, shares=shares)
+        self.policy = tenants.policy(pages)
         self.counters = Counters()
         self._capacity_bytes = capacity_bytes
         self._segments: dict[int, Path] = {}

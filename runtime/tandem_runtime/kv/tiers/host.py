@@ -6,20 +6,21 @@ from collections.abc import Sequence
 
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.contract import Counters, Page, Told, leading
-from tandem_runtime.kv.tiers.policy import NOWHERE, Decision, Share, TierPolicy
+from tandem_runtime.kv.tiers.policy import NOWHERE, Decision
+from tandem_runtime.kv.tiers.tenants import NOBODY, TenantParts
 
 
 class HostTier:
     """Implements `contract.Tier`. Keeps the payloads that it is given, without a copy.
 
     Raises:
-        ValueError: the capacity is less than a page.
+        ValueError: the capacity, or a tenant's part of it, is less than a page.
     """
 
     name = "memory"
 
     def __init__(
-        self, capacity_bytes: int, *, page_bytes: int, shares: dict[str, Share] | None = None
+        self, capacity_bytes: int, *, page_bytes: int, tenants: TenantParts = NOBODY
     ) -> None:
         pages = capacity_bytes // page_bytes
         if pages < 1:
@@ -27,7 +28,7 @@ class HostTier:
                 f"a memory tier of {capacity_bytes} bytes holds no page of {page_bytes} bytes: "
                 "make it larger"
             )
-        self.policy = TierPolicy(pages, shares=shares)
+        self.policy = tenants.policy(pages)
         self.counters = Counters()
         self._pages: list[tuple[bytes, Payload] | None] = [None] * pages
         """Token ids and payload."""

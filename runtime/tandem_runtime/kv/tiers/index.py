@@ -8,11 +8,17 @@ tier among them. Slots are small integers; callers keep their own columns by slo
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from tandem_runtime.prefix import KEY_BYTES
 
 NONE: Final = -1
+_MANY: Final = 32
+"""Keys that are found faster together."""
 _GONE: Final = -2
 """A table entry that was taken out: a search goes on behind it."""
 
@@ -47,6 +53,31 @@ class PageIndex:
         """The key's slot, or NONE."""
         place = self._place(key)
         return NONE if place == NONE else self._table[place]
+
+    def leading(self, keys: Sequence[bytes], held: bytearray) -> int:
+        """How many of the first keys are there, in slots whose byte of `held` is not 0."""
+        if len(keys) < _MANY:
+            slots = map(self.find, keys)
+            return next((n for n, s in enumerate(slots) if s == NONE or not held[s]), len(keys))
+        found = self._find_all(keys)
+        here = (found != NONE) & (np.frombuffer(held, np.uint8)[found] != 0)
+        return len(keys) if here.all() else int(here.argmin())
+
+    def _find_all(self, keys: Sequence[bytes]) -> npt.NDArray[np.int32]:
+        """The keys' slots, NONE for what is not there."""
+        wanted = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
+        held = np.frombuffer(self._keys, "<u8").reshape(-1, 2)
+        table, mask = np.frombuffer(self._table, np.int32), self._mask
+        places = (wanted[:, 0] & np.uint64(mask)).astype(np.int64)
+        found = np.full(len(wanted), NONE, np.int32)
+        left = np.arange(len(wanted))
+        while len(left):
+            slots = table[places[left]]
+            hit = (slots >= 0) & (held[np.maximum(slots, 0)] == wanted[left]).all(axis=1)
+            found[left[hit]] = slots[hit]
+            left = left[~hit & (slots != NONE)]
+            places[left] = (places[left] + 1) & mask
+        return found
 
     def key(self, slot: int) -> bytes:
         """Of a slot in use."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tandem_runtime.kv.layout import Payload
-from tandem_runtime.kv.tiers.contract import Page
+from tandem_runtime.kv.tiers.contract import Look, Page
 from tandem_runtime.kv.tiers.kept import Keep
 from tandem_runtime.prefix import KEY_BYTES
 from tandem_runtime.protocol import PrefillTarget
@@ -18,6 +18,8 @@ class Fetched:
 
     arrival: int
     """Which prompt of the engine's it was."""
+    block_keys: list[bytes] = field(default_factory=list)
+    """Of the prompt's full blocks, as the accelerator's cache has them."""
     first_page: int = 0
     payloads: list[Payload] = field(default_factory=list)
     """Of successive pages from `first_page` on."""
@@ -45,12 +47,14 @@ class Lookup:
     root: bytes
     """Of the prompt's keys."""
     token_ids: Sequence[int]
-    tokens: bytes
-    """The ids, as they are compared."""
+    look: Look
+    """What the accelerator has of it."""
     page_tokens: int
     keep: Keep | None = None
     holder: PrefillTarget | None = None
     """A pod that says it has pages of the prompt."""
+    tokens: bytes = b""
+    """The ids, as they are compared."""
     until_s: float = 0.0
     """On `time.monotonic`: by then what is asked of others would have been computed."""
     local: list[Payload] = field(default_factory=list)

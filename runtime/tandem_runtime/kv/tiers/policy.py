@@ -71,7 +71,8 @@ class TierPolicy:
 
     Args:
         capacity_pages: what the tier holds.
-        shares: of the tenants that have one; others have no floor and no quota.
+        shares: of the tenants that have one of their own.
+        default_quota_pages: of each other tenant. They are told apart in groups that share it.
         remembered_pages: evicted ones that go on being counted; None: four capacities.
     """
 
@@ -80,6 +81,7 @@ class TierPolicy:
         capacity_pages: int,
         *,
         shares: Mapping[str, Share] | None = None,
+        default_quota_pages: int | None = None,
         remembered_pages: int | None = None,
     ) -> None:
         if remembered_pages is None:
@@ -97,7 +99,9 @@ class TierPolicy:
         self.resident_pages = 0
         self._numbers = {name: number for number, name in enumerate(shares)}
         self._tenants = [_Tenant(share) for share in shares.values()]
-        self._tenants += [_Tenant(Share()) for _ in range(_GROUPS)]
+        default = Share(quota_pages=default_quota_pages)
+        self._tenants += [_Tenant(default) for _ in range(_GROUPS)]
+        self._tenants.append(_Tenant(Share()))  # whose pages are nobody's yet
         self._index = index = PageIndex(capacity_pages + remembered_pages)
         count = index.capacity
         self._class = array("B", bytes(count))
@@ -130,10 +134,7 @@ class TierPolicy:
 
     def lookup(self, keys: Sequence[bytes]) -> int:
         """How many leading pages the tier should have. Changes nothing."""
-        for place, key in enumerate(keys):
-            if not self.has(key):
-                return place
-        return len(keys)
+        return self._index.leading(keys, self._resident)
 
     def has(self, key: bytes) -> bool:
         slot = self._index.find(key)
@@ -143,8 +144,13 @@ class TierPolicy:
     def pinned_pages(self) -> int:
         return sum(tenant.pinned for tenant in self._tenants)
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The tenants that have a share of their own."""
+        return tuple(self._numbers)
+
     def pages_of(self, tenant: str) -> int:
-        """Of a tenant with a share."""
+        """Of a tenant with a share of his own."""
         return self._tenants[self._numbers[tenant]].pages
 
     # -- a prompt ---------------------------------------------------------------------------------

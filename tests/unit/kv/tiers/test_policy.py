@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tandem_runtime.kv.tiers.policy import Decision, Share, TierPolicy
 
 SHARES = {"floored": Share(floor_pages=4), "limited": Share(quota_pages=5)}
+DEFAULT = 7
 TENANTS = ["floored", "limited", "a", "b"]
 
 
@@ -41,10 +42,15 @@ acts = st.builds(
 class Model:
     """What a tier that obeys the policy would hold."""
 
-    def __init__(self, capacity: int) -> None:
-        self.policy = TierPolicy(capacity, shares=SHARES)
+    def __init__(self, capacity: int, default: int | None = None) -> None:
+        self.policy = TierPolicy(capacity, shares=SHARES, default_quota_pages=default)
         self.held: dict[bytes, str] = {}
         self.pinned: list[list[bytes]] = []
+
+    def unpinned(self, tenant: str) -> int:
+        """Of his pages."""
+        pinned = {key for keys in self.pinned for key in keys}
+        return sum(owner == tenant and key not in pinned for key, owner in self.held.items())
 
     def count(self, tenant: str) -> int:
         return sum(owner == tenant for owner in self.held.values())
@@ -78,9 +84,11 @@ class Model:
 
 
 @settings(deadline=None)
-@given(st.lists(acts, max_size=80), st.integers(6, 30))
-def test_budget_pins_floors_and_quotas_hold(steps: list[Act], capacity: int) -> None:
-    model = Model(capacity)
+@given(st.lists(acts, max_size=80), st.integers(6, 30), st.sampled_from([None, DEFAULT]))
+def test_budget_pins_floors_and_quotas_hold(
+    steps: list[Act], capacity: int, default: int | None
+) -> None:
+    model = Model(capacity, default)
     for step in steps:
         before = model.count("floored")
         quota_pinned = sum(
@@ -92,6 +100,9 @@ def test_budget_pins_floors_and_quotas_hold(steps: list[Act], capacity: int) -> 
             assert all(model.policy.has(key) and key in model.held for key in keys)
         assert all(model.policy.has(key) for key in model.held)
         assert model.count("limited") <= max(5, quota_pinned)
+        if default is not None and step.what in ("use", "keep"):
+            unpinned = model.unpinned(step.tenant)
+            assert step.tenant in SHARES or unpinned <= default
         if step.what in ("use", "keep") and step.tenant != "floored":
             assert model.count("floored") >= min(before, 4)
         assert model.policy.pages_of("floored") == model.count("floored")
@@ -143,6 +154,28 @@ def test_what_was_evicted_is_learnt_from() -> None:
 def test_floors_beyond_the_tier_are_refused() -> None:
     with pytest.raises(ValueError, match="floors are 7 pages together, but the tier holds 6"):
         TierPolicy(6, shares={"a": Share(floor_pages=4), "b": Share(floor_pages=3)})
+
+
+def test_who_is_not_named_has_the_default_quota() -> None:
+    policy = TierPolicy(30, shares={"free": Share()}, default_quota_pages=7)
+    policy.use("anybody", pages("anybody", 0, 10))
+    assert policy.resident_pages == 7
+    policy.use("free", pages("free", 0, 10))
+    assert (policy.resident_pages, policy.pages_of("free")) == (17, 10)
+    assert policy.keep("anybody", pages("anybody", 1, 8)) is None
+    assert policy.keep("anybody", pages("anybody", 1, 7)) is not None
+    assert policy.resident_pages == 17
+    assert TierPolicy(9, default_quota_pages=0).use("a", pages("a", 0, 3)) == Decision()
+
+
+def test_what_a_tier_found_counts_for_nobody_until_it_is_used() -> None:
+    policy = TierPolicy(30, default_quota_pages=7)
+    found = [key for tenant in range(20) for key in pages(str(tenant), 0, 1)]
+    assert all(policy.adopt(key, place) for place, key in enumerate(found))
+    for tenant in range(20):
+        policy.use(str(tenant), pages(str(tenant), 0, 1))
+        assert policy.resident_pages == 20
+    assert policy.lookup(found) == 20
 
 
 def test_what_is_kept_outlives_any_scan_and_goes_when_it_is_unpinned() -> None:
