@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from tandem_runtime.engine.engine import Engine
-from tandem_runtime.engine.sequence import Request, SampledToken
 from tandem_runtime.kv.layout import KvLayout, Payload
 from tandem_runtime.kv.tiers.cache import TierCache
 from tandem_runtime.kv.tiers.contract import Counters, Tier
@@ -18,7 +17,8 @@ from tandem_runtime.kv.tiers.jobs import JobThread
 from tandem_runtime.kv.tiers.remote import RemoteTier
 from tandem_runtime.kv.tiers.speed import Speed
 from tandem_runtime.prefix import block_keys
-from tandem_runtime.protocol import PrefillTarget, Sampling
+from tandem_runtime.protocol import PrefillTarget
+from tiered_engines import ask, run
 
 MakeEngine = Callable[..., Engine]
 PAGE, BLOCK = 32, 16
@@ -115,26 +115,6 @@ def make(make_engine: MakeEngine) -> Iterator[Make]:
     yield one
     for engine in engines:
         engine.close()
-
-
-def ask(name: str, prompt: list[int], **changes: Any) -> Request:
-    sampling = Sampling(max_tokens=5, temperature=0.8, seed=3, logprobs=1, ignore_eos=True)
-    return Request(name, prompt, sampling, **changes)
-
-
-def run(engine: Engine, request: Request) -> list[SampledToken]:
-    """To its end, with the tiers' threads beside."""
-    woken, tokens = threading.Event(), []
-    if engine.tiers is not None:
-        engine.tiers.wake = woken.set
-    assert engine.add(request) is None
-    while len(tokens) < request.sampling.max_tokens:
-        if not engine.has_work:
-            assert woken.wait(60), "the tiers hold the prompt"
-            woken.clear()
-        tokens += [s.token for s in engine.step().streams if s.token is not None]
-    engine.check_integrity()
-    return tokens
 
 
 def hits(engine: Engine) -> dict[tuple[str, str], int]:

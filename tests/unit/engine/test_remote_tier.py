@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from stores import ValkeyServer, valkey_server
 from tandem_runtime.engine.engine import Engine
-from tandem_runtime.engine.sequence import Request, SampledToken
 from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.tiers import stores as stores_module
 from tandem_runtime.kv.tiers.cache import TierCache
@@ -19,7 +18,7 @@ from tandem_runtime.kv.tiers.host import HostTier
 from tandem_runtime.kv.tiers.jobs import Job, Jobs, JobThread
 from tandem_runtime.kv.tiers.remote import RemoteTier
 from tandem_runtime.kv.tiers.stores import Store, open_store
-from tandem_runtime.protocol import Sampling
+from tiered_engines import ask, run
 
 MakeEngine = Callable[..., Engine]
 PAGE = 32
@@ -67,26 +66,6 @@ def make(make_engine: MakeEngine) -> Iterator[Callable[..., Engine]]:
     yield one
     for engine in engines:
         engine.close()
-
-
-def ask(name: str, prompt: list[int], **changes: Any) -> Request:
-    sampling = Sampling(max_tokens=5, temperature=0.8, seed=3, logprobs=1, ignore_eos=True)
-    return Request(name, prompt, sampling, **changes)
-
-
-def run(engine: Engine, request: Request) -> list[SampledToken]:
-    """To its end, with the tiers' threads beside."""
-    woken, tokens = threading.Event(), []
-    if engine.tiers is not None:
-        engine.tiers.wake = woken.set
-    assert engine.add(request) is None
-    while len(tokens) < request.sampling.max_tokens:
-        if not engine.has_work:
-            assert woken.wait(30), "the tiers hold the prompt"
-            woken.clear()
-        tokens += [s.token for s in engine.step().streams if s.token is not None]
-    engine.check_integrity()
-    return tokens
 
 
 def remote_of(engine: Engine) -> RemoteTier:

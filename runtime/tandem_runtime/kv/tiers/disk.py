@@ -25,10 +25,10 @@ from typing import Final
 
 import xxhash
 
-from tandem_runtime.kv.layout import Payload
-from tandem_runtime.kv.tiers.contract import Counters, Page, Told, leading
-from tandem_runtime.kv.tiers.policy import NOWHERE, Decision
+from tandem_runtime.kv.tiers.contract import Page, Told
+from tandem_runtime.kv.tiers.policy import NOWHERE
 from tandem_runtime.kv.tiers.record import Header, NotARecord, decode, encode, header_bytes
+from tandem_runtime.kv.tiers.resident import ResidentTier
 from tandem_runtime.kv.tiers.tenants import NOBODY, TenantParts
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _LIVE_SHARE: Final = 0.8
 _OFFSET_BITS: Final = 40
 
 
-class DiskTier:
+class DiskTier(ResidentTier):
     """Implements `contract.Tier`.
 
     Args:
@@ -81,8 +81,7 @@ class DiskTier:
                 f"a disk tier of {capacity_bytes} bytes holds no page of {page_bytes} bytes beside "
                 f"the segments that it works with: give at least {least}"
             )
-        self.policy = tenants.policy(pages)
-        self.counters = Counters()
+        super().__init__(tenants.policy(pages))
         self._capacity_bytes = capacity_bytes
         self._segments: dict[int, Path] = {}
         """By number, oldest first; the last one may be open for writing."""
@@ -91,7 +90,6 @@ class DiskTier:
         """Pages of each segment that can be found."""
         self._adopted: list[bytes] = []
         """Pages that were here when it was opened, until `tell`."""
-        self._told: Told = lambda key, here: None
         self._number = 0
         self._writing: int | None = None
         self._file: int | None = None
@@ -118,27 +116,6 @@ class DiskTier:
         self._adopted.clear()
 
     # -- the contract -----------------------------------------------------------------------------
-    def lookup(self, keys: Sequence[bytes]) -> int:
-        return self.policy.lookup(keys)
-
-    def use(self, tenant: str, keys: Sequence[bytes]) -> list[int]:
-        return self._follow(self.policy.use(tenant, keys))
-
-    def keep(self, tenant: str, keys: Sequence[bytes]) -> list[int] | None:
-        decision = self.policy.keep(tenant, keys)
-        return None if decision is None else self._follow(decision)
-
-    def _follow(self, decision: Decision) -> list[int]:
-        for place in decision.evicted_places:
-            self._left(place)
-        for key in decision.evict:
-            self._told(key, False)
-        self.counters.evicted_pages += len(decision.evict)
-        return list(decision.store)
-
-    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
-        return leading(map(self._load, keys, tokens))
-
     def _load(self, key: bytes, tokens: bytes) -> bytearray | None:
         place = self.policy.place(key)
         if place == NOWHERE:

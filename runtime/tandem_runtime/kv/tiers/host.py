@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tandem_runtime.kv.layout import Payload
-from tandem_runtime.kv.tiers.contract import Counters, Page, Told, leading
-from tandem_runtime.kv.tiers.policy import NOWHERE, Decision
+from tandem_runtime.kv.tiers.contract import Page, Told
+from tandem_runtime.kv.tiers.policy import NOWHERE
+from tandem_runtime.kv.tiers.resident import ResidentTier
 from tandem_runtime.kv.tiers.tenants import NOBODY, TenantParts
 
 
-class HostTier:
+class HostTier(ResidentTier):
     """Implements `contract.Tier`. Keeps the payloads that it is given, without a copy.
 
     Raises:
@@ -28,36 +29,13 @@ class HostTier:
                 f"a memory tier of {capacity_bytes} bytes holds no page of {page_bytes} bytes: "
                 "make it larger"
             )
-        self.policy = tenants.policy(pages)
-        self.counters = Counters()
+        super().__init__(tenants.policy(pages))
         self._pages: list[tuple[bytes, Payload] | None] = [None] * pages
         """Token ids and payload."""
-        self._told: Told = lambda key, here: None
         self._free = list(range(pages - 1, -1, -1))
 
     def tell(self, told: Told) -> None:
         self._told = told  # it is empty when it is opened
-
-    def lookup(self, keys: Sequence[bytes]) -> int:
-        return self.policy.lookup(keys)
-
-    def use(self, tenant: str, keys: Sequence[bytes]) -> list[int]:
-        return self._follow(self.policy.use(tenant, keys))
-
-    def keep(self, tenant: str, keys: Sequence[bytes]) -> list[int] | None:
-        decision = self.policy.keep(tenant, keys)
-        return None if decision is None else self._follow(decision)
-
-    def _follow(self, decision: Decision) -> list[int]:
-        for place in decision.evicted_places:
-            self._clear(place)
-        for key in decision.evict:
-            self._told(key, False)
-        self.counters.evicted_pages += len(decision.evict)
-        return list(decision.store)
-
-    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
-        return leading(map(self._load, keys, tokens))
 
     def _load(self, key: bytes, tokens: bytes) -> Payload | None:
         place = self.policy.place(key)
@@ -89,6 +67,6 @@ class HostTier:
     def close(self) -> None:
         self._pages.clear()
 
-    def _clear(self, place: int) -> None:
+    def _left(self, place: int) -> None:
         self._pages[place] = None
         self._free.append(place)
