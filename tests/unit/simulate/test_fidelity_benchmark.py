@@ -21,10 +21,13 @@ from benchmarks.fidelity import (
 )
 
 
-def test_the_calibration_finds_the_slowdown_that_it_was_played_with() -> None:
+def test_the_calibration_finds_what_it_was_played_with() -> None:
     trace = load_of(None, 2 * CALIBRATED_S)
     played = simulate(trace, 1.13)
-    assert calibrated(trace, played) == pytest.approx(1.13, abs=0.002)
+    later = Outcome([at_s + 0.07 for at_s in played.ttft_s], played.tpot_s)
+    slowdown, first_token_s = calibrated(trace, later)
+    assert slowdown == pytest.approx(1.13, abs=0.002)
+    assert first_token_s == pytest.approx(0.07, abs=0.005)
 
 
 def test_a_trace_is_thinned_to_the_rate_and_cut_to_what_can_be_played(tmp_path: Path) -> None:
