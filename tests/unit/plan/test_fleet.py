@@ -492,9 +492,9 @@ class TestNodeDrains:
         """A decode pod on a node of its own, which `kubectl drain` has just cordoned."""
         name = sorted(world.pods("chat-decode"))[0]
         for number, pod in enumerate(world.kube.pods(NAMESPACE)):
-            pod["spec"]["nodeName"] = f"node-{number}"
-            if pod["metadata"]["name"] == name:
-                self.node = f"node-{number}"
+            pod["spec"]["nodeName"] = self.node = f"node-{number}"
+            self.taint(world)
+        self.node = world.body(PODS, name)["spec"]["nodeName"]
         self.taint(world, "node.kubernetes.io/unschedulable")
         return name
 

@@ -21,7 +21,7 @@ def test_the_operator_loads_no_tensor_library() -> None:
     assert not modules & {"torch", "triton", "numpy", "gguf", "tokenizers", "fastapi"}
 
 
-def test_of_the_runtime_the_operator_loads_contract_and_protocol_alone() -> None:
+def test_of_the_runtime_the_operator_loads_the_contract_and_messages_alone() -> None:
     code = (
         "import sys, tandem_operator.__main__;"
         "print(*(m for m in sys.modules if m.startswith('tandem_runtime.')))"
@@ -29,4 +29,5 @@ def test_of_the_runtime_the_operator_loads_contract_and_protocol_alone() -> None
     output = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
-    assert set(output.split()) == {"tandem_runtime.contract", "tandem_runtime.protocol"}
+    messages = {"tandem_runtime.protocol", "tandem_runtime.device_report"}
+    assert set(output.split()) == {"tandem_runtime.contract", *messages}
