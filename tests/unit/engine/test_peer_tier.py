@@ -16,7 +16,6 @@ from tandem_runtime.kv.tiers.host import HostTier
 from tandem_runtime.kv.tiers.jobs import JobThread
 from tandem_runtime.kv.tiers.remote import RemoteTier
 from tandem_runtime.kv.tiers.speed import Speed
-from tandem_runtime.prefix import block_keys
 from tandem_runtime.protocol import PrefillTarget
 from tiered_engines import ask, run
 
@@ -41,11 +40,10 @@ class Neighbour:
         self.go_on.set()
 
     def at(
-        self, address: PrefillTarget, root: bytes, ids: Sequence[int], keys: Any, until_s: float
+        self, address: PrefillTarget, block_keys: Sequence[bytes], keys: Any, until_s: float
     ) -> Neighbour:
         assert address == HOLDER
-        joined = block_keys(root, ids, BLOCK)
-        self.blocks = {k: joined[2 * n : 2 * n + 2] for n, k in enumerate(keys)}
+        self.blocks = {k: block_keys[2 * n : 2 * n + 2] for n, k in enumerate(keys)}
         self.places = list(keys)
         return self
 

@@ -351,17 +351,16 @@ class TierCache:
 
     # -- the jobs of peers and of the remote tier ------------------------------------------------
     def _ask_peer(self, lookup: Lookup, peers: Peers) -> None:
-        asks, keys = False, lookup.fetched.keys
+        asks, fetched = False, lookup.fetched
         try:
             if lookup.holder and not lookup.settled:
-                ids, until_s = lookup.token_ids, lookup.until_s
-                pages = peers.at(lookup.holder, lookup.root, ids, keys, until_s)
+                pages = peers.at(lookup.holder, fetched.block_keys, fetched.keys, lookup.until_s)
                 self._load_all(pages, pages.speed, lookup)
                 if lookup.others:
                     peers.speed = pages.speed
             asks = self._asks_remote(lookup)
         except Exception:
-            log.exception("a peer's pages failed; prompt %d does without", lookup.fetched.arrival)
+            log.exception("a peer's pages failed; prompt %d does without", fetched.arrival)
         if not asks:
             self._jobs.put(partial(self._settle, lookup), urgent=True)
 

@@ -22,7 +22,7 @@ from tandem_runtime.kv.tiers.breaker import Breaker
 from tandem_runtime.kv.tiers.contract import Counters
 from tandem_runtime.kv.tiers.record import NotARecord, header_bytes, page_payload
 from tandem_runtime.kv.tiers.speed import Speed
-from tandem_runtime.prefix import KEY_BYTES, block_keys
+from tandem_runtime.prefix import KEY_BYTES
 from tandem_runtime.protocol import PrefillTarget
 
 log = logging.getLogger(__name__)
@@ -147,8 +147,7 @@ class Peers:
     def at(
         self,
         address: PrefillTarget,
-        root: bytes,
-        token_ids: Sequence[int],
+        block_keys: Sequence[bytes],
         keys: Sequence[bytes],
         until_s: float,
     ) -> PeerPages:
@@ -156,14 +155,12 @@ class Peers:
 
         Args:
             address: where it serves HTTP.
-            root: of the prompt's keys.
-            token_ids: the prompt.
+            block_keys: of its full blocks.
             keys: of its full pages.
             until_s: on `time.monotonic`: nothing that comes later is of use.
         """
-        size = self.page_tokens // self._block_tokens * KEY_BYTES
-        joined = b"".join(block_keys(root, token_ids, self._block_tokens))
-        blocks = [joined[n * size : (n + 1) * size] for n in range(len(keys))]
+        count = self.page_tokens // self._block_tokens
+        blocks = [b"".join(block_keys[n * count : (n + 1) * count]) for n in range(len(keys))]
         parents = (bytes(KEY_BYTES), *keys)
         names = {k: (p, b) for k, p, b in zip(keys, parents, blocks, strict=False)}
         return PeerPages(self, self._peer(address), names, until_s)

@@ -21,7 +21,7 @@ from tandem_runtime.protocol import PrefillTarget
 PAGE_TOKENS, BLOCK_TOKENS, PAGE_BYTES = 8, 4, 1000
 LAYOUT, ROOT = bytes(range(32)), b"r" * 32
 IDS = list(range(40))
-KEYS = block_keys(ROOT, IDS, PAGE_TOKENS)
+KEYS, BLOCKS = block_keys(ROOT, IDS, PAGE_TOKENS), block_keys(ROOT, IDS, BLOCK_TOKENS)
 TOKENS = [token_bytes(IDS[n * PAGE_TOKENS : (n + 1) * PAGE_TOKENS]) for n in range(5)]
 FAR_S = 1e9
 
@@ -136,7 +136,7 @@ def peers(clock: Clock) -> Iterator[Peers]:
 
 
 def pages_at(peers: Peers, pod: PlayedPod, within_s: float = FAR_S) -> PeerPages:
-    return peers.at(pod.address, ROOT, IDS, KEYS, time.monotonic() + within_s)
+    return peers.at(pod.address, BLOCKS, KEYS, time.monotonic() + within_s)
 
 
 def load(peers: Peers, pod: PlayedPod, first: int = 0, within_s: float = FAR_S) -> int:
@@ -151,7 +151,7 @@ def test_pages_are_asked_for_by_all_their_names(pod: PlayedPod, peers: Peers) ->
     assert load(peers, pod, 1) == 4
     (asked,) = pod.asked
     assert (asked.layout, pod.tokens) == (LAYOUT, ["Bearer token"])
-    joined = b"".join(block_keys(ROOT, IDS, BLOCK_TOKENS))
+    joined = b"".join(BLOCKS)
     for number, page in enumerate(asked.pages, 1):
         assert (page.key, page.parent) == (KEYS[number], KEYS[number - 1])
         assert page.tokens == TOKENS[number]
@@ -282,7 +282,7 @@ def test_a_pod_that_is_gone(peers: Peers, clock: Clock) -> None:
     assert peers.counters.failures == {"unreachable": 2}
     # Another pod at the same address is another pod.
     named = PrefillTarget("pod-2", pod.address.host, pod.address.port)
-    assert peers.at(named, ROOT, IDS, KEYS, time.monotonic() + FAR_S).load(KEYS, TOKENS) == []
+    assert peers.at(named, BLOCKS, KEYS, time.monotonic() + FAR_S).load(KEYS, TOKENS) == []
     assert peers.counters.failures == {"unreachable": 3}
 
 
@@ -344,7 +344,7 @@ def test_peers_of_long_ago_are_forgotten(
     monkeypatch.setattr(peer_module, "_MOST_PEERS", 2)
     assert load(peers, pod) == 5
     for port in (1, 2, 3):
-        peers.at(PrefillTarget("other", "127.0.0.1", port), ROOT, IDS, KEYS, FAR_S)
+        peers.at(PrefillTarget("other", "127.0.0.1", port), BLOCKS, KEYS, FAR_S)
     assert len(peers._peers) == 2
     assert load(peers, pod) == 5
     assert pod.connections == 2
