@@ -119,7 +119,7 @@ def namespace(cluster: Running) -> Iterator[str]:
                 raise
             time.sleep(0.1)
     yield name
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 @pytest.fixture

@@ -262,6 +262,16 @@ class Fleets:
         return name
 
 
+def held(cluster: Running, namespace: str) -> list[str]:
+    """Names of the pods and of Tandem's objects in a namespace.
+
+    One that is deleted may be there for minutes after they are gone: its controller looks again
+    the later, the longer the grace period of the pods that it saw.
+    """
+    kinds = "pods,inferencefleets,pools,models,cachedcontexts,scalingpolicies"
+    return cluster.kubectl("get", kinds, "--namespace", namespace, "--output=name").split()
+
+
 def is_ready(pod: Body) -> bool:
     conditions = (pod.get("status") or {}).get("conditions", ())
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

@@ -7,7 +7,7 @@ import re
 import time
 
 import pytest
-from fleets import ABSENT, Fleets, eventually, fleet, is_ready, model, pool
+from fleets import ABSENT, Fleets, eventually, fleet, held, is_ready, model, pool
 from tandem.cluster.running import KubectlError, Running
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -146,12 +146,12 @@ def test_a_pod_that_is_scaled_in_finishes_its_streams(chat: Fleets) -> None:
 
 def test_a_deleted_namespace_goes_without_a_complaint(chat: Fleets) -> None:
     """Nothing is made in it any more, and that is no failure."""
-    chat.kubectl("delete", "namespace", chat.namespace, "--wait=true", "--timeout=60s")
+    chat.kubectl("delete", "namespace", chat.namespace, "--wait=false")
+    eventually(lambda: not held(chat.cluster, chat.namespace), timeout_s=120)
     log = chat.kubectl("logs", "-n", "tandem-system", "deployment/tandem-operator", "--tail=-1")
     said = [line for line in log.splitlines() if chat.namespace in line]
     assert said
     assert not [line for line in said if "is being terminated" in line]
-    chat.kubectl("create", "namespace", chat.namespace)  # the fixture deletes it once more
 
 
 def test_a_bad_revision_halts_and_is_undone(chat: Fleets) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fleets import Fleets, eventually, fleet, model, pool
+from fleets import Fleets, eventually, fleet, held, model, pool
 from tandem.cluster.running import Running
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -26,7 +26,7 @@ READS = ("get", "list", "watch")
 def test_five_idle_minutes(
     cluster: Running, namespace: str, audit_log: Callable[[], list[dict[str, Any]]]
 ) -> None:
-    eventually(lambda: not _going(cluster), timeout_s=200)
+    eventually(lambda: not _going(cluster), timeout_s=200)  # no other test's work is left
     fleets = Fleets(cluster, namespace)
     fleets.apply(model(), fleet())
     # One whose size follows a load that does not change idles, too.
@@ -64,6 +64,7 @@ def _last_resync_unix_s(cluster: Running) -> float:
 
 
 def _going(cluster: Running) -> list[str]:
-    """Namespaces of other tests that are being deleted: work for the operator."""
+    """Of namespaces that are being deleted, what the operator may still have work with."""
     items = json.loads(cluster.kubectl("get", "namespaces", "-o", "json"))["items"]
-    return [n["metadata"]["name"] for n in items if "deletionTimestamp" in n["metadata"]]
+    ending = [n["metadata"]["name"] for n in items if "deletionTimestamp" in n["metadata"]]
+    return [what for name in ending for what in held(cluster, name)]
