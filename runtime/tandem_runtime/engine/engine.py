@@ -84,6 +84,8 @@ class Engine:
         """Of a step that had to end before its turn; the next `step` gives it."""
         self._sequences: dict[str, Sequence] = {}
         self._totals = Totals()
+        self.on_admission: Callable[[Sequence], None] = lambda sequence: None
+        """Told of streams whose first step is about to begin."""
 
     # -- streams ----------------------------------------------------------------------------------
     def add(self, request: Request) -> FinishReason | None:
@@ -143,9 +145,9 @@ class Engine:
         self._totals.preemptions += len(plan.preempted)
         for sequence in plan.admitted:
             if sequence.preemptions == 0:
-                self._totals.prompt_tokens += sequence.prompt_tokens
-                self._totals.cached_tokens += sequence.cached_tokens
+                self._totals.count(sequence)
                 self._tiered.count(sequence)
+                self.on_admission(sequence)
         if not plan.works:
             return None
         batch, works = build_batch(plan.works, self._scheduler.block_tokens)
@@ -324,10 +326,8 @@ class Engine:
     def _check(self, request: Request) -> None:
         if request.request_id in self._sequences:
             raise RequestRefused(f"stream {request.request_id!r} is already in the engine")
-        check_request(
-            request,
-            Capacity(self.vocab_size, self.max_context_tokens, self.kv_capacity_tokens),
-        )
+        capacity = Capacity(self.vocab_size, self.max_context_tokens, self.kv_capacity_tokens)
+        check_request(request, capacity)
 
     def _ended(self, request: Request) -> FinishReason | None:
         if not request.output_ids:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tandem_runtime.engine.scheduler import Scheduler
+from tandem_runtime.engine.sequence import Sequence
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Totals:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+
+    def count(self, admitted: Sequence) -> None:
+        """A stream that is computed here for the first time."""
+        self.prompt_tokens += admitted.prompt_tokens
+        self.cached_tokens += admitted.cached_tokens
 
 
 def engine_stats(scheduler: Scheduler, totals: Totals) -> EngineStats:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from tandem_runtime.engine.engine import Engine
-from tandem_runtime.engine.sequence import StepOutput, StreamOutput
+from tandem_runtime.engine.sequence import Sequence, StepOutput, StreamOutput
 from tandem_runtime.engine.stats import EngineStats
 from tandem_runtime.serve.steps import StepTimes
 
@@ -128,6 +128,7 @@ class EngineWorker:
             self._post(_set_exception, self._built, fault)
             return
         self.stats = engine.stats()
+        engine.on_admission = self._announce
         if engine.tiers is not None:
             engine.tiers.wake = self._wake
         self._post(_set_result, self._built, engine)
@@ -141,6 +142,12 @@ class EngineWorker:
     def _wake(self) -> None:
         """There may be work; from any thread."""
         self._calls.put(_Call(lambda engine: None, self._built, retry=False))
+
+    def _announce(self, sequence: Sequence) -> None:
+        """A prompt that another pod waits for: it may make room while this one computes."""
+        if sequence.request.export:
+            output = StreamOutput(sequence.request_id, cached_tokens=sequence.cached_tokens)
+            self._post(self._deliver, StepOutput((output,)), self._clock())
 
     def _serve(self, engine: Engine) -> None:
         """Raises what a step raises, and AssertionError when blocks and streams disagree."""

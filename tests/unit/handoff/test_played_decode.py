@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -53,6 +54,25 @@ async def test_the_frames_of_one_stream(make_prefill: Make, play_decode: Play) -
     await peer.send(wire.Ack("s", 0))
     await pod.empty()
     assert pod.exporter.counters.streams == 1
+
+
+async def test_a_prompt_is_offered_before_it_is_computed(
+    make_prefill: Make, play_decode: Play
+) -> None:
+    """The decode pod makes room meanwhile."""
+    pod = await make_prefill()
+    granted = threading.Event()
+    pod.runner.not_finite = lambda sample: not granted.wait(20)
+    peer = await play_decode(pod)
+    await begin(peer, tokens=20)
+    offer = await peer.expect(wire.Offer)
+    assert offer.known_tokens == 20
+    assert pod.exporter.streams.computing == 1
+    await peer.send(wire.Grant("s", 0, 0, 20))
+    granted.set()
+    assert (await peer.expect(wire.Pages)).tokens == 20
+    await peer.expect(wire.First)
+    await peer.send(wire.Ack("s", 0))
 
 
 async def test_nothing_is_sent_beyond_the_credit(make_prefill: Make, play_decode: Play) -> None:
@@ -253,8 +273,7 @@ async def test_a_model_that_gives_no_number(
     pod.runner.not_finite = lambda sample: sample.position == tokens
     peer = await play_decode(pod)
     await begin(peer, tokens=tokens)
-    if tokens > 64:
-        await peer.expect(wire.Offer)
+    await peer.expect(wire.Offer)
     abort = await peer.expect(wire.Abort)
     assert (abort.code, abort.retryable) == ("not_finite", False)
     assert abort.reason == "the model's output for this stream is not a number"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from handoff_ends import PAGE_TOKENS, DecodePod, Peer, PlayedPrefill, ask, eventually, ids, quick
 from hash_engine import LAYOUT, HashRunner, continuation
+from tandem_runtime.engine.sequence import Request
 from tandem_runtime.kv import wire
 from tandem_runtime.kv.handoff.link import HandoffFailed
 from tandem_runtime.kv.handoff.pages import checksum
@@ -96,6 +98,28 @@ async def test_the_frames_of_one_stream(scene: Scene) -> None:
     await scene.peer.send(wire.First("s", 0, continuation(PROMPT, 1)[0]))
     assert ids(await asyncio.wait_for(scene.stream, 20)) == continuation(PROMPT, 5)
     assert await scene.peer.expect(wire.Ack) == wire.Ack("s", 0)
+
+
+async def test_the_prefill_pod_is_asked_while_a_step_runs(scene: Scene) -> None:
+    over = threading.Event()
+    step = scene.pod.worker.call(lambda engine: over.wait(60))
+    await scene.begin()
+    assert not step.done()
+    over.set()
+    await scene.peer.send(offer())
+    await scene.peer.expect(wire.Grant)
+
+
+async def test_a_stream_that_has_ended_already_is_given_back(scene: Scene) -> None:
+    ended = ask(PROMPT, scene.played.target, max_tokens=2, output_ids=[1, 2])
+    importer = scene.pod.importer
+    request = Request("s#0", ended.prompt_ids, ended.sampling, ended.output_ids)
+    scene.stream = asyncio.create_task(importer.receive(request, ended))
+    scene.peer = await scene.played.peer()
+    assert await asyncio.wait_for(scene.stream, 20) == "length"
+    await scene.peer.expect(wire.Request)
+    assert (await scene.told()).code == "ended"
+    await scene.pod.empty()
 
 
 @pytest.mark.parametrize("state", ["requested", "offered", "paged"])

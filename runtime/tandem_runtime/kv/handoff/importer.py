@@ -125,10 +125,13 @@ class Importer:
         assert ask.prefill is not None
         key = StreamKey(ask.stream_id, ask.epoch)
         async with self._attempt(ask.prefill, key, request.request_id) as (link, inbox):
-            ended = await self._engine.call(lambda engine: engine.expect(request))
-            if ended is not None:
-                return ended
+            # The prefill pod is asked meanwhile: the engine answers between two steps.
+            expected = self._engine.call(lambda engine: engine.expect(request))
             link.post(wire.Request(msgspec.structs.replace(ask, prefill=None)))
+            ended = await expected
+            if ended is not None:
+                link.post(wire.Abort(*key, "ended", f"the stream has ended: {ended}"))
+                return ended
             imported = await self._import(link, inbox, key, request.request_id, ask.prefill.pod)
         link.post(wire.Ack(*key))
         return imported
@@ -216,12 +219,15 @@ class Importer:
                 last = pages  # written together with the start, in one visit to the engine
                 break
             upto = self._credit(received, known_tokens)
-            await self._engine.call(partial(_write, request_id, pages, upto))
+            write = self._engine.call(partial(_write, request_id, pages, upto))
+            write.add_done_callback(inbox.watch)
             if upto > inbox.granted_tokens:
+                await write
                 inbox.granted_tokens = upto
                 link.post(wire.Grant(*key, grant.have_tokens, upto))
         first = await inbox.expect(wire.First)
         output = await self._engine.call(partial(_start, request_id, last, first))
+        inbox.check()  # what was written ran before it
         handoff = Handoff(
             prefill_pod=prefill_pod,
             tokens=known_tokens - grant.have_tokens,

@@ -67,7 +67,7 @@ class Inbox:
         self.first_byte_s: float | None = None
         self.last_byte_s: float | None = None
         self._frames: deque[InboxFrame] = deque()
-        self._failure: HandoffFailed | None = None
+        self._failure: BaseException | None = None
         self._changed = asyncio.Event()
 
     def put(self, received: Received, now_s: float) -> None:
@@ -83,12 +83,22 @@ class Inbox:
             self._frames.append(frame)
         self._changed.set()
 
-    def end(self, failure: HandoffFailed) -> None:
+    def end(self, failure: BaseException) -> None:
         """Whoever waits is told; what came is dropped."""
         if self._failure is None:
             self._failure = failure
         self._frames.clear()
         self._changed.set()
+
+    def watch(self, work: asyncio.Future[None]) -> None:
+        """Ends with the failure of work that nobody waits for."""
+        if not work.cancelled() and (failure := work.exception()) is not None:
+            self.end(failure)
+
+    def check(self) -> None:
+        """Raises what it ended with."""
+        if self._failure is not None:
+            raise self._failure
 
     async def expect(self, kind: type[F]) -> F:
         """The next frame, which must be of this kind. Raises `HandoffFailed`."""
@@ -120,8 +130,7 @@ class Inbox:
         while not self._frames and self._failure is None:
             self._changed.clear()
             await self._changed.wait()
-        if self._failure is not None:
-            raise self._failure
+        self.check()
 
 
 class Link:
