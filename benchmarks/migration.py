@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -106,6 +107,9 @@ def gateway(shown: Shown) -> Iterator[str]:
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     started.wait()
+    # As in a gateway's own process.
+    gc.collect()
+    gc.freeze()
     try:
         yield urls[0]
     finally:

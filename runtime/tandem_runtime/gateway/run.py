@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from typing import Final
 
@@ -136,6 +137,9 @@ async def run(options: GatewayOptions) -> int:
     watching = asyncio.create_task(watch.run(), name="the watch of pods")
     gateway = Gateway(options, watch)
     await gateway.start()
+    # Modules live as long as the process: while the collector walks them, no stream goes on.
+    gc.collect()
+    gc.freeze()
     log.info("namespace %s: listening on %s:%d", options.namespace, options.host, options.port)
     stopping = asyncio.ensure_future(asked_to_stop.wait())
     loops = {watching, *gateway.loops}
