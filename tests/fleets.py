@@ -6,6 +6,7 @@ whatever a test asks for. Models, gateways and everything else are the real ones
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -212,6 +213,12 @@ class Fleets:
     def pretend_measured(self, pod: str, running: float) -> None:
         """Make a stand-in's metrics alone say so."""
         self._tell(pod, f"metrics?running={running}")
+
+    def end_streams(self) -> None:
+        """In every stand-in, or it would take its whole grace period; some may leave meanwhile."""
+        for pod in self.names():
+            with contextlib.suppress(KubectlError, OSError):
+                self.pretend_running(pod, 0)
 
     def _tell(self, pod: str, what: str) -> None:
         url = f"http://{self.address(pod)}:8000/standin/{what}"

@@ -84,9 +84,7 @@ def process(
 def fleets(cluster: Running, process: OperatorProcess, namespace: str) -> Iterator[Fleets]:
     fleets = Fleets(cluster, namespace)
     yield fleets
-    # Or its pods would take their whole grace period, and the namespace longer.
-    for pod in fleets.names():
-        fleets.pretend_running(pod, 0)
+    fleets.end_streams()
 
 
 def policy(name: str, promql: str = "") -> Body:
@@ -170,9 +168,9 @@ def test_the_size_follows_prometheus_over_an_operators_death(
     assert size(fleets) == 3
     fleets.pretend_measured(busy, 20)
     eventually(lambda: size(fleets) == 1)
+    eventually(lambda: scaled(fleets)[-1]["reason"] == "LoadUnderBand")
     after = scaled(fleets)
     assert after[: len(before)] == before
-    assert after[-1]["reason"] == "LoadUnderBand"
     # Each pod was scraped twice, and counted once.
     assert max(decision["replicas"] for decision in after) == 3
 
