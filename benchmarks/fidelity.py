@@ -4,8 +4,8 @@
 
 A local cluster with a fleet of paced pods (no accelerator is there; see docs/how-to): one prefill
 pod and two decode pods of a fixed size. Ten minutes of a trace, thinned to what this machine can
-play, are sent to its gateway as they come, and simulated. Without a trace: Poisson arrivals with
-exponential lengths.
+play, are sent to its gateway as they come, and simulated. Before the traces given: Poisson arrivals
+with exponential lengths.
 
 Two numbers are calibrated, on the first two minutes: the factor on every step's time (`--slowdown`)
 that gives the live median time per output token, and what the median first token takes beyond the
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, action="append", help="a trace file; repeatable")
     options = parser.parse_args()
     length_s = 2.0 * CALIBRATED_S if options.quick else LONG_S
-    traces = [load_of(file, length_s) for file in options.trace or [None]]
+    traces = [load_of(file, length_s) for file in [None, *(options.trace or ())]]
     # Containers see it; /tmp and the cluster's own folder they do not.
     seen = tempfile.TemporaryDirectory(dir=cache_home().parent)
     with cluster("fidelity") as running, seen as folder:
