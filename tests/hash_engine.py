@@ -28,6 +28,7 @@ VOCAB_SIZE = 256
 
 class HashRunner:
     overlaps = False
+    reads_beside = True
 
     def __init__(self, blocks: int, step_s: float = 0.0) -> None:
         self.cache = np.zeros((blocks * BLOCK_TOKENS, 2, HALF_BYTES), dtype=np.uint8)

@@ -28,6 +28,7 @@ class LedgerRunner:
     """
 
     overlaps = False
+    reads_beside = True
 
     def __init__(self, blocks: int) -> None:
         self.slots: list[int | None] = [None] * (blocks * BLOCK)
@@ -80,6 +81,7 @@ class DelayedRunner(LedgerRunner):
     blocks in between shows. It watches the blocks of steps in flight, too."""
 
     overlaps = True
+    reads_beside = True
 
     def __init__(self, blocks: int) -> None:
         super().__init__(blocks)

@@ -220,6 +220,7 @@ class SkipsPrompts:
     def __init__(self, runner: TorchRunner) -> None:
         self.runner = runner
         self.overlaps = runner.overlaps
+        self.reads_beside = runner.reads_beside
         self.read_kv, self.write_kv = runner.read_kv, runner.write_kv
         self.read_beside = runner.read_beside
 

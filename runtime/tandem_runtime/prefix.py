@@ -81,7 +81,7 @@ def extend_keys(
     if first < end:
         # All at once: a conversion for each block would take longer than the hashing.
         tokens = token_bytes(token_ids[first:end] if first else token_ids)
-        _chain(keys, root, tokens, 4 * block_tokens)
+        continue_keys(keys, root, tokens, block_tokens)
 
 
 def block_keys(root: bytes, token_ids: Sequence[int], block_tokens: int) -> list[bytes]:
@@ -92,11 +92,14 @@ def block_keys(root: bytes, token_ids: Sequence[int], block_tokens: int) -> list
 def keys_of(root: bytes, tokens: bytes, block_tokens: int) -> list[bytes]:
     """The same, of what `token_bytes` gave."""
     keys: list[bytes] = []
-    _chain(keys, root, tokens, 4 * block_tokens)
+    continue_keys(keys, root, tokens, block_tokens)
     return keys
 
 
-def _chain(keys: list[bytes], root: bytes, tokens: bytes, block_bytes: int) -> None:
+def continue_keys(keys: list[bytes], root: bytes, tokens: bytes, block_tokens: int) -> None:
+    """Append to `keys` those of the full blocks of `tokens` (`token_bytes`), which follow those
+    that it has."""
+    block_bytes = 4 * block_tokens
     parent, view = keys[-1] if keys else bytes(KEY_BYTES), memoryview(tokens)
     for end in range(block_bytes, len(tokens) + 1, block_bytes):
         block = parent + view[end - block_bytes : end]

@@ -39,6 +39,8 @@ class BlockPool:
         """Of registered blocks."""
         self._tokens: list[bytes | None] = [None] * block_count
         """Their token ids, which a hit compares."""
+        self._decoded = bytearray(block_count)
+        """Whether decode steps computed some of it."""
         self._forgotten = [0] * block_count
         """How often each was."""
         self._by_key: dict[bytes, int] = {}
@@ -107,6 +109,10 @@ class BlockPool:
         """Whether none of these blocks has been forgotten since `find` was called."""
         return all(self._forgotten[block_id] == count for block_id, count in found.items())
 
+    def decoded(self, block_ids: Iterable[int]) -> bool:
+        """Whether decode steps computed some of these registered blocks."""
+        return any(self._decoded[block_id] for block_id in block_ids)
+
     def unheld(self, block_ids: Sequence[int]) -> int:
         """How many of these blocks `hold` would take out of `free_blocks`."""
         return sum(1 for block_id in block_ids if self._references[block_id] == 0)
@@ -152,13 +158,14 @@ class BlockPool:
             else:
                 self._unheld(block_id)[block_id] = None
 
-    def register(self, block_id: int, key: bytes, tokens: bytes) -> None:
+    def register(self, block_id: int, key: bytes, tokens: bytes, *, decoded: bool = False) -> None:
         """Make a held, full block findable. A key goes on naming its first block."""
         assert self._references[block_id] > 0, f"block {block_id} registered, but nobody holds it"
         if key in self._by_key or self._key[block_id] is not None:
             return
         self._by_key[key] = block_id
         self._key[block_id], self._tokens[block_id] = key, tokens
+        self._decoded[block_id] = decoded
 
     def pin(self, keys: Sequence[bytes]) -> None:
         """Prefer every other block for being forgotten, until as many calls of `unpin`."""

@@ -76,7 +76,7 @@ class Engine:
         self._scheduler, self._runner = scheduler, runner
         self.pages, self.probe = scheduler.pool.pages, probe
         self.lending = Lending(scheduler.pool, runner, scheduler.block_tokens)
-        self._tiered = Tiered(tiers, scheduler, runner, layout.layers)
+        self._tiered = Tiered(tiers, scheduler, runner, self.lending, layout.layers)
         self.keeping = Keeping(scheduler, self._tiered, self._stream)
         self._prefix_secret = prefix_secret
         self._flight: Flight | None = None

@@ -1,4 +1,5 @@
-"""Pages of the prefix cache for other pods, read beside the engine's thread, which never waits.
+"""Pages of the prefix cache for other pods and the cache tiers, read beside the engine's thread,
+which never waits.
 
 A block that can be found by its key is immutable, and it is forgotten before it is handed out again
 (blocks.py). So whoever finds a page's blocks, copies them, and then finds that none was forgotten
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.flight import Runner
-from tandem_runtime.kv.layout import Payload
+from tandem_runtime.kv.tiers.contract import Lent
 
 
 class Lending:
@@ -23,7 +24,12 @@ class Lending:
         self._runner = runner
         self._block_tokens = block_tokens
 
-    def read(self, keys: Sequence[bytes], tokens: bytes) -> Payload | None:
+    @property
+    def possible(self) -> bool:
+        """Whether `read` ever gives anything."""
+        return self._runner.reads_beside
+
+    def read(self, keys: Sequence[bytes], tokens: bytes) -> Lent | None:
         """Canonical KV of a run of blocks; None where it is not here, or cannot be read now.
 
         Args:
@@ -37,5 +43,8 @@ class Lending:
         found = self._pool.find(keys, ids)
         if found is None:
             return None
+        decoded = self._pool.decoded(found)
         payload = self._runner.read_beside(list(found), 0, len(found) * self._block_tokens)
-        return payload if self._pool.unchanged(found) else None
+        if payload is None or not self._pool.unchanged(found):
+            return None
+        return Lent(payload, decoded)

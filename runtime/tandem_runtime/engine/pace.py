@@ -62,6 +62,7 @@ class PacedRunner:
     """
 
     overlaps = False
+    reads_beside = True
 
     def __init__(
         self,

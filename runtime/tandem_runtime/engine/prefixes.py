@@ -43,15 +43,18 @@ class Prefixes:
         keys = keys_of(root, tokens, self._block_tokens)
         return keys, self._pool.present(keys) * self._block_tokens
 
-    def register(self, sequence: Sequence) -> None:
-        """Offer the sequence's newly full blocks to others."""
+    def register(self, sequence: Sequence, *, decoded: bool = False) -> None:
+        """Offer the sequence's newly full blocks to others; `decoded`: pages that decode steps
+        computed were loaded into them."""
         if not self._caching:
             return
         self._extend_keys(sequence)
         full_blocks = sequence.computed_tokens // self._block_tokens
         for i in range(sequence.registered_blocks, full_blocks):
             key = sequence.keys[i]
-            self._pool.register(sequence.block_ids[i], key, self._tokens(sequence, i))
+            generated = (i + 1) * self._block_tokens > sequence.asked_tokens
+            block, tokens = sequence.block_ids[i], self._tokens(sequence, i)
+            self._pool.register(block, key, tokens, decoded=decoded or generated)
             ends_page = (i + 1) * self._block_tokens % KV_PAGE_TOKENS == 0
             if ends_page and self._pool.present([key]):
                 self._pool.pages.gained(key)

@@ -175,6 +175,7 @@ class ParallelRunner:
     def __init__(self, own: TorchRunner, followers: Followers, sharding: Sharding) -> None:
         self._own = own
         self.overlaps = own.overlaps
+        self.reads_beside = False
         self._followers = followers
         self._sharding = sharding
 

@@ -69,6 +69,7 @@ class TorchRunner:
         self._device = cache.data.device
         on_gpu = self._device.type == "cuda"
         self.overlaps = on_gpu if overlaps is None else overlaps
+        self.reads_beside = True
         self._chosen = torch.zeros(max_running, dtype=torch.int64, device=self._device)
         """By the newest step; sample by sample."""
         self._graphs: DecodeGraphs | RecordedSteps | None = None

@@ -38,7 +38,7 @@ from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.prefixes import Prefixes
 from tandem_runtime.engine.sequence import Grant, Sequence, State
 from tandem_runtime.engine.swap import Swap
-from tandem_runtime.kv.layout import Payload
+from tandem_runtime.kv.tiers.contract import Page
 
 GROWTH_RESERVE_TOKENS: Final = 64
 MAY_FREEZE: Final = (State.RUNNING, State.WAITING, State.FETCHING)
@@ -190,7 +190,7 @@ class Scheduler:
         sequence.computed_tokens = len(hits) * self.block_tokens
         sequence.loads = loads
         if sequence.fetched is not None:
-            sequence.fetched.payloads = []  # what is not taken now is of no more use
+            sequence.fetched.pages = []  # what is not taken now is of no more use
         if self.swap:
             if swaps:
                 sequence.computed_tokens = self.swap.back(sequence)
@@ -202,19 +202,20 @@ class Scheduler:
         insort(self.running, sequence, key=lambda s: s.arrival)
         return True
 
-    def _loads(self, sequence: Sequence, hits: list[int]) -> list[Payload]:
+    def _loads(self, sequence: Sequence, hits: list[int]) -> list[Page]:
         """Pages that go on where the hits end; these are cut to whole pages if there are any."""
         page = len(hits) * self.block_tokens // self.page_tokens
-        loads = sequence.fetched.payloads_from(page) if sequence.fetched is not None else []
+        loads = sequence.fetched.pages_from(page) if sequence.fetched is not None else []
         if loads:
             del hits[page * self.page_tokens // self.block_tokens :]
         return loads
 
     def loaded(self, sequence: Sequence) -> None:
         """The first of its loads is in its blocks."""
-        sequence.loads, sequence.loaded_layers = sequence.loads[1:], 0
+        page, *sequence.loads = sequence.loads
+        sequence.loaded_layers = 0
         sequence.computed_tokens += self.page_tokens
-        self.prefixes.register(sequence)
+        self.prefixes.register(sequence, decoded=page.decoded)
 
     def fetch(self, sequence: Sequence) -> None:
         """Await what the cache tiers have of a new sequence."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
-from tandem_runtime.kv.layout import Payload
+from tandem_runtime.kv.tiers.contract import Page
+from tandem_runtime.kv.tiers.following import Followed
 from tandem_runtime.kv.tiers.kept import Keep
 from tandem_runtime.kv.tiers.lookup import Fetched
 from tandem_runtime.protocol import PrefillTarget, Sampling, TokenLogprob
@@ -177,7 +178,9 @@ class Sequence:
     """Receiving: how many tokens the pod that decodes it may add to the known ones."""
     fetched: Fetched | None = None
     """What the cache tiers have of its prompt, and want."""
-    loads: list[Payload] = field(default_factory=list)
+    followed: Followed | None = None
+    """What the cache tiers know of the pages that it fills beyond that."""
+    loads: list[Page] = field(default_factory=list)
     """Running: pages still to be written to its blocks, which continue the computed tokens."""
     loaded_layers: int = 0
     """Of the first of these pages, that are written."""
@@ -205,6 +208,11 @@ class Sequence:
     @property
     def prompt_tokens(self) -> int:
         return len(self.request.prompt_ids)
+
+    @property
+    def asked_tokens(self) -> int:
+        """Tokens that were known when it came; later ones are generated."""
+        return self.prompt_tokens + len(self.request.output_ids)
 
     @property
     def remaining_tokens(self) -> int:

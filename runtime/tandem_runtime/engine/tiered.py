@@ -11,9 +11,11 @@ from time import perf_counter
 from typing import Final
 
 from tandem_runtime.engine.flight import Runner
+from tandem_runtime.engine.lending import Lending
 from tandem_runtime.engine.scheduler import Scheduler
 from tandem_runtime.engine.sequence import Sequence
 from tandem_runtime.kv.tiers.cache import TierCache
+from tandem_runtime.kv.tiers.following import Followed
 
 LOADING_S: Final = 0.001
 """Of a step, for writing pages that came from cache tiers; one piece at least."""
@@ -28,7 +30,12 @@ class Tiered:
     """What an engine does between its steps for pages of cache tiers."""
 
     def __init__(
-        self, tiers: TierCache | None, scheduler: Scheduler, runner: Runner, layers: int
+        self,
+        tiers: TierCache | None,
+        scheduler: Scheduler,
+        runner: Runner,
+        lending: Lending,
+        layers: int,
     ) -> None:
         self.observe: Callable[[float], None] = lambda seconds: None
         """Told how long streams were kept from the next step, in seconds, where they were."""
@@ -39,6 +46,8 @@ class Tiered:
         self._runner = runner
         if tiers is not None:
             tiers.tell(scheduler.pool.pages.gained, scheduler.pool.pages.lost)
+            if lending.possible:
+                tiers.following.read = lending.read
 
     # -- before a stream runs ---------------------------------------------------------------------
     def queue(self, sequence: Sequence) -> None:
@@ -95,7 +104,7 @@ class Tiered:
 
     def _write_piece(self, sequence: Sequence) -> None:
         """A few layers of the stream's next page."""
-        page = memoryview(sequence.loads[0]).cast("B")
+        page = memoryview(sequence.loads[0].payload).cast("B")
         layer_bytes = page.nbytes // self._layers
         first = sequence.loaded_layers
         end = min(first + max(1, self._piece_bytes // layer_bytes), self._layers)
@@ -110,26 +119,50 @@ class Tiered:
         """It was admitted for the first time, with the pages that it has to load."""
         if self._tiers is not None and sequence.fetched is not None and sequence.loads:
             page = sequence.computed_tokens // self._tiers.page_tokens
-            self._tiers.count(sequence.fetched, page)
+            self._tiers.count(sequence.fetched, page, sequence.loads)
 
     def offer(self, sequence: Sequence) -> None:
-        """Give the tiers computed pages that they want, a few in each step.
+        """Give the tiers computed pages that they want, and say which others a stream fills."""
+        if self._tiers is not None:
+            self._offer_wanted(self._tiers, sequence)
+            self._follow(self._tiers, sequence)
+
+    def _offer_wanted(self, tiers: TierCache, sequence: Sequence) -> None:
+        """A few in each step.
 
         Of an export all of them: it is in no step any more when its prompt is computed. Of one that
         is to be kept as many as there is room for; `offered` hands over the rest.
         """
-        if self._tiers is None or sequence.fetched is None or not sequence.fetched.wanted:
+        if sequence.fetched is None or not sequence.fetched.wanted:
             return
-        size = self._tiers.page_tokens
+        size = tiers.page_tokens
         computed = [
             p for p in sequence.fetched.wanted if (p + 1) * size <= sequence.computed_tokens
         ]
         most = len(computed) if sequence.request.export else PAGES_OFFERED
         if sequence.request.keep is not None:
-            most = min(most, max(self._tiers.room_pages, 0))
+            most = min(most, max(tiers.room_pages, 0))
         for page in sorted(computed)[:most]:
             payload = self._runner.read_kv(sequence.block_ids, page * size, (page + 1) * size)
-            self._tiers.offer(sequence.fetched, page, sequence.token_ids, payload)
+            tiers.offer(sequence.fetched, page, sequence.token_ids, payload)
+
+    def _follow(self, tiers: TierCache, sequence: Sequence) -> None:
+        """Pages that came from a prefill pod, or that decode steps have filled: all of which the
+        look-up of its prompt said nothing."""
+        end, stream = sequence.computed_tokens // tiers.page_tokens, sequence.followed
+        if sequence.request.export or tiers.following.read is None:
+            return
+        if stream is None:
+            keys = list(sequence.fetched.keys) if sequence.fetched is not None else []
+            stream = Followed(
+                sequence.request.tenant, sequence.root, sequence.asked_tokens, keys, len(keys)
+            )
+            sequence.followed = stream
+        first, blocks = stream.pages, tiers.page_tokens // self._scheduler.block_tokens
+        if stream.lost or first >= end or len(sequence.keys) < end * blocks:
+            return
+        ids = sequence.token_ids[first * tiers.page_tokens : end * tiers.page_tokens]
+        tiers.following.fill(stream, ids, sequence.keys[first * blocks : end * blocks])
 
     def offered(self, sequence: Sequence) -> bool:
         """Whether the tiers have all that they want of a computed export; offers what they take."""

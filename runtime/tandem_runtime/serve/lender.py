@@ -13,7 +13,7 @@ from tandem_runtime.frontend.errors import ApiError, Forbidden, Unavailable
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.contract import Page
 from tandem_runtime.kv.tiers.peer import TRIP_BYTES, WantedPage, WantedPages
-from tandem_runtime.kv.tiers.record import page_header
+from tandem_runtime.kv.tiers.record import encode, header_of
 from tandem_runtime.prefix import KEY_BYTES
 
 AT_ONCE: Final = 2
@@ -97,32 +97,34 @@ class Lender:
     async def _record(self, wanted: WantedPage) -> Record | None:
         record = await asyncio.to_thread(self._on_accelerator, wanted)
         if record is None and self._tiers is not None:
-            payload = await self._below(wanted)
-            if payload is not None:
-                record = await asyncio.to_thread(self._packed, wanted, payload)
+            page = await self._below(wanted)
+            if page is not None:
+                record = await asyncio.to_thread(self._packed, page)
         return record
 
     def _on_accelerator(self, wanted: WantedPage) -> Record | None:
         joined = wanted.blocks
         keys = [joined[n : n + KEY_BYTES] for n in range(0, len(joined), KEY_BYTES)]
-        payload = self._lending.read(keys, wanted.tokens)
-        return None if payload is None else self._packed(wanted, payload)
+        lent = self._lending.read(keys, wanted.tokens)
+        if lent is None:
+            return None
+        page = Page(wanted.key, wanted.parent, wanted.tokens, lent.payload, lent.decoded)
+        return self._packed(page)
 
-    def _packed(self, wanted: WantedPage, payload: Payload) -> Record:
-        page = Page(wanted.key, wanted.parent, wanted.tokens, payload)
-        return page_header(page, self._layout_hash), payload
+    def _packed(self, page: Page) -> Record:
+        return encode(header_of(page, self._layout_hash)), page.payload
 
-    async def _below(self, wanted: WantedPage) -> Payload | None:
+    async def _below(self, wanted: WantedPage) -> Page | None:
         """Of one of the pod's own tiers, in their own time."""
         loop = asyncio.get_running_loop()
-        told: asyncio.Future[Payload | None] = loop.create_future()
+        told: asyncio.Future[Page | None] = loop.create_future()
 
-        def settle(payload: Payload | None) -> None:
+        def settle(page: Page | None) -> None:
             if not told.done():
-                told.set_result(payload)
+                told.set_result(page)
 
-        def tell(payload: Payload | None) -> None:
-            loop.call_soon_threadsafe(settle, payload)
+        def tell(page: Page | None) -> None:
+            loop.call_soon_threadsafe(settle, page)
 
         assert self._tiers is not None
         self._tiers.lend(wanted.key, wanted.tokens, tell)

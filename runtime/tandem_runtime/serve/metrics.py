@@ -161,6 +161,11 @@ class EngineCollector(Collector):
         )
         for (tier, tenant), tokens in tiers.hit_tokens.copy().items():
             hits.add_metric([*self._values, tier, tenant], tokens)
+        decoded = self._family(
+            "tandem_tier_decoded_hit_tokens", "Those whose KV decode steps computed.", "tier"
+        )
+        for tier, tokens in tiers.decoded_hit_tokens.copy().items():
+            decoded.add_metric([*self._values, tier], tokens)
         moved = self._family("tandem_tier_pages", "Pages moved.", "tier", "what")
         failures = self._family("tandem_tier_failures", "Pages lost.", "tier", "reason")
         pages = GaugeMetricFamily(
@@ -187,7 +192,7 @@ class EngineCollector(Collector):
                 held = tier.policy.pages_of(tenant)
                 of_tenants.add_metric([*self._values, tier.name, tenant], held)
             available.add_metric([*self._values, tier.name], counters.available)
-        yield from (hits, moved, failures, pages, of_tenants, available)
+        yield from (hits, decoded, moved, failures, pages, of_tenants, available)
 
     def _lent(self, counters: LentCounters) -> Iterator[Metric]:
         asked = self._family("tandem_peer_questions", "Of other pods for pages.", "outcome")

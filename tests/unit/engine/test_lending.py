@@ -12,7 +12,7 @@ from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.lending import Lending
 from tandem_runtime.engine.sequence import Request
-from tandem_runtime.kv.layout import Payload
+from tandem_runtime.kv.tiers.contract import Lent
 from tandem_runtime.prefix import block_keys, root_key, token_bytes
 from tandem_runtime.protocol import Sampling
 
@@ -55,8 +55,8 @@ class Memory:
 
 def lent(memory: Memory, root: bytes, ids: list[int]) -> bytes | None:
     runner: Any = memory
-    payload = Lending(memory.pool, runner, SIZE).read(block_keys(root, ids, SIZE), token_bytes(ids))
-    return None if payload is None else bytes(payload)
+    lent = Lending(memory.pool, runner, SIZE).read(block_keys(root, ids, SIZE), token_bytes(ids))
+    return None if lent is None else bytes(lent.payload)
 
 
 PROMPTS = st.lists(st.integers(0, 1), min_size=SIZE, max_size=3 * SIZE).map(
@@ -113,8 +113,8 @@ def test_lending_beside_a_running_engine(make_engine: Callable[..., Engine]) -> 
     _run(engine, ids)
     page = engine.lending.read(keys, tokens)
     assert page is not None
-    expected, ended = bytes(page), threading.Event()
-    found: list[Payload | None] = []
+    expected, ended = bytes(page.payload), threading.Event()
+    found: list[Lent | None] = []
 
     def read() -> None:
         while not ended.is_set():
@@ -129,7 +129,7 @@ def test_lending_beside_a_running_engine(make_engine: Callable[..., Engine]) -> 
         ended.set()
         reader.join()
     assert None in found
-    given = [bytes(page) for page in found if page is not None]
+    given = [bytes(page.payload) for page in found if page is not None]
     assert given
     assert set(given) == {expected}
     engine.check_integrity()

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from tandem_runtime.engine.engine import Engine
-from tandem_runtime.kv.layout import KvLayout, Payload
+from tandem_runtime.kv.layout import KvLayout
 from tandem_runtime.kv.tiers.cache import TierCache
-from tandem_runtime.kv.tiers.contract import Counters, Tier
+from tandem_runtime.kv.tiers.contract import Counters, Page, Tier
 from tandem_runtime.kv.tiers.host import HostTier
 from tandem_runtime.kv.tiers.jobs import JobThread
 from tandem_runtime.kv.tiers.remote import RemoteTier
@@ -47,17 +47,17 @@ class Neighbour:
         self.places = list(keys)
         return self
 
-    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
+    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Page]:
         self.asked.append(list(keys))
         assert self.go_on.wait(60)
-        found: list[Payload] = []
+        found: list[Page] = []
         for key, ids in zip(keys, tokens, strict=True):
-            page = None
+            lent = None
             if self.engine is not None and self.places.index(key) < self.most_pages:
-                page = self.engine.lending.read(self.blocks[key], ids)
-            if page is None:
+                lent = self.engine.lending.read(self.blocks[key], ids)
+            if lent is None:
                 break
-            found.append(page)
+            found.append(Page(key, b"", ids, lent.payload, lent.decoded))
         return found
 
     def close(self) -> None: ...
@@ -196,7 +196,7 @@ def test_a_peer_that_is_slower_than_computing_is_passed_over(
 
 def test_a_peer_that_breaks_costs_its_pages_alone(make: Make, make_engine: MakeEngine) -> None:
     class Broken(Neighbour):
-        def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
+        def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Page]:
             raise RuntimeError("a fault of ours")
 
     engine = make(Broken())

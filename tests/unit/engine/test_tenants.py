@@ -16,6 +16,7 @@ from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request
 from tandem_runtime.engine.swap import Rates
 from tandem_runtime.kv.tiers.cache import Fetched, TierCache
+from tandem_runtime.kv.tiers.contract import Page
 from tandem_runtime.kv.tiers.host import HostTier
 from tandem_runtime.kv.tiers.jobs import Job
 from tandem_runtime.kv.tiers.tenants import TenantPart, TenantParts
@@ -123,8 +124,9 @@ def test_named_tenants_are_always_told_apart_in_metrics() -> None:
     parts = TenantParts((TenantPart("named", 50),))
     tier = HostTier(1000, page_bytes=10, tenants=parts)
     tiers = TierCache((tier,), Inline(), page_tokens=256, compute_s=1)
+    page = Page(b"", b"", b"", b"")
     for tenant in [*(f"invented {number}" for number in range(1000)), "named"]:
-        tiers.count(Fetched(0, payloads=[b""], tiers=["memory"], tenant=tenant), 0)
+        tiers.count(Fetched(0, tiers=["memory"], tenant=tenant), 0, [page])
     assert len(tiers.hit_tokens) == 64 + 2
     assert tiers.hit_tokens["memory", "named"] == 256
     assert tiers.hit_tokens["memory", "other"] == (1000 - 64) * 256

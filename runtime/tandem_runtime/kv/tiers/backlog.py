@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from tandem_runtime.kv.tiers.contract import Page, Tier
-from tandem_runtime.kv.tiers.jobs import Jobs
+from tandem_runtime.kv.tiers.jobs import Job, Jobs
 
 
 class Backlog:
@@ -26,19 +26,28 @@ class Backlog:
 
     def store(self, tiers: Sequence[Tier], page: Page) -> None:
         """Give a page to these tiers, or tell them that it will not come."""
-        if self.room_pages <= 0:
+        if not self.put(partial(_store, tiers, page)):
             self.forget(tiers, [page.key])
-            return
+
+    def put(self, job: Job) -> bool:
+        """Whether there was room for what is to be done with a page."""
+        if self.room_pages <= 0:
+            return False
         self._put += 1
-        self._jobs.put(partial(self._store, tiers, page))
+        self._jobs.put(partial(self._take, job))
+        return True
 
     def forget(self, tiers: Sequence[Tier], keys: Sequence[bytes]) -> None:
         for tier in tiers if keys else ():
             self._jobs.put(partial(tier.forget, keys))
 
-    def _store(self, tiers: Sequence[Tier], page: Page) -> None:
+    def _take(self, job: Job) -> None:
         self._taken += 1
-        for tier in tiers:
-            tier.store(page)
+        job()
         if self.room_pages == self._most_pages // 2:
             self.woken()
+
+
+def _store(tiers: Sequence[Tier], page: Page) -> None:
+    for tier in tiers:
+        tier.store(page)

@@ -23,6 +23,7 @@ from typing import Final
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.backlog import Backlog
 from tandem_runtime.kv.tiers.contract import Counted, Keeper, Look, Page, Source, Tier
+from tandem_runtime.kv.tiers.following import Following
 from tandem_runtime.kv.tiers.jobs import Jobs
 from tandem_runtime.kv.tiers.kept import Keep, Kept, KeptPages
 from tandem_runtime.kv.tiers.lookup import Fetched, Lookup
@@ -74,6 +75,8 @@ class TierCache:
         """Called from the jobs' thread when `poll` has something."""
         self.hit_tokens: dict[tuple[str, str], int] = {}
         """By tier and tenant, of admitted prompts. The engine's thread counts."""
+        self.decoded_hit_tokens: dict[str, int] = {}
+        """By tier: those of pages that decode steps computed."""
         self._local = tuple(tiers)
         self._jobs = jobs
         self._remote = remote
@@ -84,6 +87,8 @@ class TierCache:
         self._speeds = {tier.name: Speed() for tier in self.tiers}
         self._prompts = 0
         self._kept = KeptPages()
+        self.following = Following(jobs, tiers, remote, page_tokens)
+        """Of the engine's streams beyond their prompts."""
         # From the engine's thread and from the jobs' own: each has one writer.
         remote_jobs = remote[1] if remote else jobs
         self._computed = Backlog(jobs, _BACKLOG_PAGES)
@@ -155,13 +160,13 @@ class TierCache:
             if isinstance(tier, Keeper):
                 self._jobs.put(partial(tier.tell, told))
 
-    def lend(self, key: bytes, tokens: bytes, told: Callable[[Payload | None], None]) -> None:
+    def lend(self, key: bytes, tokens: bytes, told: Callable[[Page | None], None]) -> None:
         """Tell, from the jobs' thread, a page of one of the pod's own tiers, for another pod.
 
         Args:
             key: of the page.
             tokens: its token ids (`prefix.token_bytes`), which are compared.
-            told: takes the payload, or None.
+            told: takes the page, or None.
         """
         self._jobs.put(lambda: told(self._lent(key, tokens)), urgent=True)
 
@@ -182,14 +187,18 @@ class TierCache:
             found.append(self._done.get())
         return found
 
-    def count(self, fetched: Fetched, first_page: int) -> None:
-        """The prompt's pages from this one on were taken."""
-        for tier in fetched.tiers[first_page - fetched.first_page :]:
+    def count(self, fetched: Fetched, first_page: int, pages: Sequence[Page]) -> None:
+        """The prompt's pages, from this one on, were taken."""
+        skipped = first_page - fetched.first_page
+        for tier, page in zip(fetched.tiers[skipped:], pages, strict=True):
             label = (tier, fetched.tenant)
             full = label not in self.hit_tokens and len(self.hit_tokens) >= _MOST_TENANTS
             if full and not any(fetched.tenant in one.policy.named for one in self.tiers):
                 label = (tier, "other")
             self.hit_tokens[label] = self.hit_tokens.get(label, 0) + self.page_tokens
+            if page.decoded:
+                known = self.decoded_hit_tokens.get(tier, 0)
+                self.decoded_hit_tokens[tier] = known + self.page_tokens
 
     def offer(
         self, fetched: Fetched, page: int, token_ids: Sequence[int], payload: Payload
@@ -239,7 +248,7 @@ class TierCache:
         if not asks:
             self._settle(lookup)
 
-    def _lent(self, key: bytes, tokens: bytes) -> Payload | None:
+    def _lent(self, key: bytes, tokens: bytes) -> Page | None:
         for tier in self._local:
             if tier.lookup([key]) and (found := tier.load([key], [tokens])):
                 return found[0]
@@ -270,7 +279,7 @@ class TierCache:
 
     def _load(
         self, source: Source, speed: Speed, lookup: Lookup, first: int, end: int
-    ) -> list[Payload]:
+    ) -> list[Page]:
         """Leading pages of [first, end), unless that takes longer than computing them."""
         slow = speed.page_s > self.page_compute_s and self._prompts % _PROBE_PROMPTS
         if first >= end or slow:
@@ -315,10 +324,10 @@ class TierCache:
             return
         lookup.settled = True
         came, lookup.others = lookup.others[:], []
-        for name, payload in came:
-            lookup.local.append(payload)
+        for name, page in came:
+            lookup.local.append(page)
             fetched.tiers.append(name)
-        fetched.payloads = lookup.local
+        fetched.pages = lookup.local
         stores = []
         try:
             stores = self._wants(lookup)
@@ -380,5 +389,5 @@ class TierCache:
         while found and not lookup.settled and lookup.next_page() < lookup.most_pages:
             first, end = lookup.next_page(), self._end(speed, lookup)
             came = self._load(source, speed, lookup, first, end)
-            lookup.others += [(source.name, payload) for payload in came]
+            lookup.others += [(source.name, page) for page in came]
             found = len(came) == end - first

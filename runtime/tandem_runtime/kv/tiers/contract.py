@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.policy import TierPolicy
@@ -26,6 +26,17 @@ class Page:
     """Ids of the page's tokens (`prefix.token_bytes`), compared whenever it is loaded."""
     payload: Payload
     """Nobody writes to it once it is in a tier."""
+    decoded: bool = False
+    """Whose tokens, some of them, were generated: decode steps computed their KV. Where output is
+    deterministic it is bit for bit what a prompt's would be."""
+
+
+class Lent(NamedTuple):
+    """A page as the accelerator has it."""
+
+    payload: Payload
+    decoded: bool
+    """See `Page`."""
 
 
 @dataclass
@@ -54,9 +65,9 @@ class Counted(Protocol):
 class Source(Counted, Protocol):
     """A place that pages come from: a tier, or another pod."""
 
-    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
-        """Payloads of the leading pages, checked, up to the first that is not here or not what it
-        was. Raises nothing for what may happen on the way: that is counted.
+    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Page]:
+        """The leading pages, checked, up to the first that is not here or not what it was. Raises
+        nothing for what may happen on the way: that is counted.
 
         Args:
             keys: of successive pages.
@@ -77,8 +88,9 @@ class Tier(Source, Protocol):
     def lookup(self, keys: Sequence[bytes]) -> int:
         """How many leading pages are probably here."""
 
-    def use(self, tenant: str, keys: Sequence[bytes]) -> list[int]:
-        """A prompt of these full pages is being served. Gives up what the policy evicts.
+    def use(self, tenant: str, keys: Sequence[bytes], *, goes_on: bool = False) -> list[int]:
+        """A prompt of these full pages is being served, or with `goes_on` a stream has filled them
+        behind its prompt. Gives up what the policy evicts.
 
         Returns:
             Places in `keys` of the pages that `store` is to be called with; `forget` for those that
@@ -112,6 +124,6 @@ class Keeper(Tier, Protocol):
         """The same as `use`, and these pages stay; None where there is no room for them."""
 
 
-def leading(payloads: Iterable[Payload | None]) -> list[Payload]:
+def leading(pages: Iterable[Page | None]) -> list[Page]:
     """Those before the first that is None; later ones are not asked for."""
-    return [p for p in takewhile(lambda p: p is not None, payloads) if p is not None]
+    return [p for p in takewhile(lambda p: p is not None, pages) if p is not None]

@@ -27,7 +27,14 @@ import xxhash
 
 from tandem_runtime.kv.tiers.contract import Page, Told
 from tandem_runtime.kv.tiers.policy import NOWHERE
-from tandem_runtime.kv.tiers.record import Header, NotARecord, decode, encode, header_bytes
+from tandem_runtime.kv.tiers.record import (
+    Header,
+    NotARecord,
+    decode,
+    encode,
+    header_bytes,
+    header_of,
+)
 from tandem_runtime.kv.tiers.resident import ResidentTier
 from tandem_runtime.kv.tiers.tenants import NOBODY, TenantParts
 
@@ -116,13 +123,13 @@ class DiskTier(ResidentTier):
         self._adopted.clear()
 
     # -- the contract -----------------------------------------------------------------------------
-    def _load(self, key: bytes, tokens: bytes) -> bytearray | None:
+    def _load(self, key: bytes, tokens: bytes) -> Page | None:
         place = self.policy.place(key)
         if place == NOWHERE:
             return None
         number, offset = divmod(place, 1 << _OFFSET_BITS)
         try:
-            payload = self._read(self._segments[number], offset, key, tokens)
+            page = self._read(self._segments[number], offset, key, tokens)
         except NotARecord as damage:
             self._lose(key, str(damage))
         except OSError as error:
@@ -131,7 +138,7 @@ class DiskTier(ResidentTier):
             self._lose(key, "unreadable")
         else:
             self.counters.loaded_pages += 1
-            return payload
+            return page
         return None
 
     def store(self, page: Page) -> bool:
@@ -139,14 +146,7 @@ class DiskTier(ResidentTier):
             return False  # evicted meanwhile
         if self.policy.place(page.key) != NOWHERE:
             return True
-        header = Header(
-            self._layout_hash,
-            page.key,
-            page.parent,
-            page.tokens,
-            memoryview(page.payload).nbytes,
-            xxhash.xxh3_64_intdigest(page.payload),
-        )
+        header = header_of(page, self._layout_hash)
         try:
             self._make_room(self._record_bytes)
             self._append(header, page.payload)
@@ -172,7 +172,7 @@ class DiskTier(ResidentTier):
         self._locks.clear()
 
     # -- records ----------------------------------------------------------------------------------
-    def _read(self, segment: Path, offset: int, key: bytes, tokens: bytes) -> bytearray:
+    def _read(self, segment: Path, offset: int, key: bytes, tokens: bytes) -> Page:
         with segment.open("rb", buffering=0) as file:
             file.seek(offset)
             header = decode(file.read(header_bytes(self._page_tokens)), self._page_tokens)
@@ -186,7 +186,7 @@ class DiskTier(ResidentTier):
                 view = view[count:]
         if view or xxhash.xxh3_64_intdigest(payload) != header.payload_checksum:
             raise NotARecord("damaged")
-        return payload
+        return Page(key, header.parent, tokens, payload, header.decoded)
 
     def _append(self, header: Header, payload: bytes | bytearray | memoryview) -> None:
         number, file = self._open_segment()
@@ -267,10 +267,10 @@ class DiskTier(ResidentTier):
         for header, offset in self._records(path):
             if self.policy.place(header.key) != (number << _OFFSET_BITS) + offset:
                 continue
-            payload = self._load(header.key, header.tokens)
-            if payload is not None:
+            page = self._load(header.key, header.tokens)
+            if page is not None:
                 self.counters.loaded_pages -= 1
-                self._append(header, payload)
+                self._append(header, page.payload)
                 self._live[number] -= 1
         self._delete(number)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.contract import Page, Told
 from tandem_runtime.kv.tiers.policy import NOWHERE
 from tandem_runtime.kv.tiers.resident import ResidentTier
@@ -30,30 +29,29 @@ class HostTier(ResidentTier):
                 "make it larger"
             )
         super().__init__(tenants.policy(pages))
-        self._pages: list[tuple[bytes, Payload] | None] = [None] * pages
-        """Token ids and payload."""
+        self._pages: list[Page | None] = [None] * pages
         self._free = list(range(pages - 1, -1, -1))
 
     def tell(self, told: Told) -> None:
         self._told = told  # it is empty when it is opened
 
-    def _load(self, key: bytes, tokens: bytes) -> Payload | None:
+    def _load(self, key: bytes, tokens: bytes) -> Page | None:
         place = self.policy.place(key)
         held = self._pages[place] if place != NOWHERE else None
         if held is None:
             return None
-        if held[0] != tokens:
+        if held.tokens != tokens:
             self.counters.fail("collision")
             return None
         self.counters.loaded_pages += 1
-        return held[1]
+        return held
 
     def store(self, page: Page) -> bool:
         if not self.policy.has(page.key):
             return False  # evicted meanwhile
         if self.policy.place(page.key) == NOWHERE:
             place = self._free.pop()
-            self._pages[place] = (page.tokens, page.payload)
+            self._pages[place] = page
             self.policy.put(page.key, place)
             self.counters.stored_pages += 1
             self._told(page.key, True)

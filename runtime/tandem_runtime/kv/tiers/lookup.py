@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.contract import Look, Page
 from tandem_runtime.kv.tiers.kept import Keep
 from tandem_runtime.prefix import KEY_BYTES
@@ -21,8 +20,8 @@ class Fetched:
     block_keys: list[bytes] = field(default_factory=list)
     """Of the prompt's full blocks, as the accelerator's cache has them."""
     first_page: int = 0
-    payloads: list[Payload] = field(default_factory=list)
-    """Of successive pages from `first_page` on."""
+    pages: list[Page] = field(default_factory=list)
+    """Successive ones from `first_page` on."""
     tiers: list[str] = field(default_factory=list)
     """Where each came from."""
     tenant: str = ""
@@ -33,9 +32,9 @@ class Fetched:
     wanted_remotely: set[int] = field(default_factory=set)
     """Those of them that the remote tier is to be given, too."""
 
-    def payloads_from(self, page: int) -> list[Payload]:
-        """Of successive pages from this one on; none if it is not among them."""
-        return self.payloads[page - self.first_page :] if page >= self.first_page else []
+    def pages_from(self, page: int) -> list[Page]:
+        """Successive ones from this one on; none if it is not among them."""
+        return self.pages[page - self.first_page :] if page >= self.first_page else []
 
 
 @dataclass
@@ -57,9 +56,9 @@ class Lookup:
     """The ids, as they are compared."""
     until_s: float = 0.0
     """On `time.monotonic`: by then what is asked of others would have been computed."""
-    local: list[Payload] = field(default_factory=list)
-    others: list[tuple[str, Payload]] = field(default_factory=list)
-    """Of the pages that follow: where from, and the payload."""
+    local: list[Page] = field(default_factory=list)
+    others: list[tuple[str, Page]] = field(default_factory=list)
+    """The pages that follow, and where from."""
     wanted_remotely: list[int] = field(default_factory=list)
     settled: bool = False
     """The prompt has gone on; what comes later comes too late."""
@@ -87,4 +86,5 @@ class Lookup:
         if not 0 <= place < len(self.local):
             return None
         parent = keys[page - 1] if page else bytes(KEY_BYTES)
-        return Page(keys[page], parent, self.tokens_of(page), self.local[place])
+        came = self.local[place]
+        return Page(keys[page], parent, self.tokens_of(page), came.payload, came.decoded)

@@ -17,10 +17,9 @@ from typing import Annotated, Final
 import msgspec
 
 from tandem_runtime import contract
-from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.breaker import Breaker
-from tandem_runtime.kv.tiers.contract import Counters
-from tandem_runtime.kv.tiers.record import NotARecord, header_bytes, page_payload
+from tandem_runtime.kv.tiers.contract import Counters, Page
+from tandem_runtime.kv.tiers.record import NotARecord, header_bytes, page_of
 from tandem_runtime.kv.tiers.speed import Speed
 from tandem_runtime.prefix import KEY_BYTES
 from tandem_runtime.protocol import PrefillTarget
@@ -203,8 +202,8 @@ class PeerPages:
         """By key: the parent's key, and the blocks'."""
         self._until_s = until_s
 
-    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
-        found: list[Payload] = []
+    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Page]:
+        found: list[Page] = []
         while len(found) < len(keys):
             trip = slice(len(found), len(found) + self._peers.trip_pages)
             came = self._trip(keys[trip], tokens[trip])
@@ -214,11 +213,11 @@ class PeerPages:
         self.counters.loaded_pages += len(found)
         return found
 
-    def _trip(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
+    def _trip(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Page]:
         peer = self._peer
         if time.monotonic() >= self._until_s or not peer.breaker.allows(self._peers.clock()):
             return []
-        found: list[Payload] = []
+        found: list[Page] = []
         try:
             self._ask(keys, tokens, found)
         except _Failed as failure:
@@ -233,7 +232,7 @@ class PeerPages:
             peer.breaker.succeeded()
         return found
 
-    def _ask(self, keys: Sequence[bytes], tokens: Sequence[bytes], found: list[Payload]) -> None:
+    def _ask(self, keys: Sequence[bytes], tokens: Sequence[bytes], found: list[Page]) -> None:
         """Add the leading pages to `found`; raises for what went wrong after them."""
         wanted = WantedPages(
             self._peers.layout_hash,
@@ -251,14 +250,14 @@ class PeerPages:
             raise NotARecord("torn")
         for key, ids in zip(keys[:count], tokens, strict=False):
             record = self._read(reply, size)
-            payload = page_payload(
+            page = page_of(
                 record,
                 layout_hash=self._peers.layout_hash,
                 key=key,
                 tokens=ids,
                 page_bytes=self._peers.page_bytes,
             )
-            found.append(payload)
+            found.append(page)
         reply.read()  # nothing: the connection can be used again
 
     def _read(self, reply: HTTPResponse, size: int) -> bytearray:

@@ -154,13 +154,15 @@ class TierPolicy:
         return self._tenants[self._numbers[tenant]].pages
 
     # -- a prompt ---------------------------------------------------------------------------------
-    def use(self, tenant: str, keys: Sequence[bytes]) -> Decision:
-        """A prompt of these pages was served, its first page first.
+    def use(self, tenant: str, keys: Sequence[bytes], *, goes_on: bool = False) -> Decision:
+        """A prompt of these pages was served, its first page first; or with `goes_on` a stream has
+        filled them behind its prompt, which takes no time.
 
         The caller gives up what `evict` says, then stores what `store` says; what it cannot store
         it tells by `drop`.
         """
-        return self._use(self._number(tenant), keys[: self.capacity_pages], pin=False)
+        keys = keys[: self.capacity_pages]
+        return self._use(self._number(tenant), keys, pin=False, goes_on=goes_on)
 
     def keep(self, tenant: str, keys: Sequence[bytes]) -> Decision | None:
         """The same, and pin all of these pages, whatever they are worth, until `unpin`.
@@ -182,10 +184,12 @@ class TierPolicy:
         kept = sum(max(t.pinned, t.share.floor_pages) for t in others)
         return self.capacity_pages - kept - self._tenants[number].pinned
 
-    def _use(self, number: int, keys: Sequence[bytes], *, pin: bool) -> Decision:
+    def _use(
+        self, number: int, keys: Sequence[bytes], *, pin: bool, goes_on: bool = False
+    ) -> Decision:
         if not keys:
             return Decision()
-        known_prefix = self._index.find(keys[0]) != NONE
+        known_prefix = goes_on or self._index.find(keys[0]) != NONE
         fresh: dict[bytes, int] = {}
         # The end first: it is the first to be evicted. A prefix is of use without its end.
         for place in range(len(keys) - 1, -1, -1):
@@ -204,7 +208,7 @@ class TierPolicy:
             self._begin(slot, number, new_class)
             if pin:
                 self._pin(slot)
-        self._now += 1
+        self._now += not goes_on
         evicted = self._keep_quota(number) + self._make_room(number)
         self._tenants[number].reuse.served(self._now)
         store = fresh.keys() - {key for key, _ in evicted}

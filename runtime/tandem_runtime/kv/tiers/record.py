@@ -12,13 +12,14 @@ from typing import Final
 
 import xxhash
 
-from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.contract import Page
 
 MAGIC: Final = b"tKVd"
 VERSION: Final = 1
 _HEAD: Final = struct.Struct("<4sHH32s16s16sIQQ")
-"""magic, version, nothing, layout hash, key, parent, tokens, payload bytes, payload's xxh3."""
+"""magic, version, flags, layout hash, key, parent, tokens, payload bytes, payload's xxh3."""
+_DECODED: Final = 1
+"""A flag; no other is set."""
 _CHECKSUM: Final = struct.Struct("<Q")
 
 
@@ -34,6 +35,8 @@ class Header:
     tokens: bytes
     payload_bytes: int
     payload_checksum: int
+    decoded: bool = False
+    """See `Page`."""
 
     @property
     def record_bytes(self) -> int:
@@ -48,7 +51,7 @@ def encode(header: Header) -> bytes:
     head = _HEAD.pack(
         MAGIC,
         VERSION,
-        0,
+        _DECODED * header.decoded,
         header.layout_hash,
         header.key,
         header.parent,
@@ -68,7 +71,8 @@ def decode(data: bytes, page_tokens: int) -> Header:
     """
     if len(data) < header_bytes(page_tokens) or data[:4] != MAGIC:
         raise NotARecord("torn")
-    _, version, _, layout, key, parent, tokens, payload_bytes, checksum = _HEAD.unpack_from(data)
+    head = _HEAD.unpack_from(data)
+    _, version, flags, layout, key, parent, tokens, payload_bytes, checksum = head
     if version != VERSION:
         raise NotARecord("version")
     if tokens != page_tokens:
@@ -76,19 +80,20 @@ def decode(data: bytes, page_tokens: int) -> Header:
     body = data[: _HEAD.size + 4 * tokens]
     if _CHECKSUM.unpack_from(data, len(body))[0] != xxhash.xxh3_64_intdigest(body):
         raise NotARecord("damaged")
-    return Header(layout, key, parent, body[_HEAD.size :], payload_bytes, checksum)
+    ids, decoded = body[_HEAD.size :], bool(flags & _DECODED)
+    return Header(layout, key, parent, ids, payload_bytes, checksum, decoded)
 
 
-def page_header(page: Page, layout_hash: bytes) -> bytes:
-    """What goes before a page's payload."""
+def header_of(page: Page, layout_hash: bytes) -> Header:
+    """What is said of a page before its payload."""
     size, checksum = memoryview(page.payload).nbytes, xxhash.xxh3_64_intdigest(page.payload)
-    return encode(Header(layout_hash, page.key, page.parent, page.tokens, size, checksum))
+    return Header(layout_hash, page.key, page.parent, page.tokens, size, checksum, page.decoded)
 
 
-def page_payload(
+def page_of(
     record: bytes | bytearray, *, layout_hash: bytes, key: bytes, tokens: bytes, page_bytes: int
-) -> Payload:
-    """The payload of a whole record that is what it should be.
+) -> Page:
+    """The page of a whole record that is what it should be.
 
     Args:
         record: header and payload, and nothing else.
@@ -110,4 +115,4 @@ def page_payload(
     whole = len(payload) == header.payload_bytes == page_bytes
     if not whole or xxhash.xxh3_64_intdigest(payload) != header.payload_checksum:
         raise NotARecord("damaged")
-    return payload
+    return Page(key, header.parent, tokens, payload, header.decoded)

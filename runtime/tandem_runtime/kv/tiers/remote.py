@@ -17,11 +17,10 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Final
 
-from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.breaker import Breaker
 from tandem_runtime.kv.tiers.contract import Counters, Page
 from tandem_runtime.kv.tiers.policy import NOWHERE, TierPolicy
-from tandem_runtime.kv.tiers.record import VERSION, NotARecord, page_header, page_payload
+from tandem_runtime.kv.tiers.record import VERSION, NotARecord, encode, header_of, page_of
 from tandem_runtime.kv.tiers.stores import Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -73,12 +72,12 @@ class RemoteTier:
     def lookup(self, keys: Sequence[bytes]) -> int:
         return len(keys) if self._answers.allows(self._clock()) else 0
 
-    def use(self, tenant: str, keys: Sequence[bytes]) -> list[int]:
+    def use(self, tenant: str, keys: Sequence[bytes], *, goes_on: bool = False) -> list[int]:
         now_s = self._clock()
         if not (self._answers.allows(now_s) and self._takes.allows(now_s)):
             return []
         wanted = []
-        for place in self.policy.use(tenant, keys).store:
+        for place in self.policy.use(tenant, keys, goes_on=goes_on).store:
             if keys[place] in self._seen:
                 self.policy.put(keys[place], _THERE)
             else:
@@ -86,14 +85,14 @@ class RemoteTier:
         self._seen.clear()
         return wanted
 
-    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
-        found: list[Payload] = []
+    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Page]:
+        found: list[Page] = []
         for key, ids, value in zip(keys, tokens, self._values(keys), strict=False):
-            payload = None if value is None else self._checked(key, ids, value)
-            if payload is None:
+            page = None if value is None else self._checked(key, ids, value)
+            if page is None:
                 self.counters.evicted_pages += self.policy.drop(key) != NOWHERE
                 break
-            found.append(payload)
+            found.append(page)
             if self.policy.place(key) == NOWHERE:
                 self._seen.add(key)
         self.counters.loaded_pages += len(found)
@@ -137,7 +136,7 @@ class RemoteTier:
             self.counters.fail("unavailable")
             return False
         try:
-            header = page_header(page, self._layout_hash)
+            header = encode(header_of(page, self._layout_hash))
             self._store.put([(self._name(page.key), b"".join((header, page.payload)))])
         except StoreError as error:
             self._failed(self._takes if error.reason == "full" else self._answers, error)
@@ -148,10 +147,10 @@ class RemoteTier:
         self._succeeded(self._takes)
         return True
 
-    def _checked(self, key: bytes, tokens: bytes, value: bytes) -> Payload | None:
-        """The payload of a record that is what it should be."""
+    def _checked(self, key: bytes, tokens: bytes, value: bytes) -> Page | None:
+        """The page of a record that is what it should be."""
         try:
-            return page_payload(
+            return page_of(
                 value,
                 layout_hash=self._layout_hash,
                 key=key,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from tandem_runtime.kv.layout import Payload
-from tandem_runtime.kv.tiers.contract import Counters, Told, leading
+from tandem_runtime.kv.tiers.contract import Counters, Page, Told, leading
 from tandem_runtime.kv.tiers.policy import Decision, TierPolicy
 
 
@@ -21,14 +20,14 @@ class ResidentTier(ABC):
     def lookup(self, keys: Sequence[bytes]) -> int:
         return self.policy.lookup(keys)
 
-    def use(self, tenant: str, keys: Sequence[bytes]) -> list[int]:
-        return self._follow(self.policy.use(tenant, keys))
+    def use(self, tenant: str, keys: Sequence[bytes], *, goes_on: bool = False) -> list[int]:
+        return self._follow(self.policy.use(tenant, keys, goes_on=goes_on))
 
     def keep(self, tenant: str, keys: Sequence[bytes]) -> list[int] | None:
         decision = self.policy.keep(tenant, keys)
         return None if decision is None else self._follow(decision)
 
-    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Payload]:
+    def load(self, keys: Sequence[bytes], tokens: Sequence[bytes]) -> list[Page]:
         return leading(map(self._load, keys, tokens))
 
     def _follow(self, decision: Decision) -> list[int]:
@@ -44,5 +43,5 @@ class ResidentTier(ABC):
         """The page at this place of the medium is not needed any more."""
 
     @abstractmethod
-    def _load(self, key: bytes, tokens: bytes) -> Payload | None:
+    def _load(self, key: bytes, tokens: bytes) -> Page | None:
         """One page, if it is here and what it was."""

@@ -56,6 +56,7 @@ def prompt(number: int, pages: int = 3) -> list[Page]:
             keys[i - 1] if i else bytes(16),
             token_bytes(ids[i * PAGE_TOKENS : (i + 1) * PAGE_TOKENS]),
             bytes((number * 7 + i * 3 + j) % 256 for j in range(PAGE_BYTES)),
+            decoded=i == 2,
         )
         for i, key in enumerate(keys)
     ]
@@ -70,9 +71,9 @@ def load(tier: DiskTier, pages: list[Page]) -> list[bool]:
     """Which pages come back; those that do are what was stored."""
     found = []
     for page in pages:
-        payload = next(iter(tier.load([page.key], [page.tokens])), None)
-        assert payload is None or payload == page.payload
-        found.append(payload is not None)
+        came = next(iter(tier.load([page.key], [page.tokens])), None)
+        assert came is None or came == page
+        found.append(came is not None)
     return found
 
 

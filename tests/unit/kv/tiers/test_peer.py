@@ -14,7 +14,7 @@ from tandem_runtime import contract
 from tandem_runtime.kv.tiers import peer as peer_module
 from tandem_runtime.kv.tiers.contract import Page
 from tandem_runtime.kv.tiers.peer import PeerPages, Peers, WantedPages
-from tandem_runtime.kv.tiers.record import page_header
+from tandem_runtime.kv.tiers.record import encode, header_of
 from tandem_runtime.prefix import block_keys, token_bytes
 from tandem_runtime.protocol import PrefillTarget
 
@@ -39,7 +39,7 @@ def record(number: int, **changes: Any) -> bytes:
     }
     layout = changes.pop("layout", LAYOUT)
     page = Page(**{**fields, **changes})
-    return page_header(page, layout) + bytes(page.payload)
+    return encode(header_of(page, layout)) + bytes(page.payload)
 
 
 class PlayedPod:
@@ -143,7 +143,7 @@ def load(peers: Peers, pod: PlayedPod, first: int = 0, within_s: float = FAR_S) 
     """How many leading pages come, all of them as they should be."""
     found = pages_at(peers, pod, within_s).load(KEYS[first:], TOKENS[first:])
     for number, page in enumerate(found, first):
-        assert bytes(page) == payload(number)
+        assert bytes(page.payload) == payload(number)
     return len(found)
 
 

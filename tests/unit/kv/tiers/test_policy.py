@@ -32,7 +32,7 @@ class Act:
 
 acts = st.builds(
     Act,
-    st.sampled_from(["use", "use", "use", "use", "keep", "pin", "unpin", "drop"]),
+    st.sampled_from(["use", "use", "use", "goes on", "keep", "pin", "unpin", "drop"]),
     st.sampled_from(TENANTS),
     st.integers(0, 5),
     st.integers(1, 14),
@@ -57,9 +57,12 @@ class Model:
 
     def act(self, act: Act) -> Decision | bool | None:
         keys = pages(act.tenant, act.document, act.count)
-        if act.what in ("use", "keep"):
-            serve = self.policy.use if act.what == "use" else self.policy.keep
-            decision = serve(act.tenant, keys)
+        if act.what in ("use", "goes on", "keep"):
+            decision = (
+                self.policy.keep(act.tenant, keys)
+                if act.what == "keep"
+                else self.policy.use(act.tenant, keys, goes_on=act.what == "goes on")
+            )
             if decision is None:
                 return None
             if act.what == "keep":
@@ -100,10 +103,10 @@ def test_budget_pins_floors_and_quotas_hold(
             assert all(model.policy.has(key) and key in model.held for key in keys)
         assert all(model.policy.has(key) for key in model.held)
         assert model.count("limited") <= max(5, quota_pinned)
-        if default is not None and step.what in ("use", "keep"):
+        if default is not None and step.what in ("use", "goes on", "keep"):
             unpinned = model.unpinned(step.tenant)
             assert step.tenant in SHARES or unpinned <= default
-        if step.what in ("use", "keep") and step.tenant != "floored":
+        if step.what in ("use", "goes on", "keep") and step.tenant != "floored":
             assert model.count("floored") >= min(before, 4)
         assert model.policy.pages_of("floored") == model.count("floored")
 
