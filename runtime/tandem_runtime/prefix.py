@@ -64,10 +64,18 @@ def compact(token_ids: Sequence[int]) -> Sequence[int]:
 
 def token_bytes(token_ids: Sequence[int]) -> bytes:
     """Token ids as little-endian uint32, the form in which they are hashed and compared."""
-    ids = array("I", token_ids)
+    ids = token_ids if isinstance(token_ids, array) else array("I", token_ids)
     if sys.byteorder == "big":
+        ids = array("I", ids)
         ids.byteswap()
     return ids.tobytes()
+
+
+def token_view(token_ids: Sequence[int]) -> memoryview:
+    """The same without a copy of an array, whose length nobody may change while this is used."""
+    if isinstance(token_ids, array) and sys.byteorder == "little":
+        return memoryview(token_ids).cast("B")
+    return memoryview(token_bytes(token_ids))
 
 
 def extend_keys(
@@ -96,7 +104,9 @@ def keys_of(root: bytes, tokens: bytes, block_tokens: int) -> list[bytes]:
     return keys
 
 
-def continue_keys(keys: list[bytes], root: bytes, tokens: bytes, block_tokens: int) -> None:
+def continue_keys(
+    keys: list[bytes], root: bytes, tokens: bytes | memoryview, block_tokens: int
+) -> None:
     """Append to `keys` those of the full blocks of `tokens` (`token_bytes`), which follow those
     that it has."""
     block_bytes = 4 * block_tokens

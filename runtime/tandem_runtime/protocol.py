@@ -73,6 +73,16 @@ class PrefillTarget(msgspec.Struct, frozen=True):
     port: int
 
 
+class Named(msgspec.Struct, frozen=True):
+    """The named context that a prompt begins with."""
+
+    id: str
+    made_unix_s: float
+    """Which content of that id: what is made later is another one."""
+    tokens: int
+    """Of the prompt, that are the context's."""
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """One attempt of a stream. `output_ids` holds what earlier attempts already generated."""
 
@@ -89,6 +99,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """A pod that holds more of the prompt than the one that computes it; its port is HTTP's."""
     context: str = ""
     """The named context that the prompt begins with; its metering is the gateway's."""
+    begins: Named | None = None
+    """The same, as those who hash the prompt know it."""
     take_from: PrefillTarget | None = None
     """The pod that decodes the stream now: take it over while it runs. That pod's attempt goes on
     until the first event of this one."""

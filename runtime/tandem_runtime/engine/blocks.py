@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Final
 
 from tandem_runtime.engine.page_log import PageLog
@@ -188,7 +189,7 @@ class BlockPool:
 
     def present(self, keys: Sequence[bytes]) -> int:
         """How many leading ones of these blocks the pool has."""
-        return next((n for n, key in enumerate(keys) if key not in self._by_key), len(keys))
+        return len(list(takewhile(self._by_key.__contains__, keys)))
 
     def _unheld(self, block_id: int) -> OrderedDict[int, None]:
         """Where a block with content belongs that nobody refers to."""

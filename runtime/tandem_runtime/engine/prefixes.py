@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from tandem_runtime.context_keys import ContextKeys
 from tandem_runtime.contract import KV_PAGE_TOKENS
 from tandem_runtime.engine.blocks import BlockPool
 from tandem_runtime.engine.sequence import Sequence
-from tandem_runtime.prefix import extend_keys, keys_of, token_bytes
+from tandem_runtime.prefix import extend_keys, token_bytes, token_view
+from tandem_runtime.protocol import Named
 
 
 class Prefixes:
@@ -15,6 +17,7 @@ class Prefixes:
         self._pool = pool
         self._block_tokens = block_tokens
         self._caching = caching
+        self._contexts = ContextKeys()
 
     def match(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the sequence's first known tokens. Never that of the last one, which is
@@ -30,18 +33,23 @@ class Prefixes:
         # Lazily: a long prompt that waits is matched again in each step.
         return self._pool.match(keys, (self._tokens(sequence, i) for i in range(len(keys))))
 
-    def look(self, root: bytes, tokens: bytes) -> tuple[list[bytes], int]:
-        """From any thread: keys of a prompt's full blocks, and how many of its first tokens the
-        pool probably holds.
+    def look(
+        self, root: bytes, tokens: memoryview, begins: Named | None, page_tokens: int
+    ) -> tuple[list[bytes], list[bytes], int]:
+        """From any thread: keys of a prompt's full blocks, and of its full pages, and how many of
+        its first tokens the pool probably holds.
 
         Args:
             root: of its keys.
-            tokens: `token_bytes` of it.
+            tokens: `token_view` of it.
+            begins: the named context that it begins with.
+            page_tokens: of a page.
         """
         if not self._caching:
-            return [], 0
-        keys = keys_of(root, tokens, self._block_tokens)
-        return keys, self._pool.present(keys) * self._block_tokens
+            (pages,) = self._contexts.keys(root, begins, (page_tokens,), tokens)
+            return [], pages, 0
+        keys, pages = self._contexts.keys(root, begins, (self._block_tokens, page_tokens), tokens)
+        return keys, pages, self._pool.present(keys) * self._block_tokens
 
     def register(self, sequence: Sequence, *, decoded: bool = False) -> None:
         """Offer the sequence's newly full blocks to others; `decoded`: pages that decode steps
@@ -61,7 +69,11 @@ class Prefixes:
         sequence.registered_blocks = max(sequence.registered_blocks, full_blocks)
 
     def _extend_keys(self, sequence: Sequence) -> None:
-        extend_keys(sequence.keys, sequence.root, sequence.token_ids, self._block_tokens)
+        begins, root = sequence.request.begins, sequence.root
+        if begins is not None and not sequence.keys:
+            tokens = token_view(sequence.token_ids[:])
+            (sequence.keys,) = self._contexts.keys(root, begins, (self._block_tokens,), tokens)
+        extend_keys(sequence.keys, root, sequence.token_ids, self._block_tokens)
 
     def _tokens(self, sequence: Sequence, index: int) -> bytes:
         start = index * self._block_tokens

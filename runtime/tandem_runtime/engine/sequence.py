@@ -18,7 +18,7 @@ from tandem_runtime.kv.tiers.contract import Page
 from tandem_runtime.kv.tiers.following import Followed
 from tandem_runtime.kv.tiers.kept import Keep
 from tandem_runtime.kv.tiers.lookup import Fetched
-from tandem_runtime.protocol import PrefillTarget, Sampling, TokenLogprob
+from tandem_runtime.protocol import Named, PrefillTarget, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
     from tandem_runtime.engine.grammar import Grammar
@@ -64,6 +64,8 @@ class Request:
     be more than the tier takes at once."""
     holder: PrefillTarget | None = None
     """A pod that says it has more of the prompt's KV than this one; where it serves HTTP."""
+    begins: Named | None = None
+    """The named context that the prompt begins with, if so."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,14 @@ class Tiered:
         asked, look = sequence.request, self._scheduler.prefixes.look
         ids = sequence.token_ids[:] if asked.output_ids else asked.prompt_ids
         self._tiers.fetch(
-            sequence.arrival, asked.tenant, sequence.root, ids, look, asked.keep, asked.holder
+            sequence.arrival,
+            asked.tenant,
+            sequence.root,
+            ids,
+            look,
+            keep=asked.keep,
+            holder=asked.holder,
+            begins=asked.begins,
         )
 
     @property

@@ -21,7 +21,7 @@ from tandem_runtime.frontend.detokenize import Detokenizer
 from tandem_runtime.frontend.errors import BadRequest, ContextTooLong, Internal
 from tandem_runtime.frontend.record import StreamRecord
 from tandem_runtime.frontend.stop import StopStrings
-from tandem_runtime.protocol import GenerateEvent, GenerateRequest, Sampling, TokenLogprob
+from tandem_runtime.protocol import GenerateEvent, GenerateRequest, Named, Sampling, TokenLogprob
 
 _TENANT_CHARS: Final = 256
 
@@ -41,6 +41,8 @@ class Generation:
     cache_salt: str
     context: str = ""
     """Id of the named context that the prompt begins with."""
+    begins: Named | None = None
+    """How much of the prompt that is."""
     stream_id: str = ""
     """Empty: any."""
     journal: bytes = b""
@@ -116,6 +118,7 @@ async def run(
         tenant=generation.tenant,
         cache_salt=generation.cache_salt,
         context=generation.context,
+        begins=generation.begins,
         journal=generation.journal,
     )
     text = _Text(generation)

@@ -30,6 +30,7 @@ from tandem_runtime.gateway.attempt import Attempt
 from tandem_runtime.gateway.contexts import GatewayContexts
 from tandem_runtime.gateway.discovery import Discovery
 from tandem_runtime.gateway.fleets import RETRY_AFTER_S, Fleets
+from tandem_runtime.gateway.hashing import LONG_TOKENS, PromptHasher
 from tandem_runtime.gateway.health import PodHealth
 from tandem_runtime.gateway.journal import REFUSED, RESUMES, Journal
 from tandem_runtime.gateway.load import Loads
@@ -41,7 +42,6 @@ from tandem_runtime.gateway.pods import PodView
 from tandem_runtime.gateway.prompt_keys import PromptKeys
 from tandem_runtime.gateway.relay import Relay
 from tandem_runtime.gateway.route import Demand, NoRoute, Pair, choose, most_held
-from tandem_runtime.prefix import block_keys, root_key
 from tandem_runtime.protocol import GenerateEvent, GenerateRequest, HeldStream, PrefillTarget
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,6 @@ RESUME_S: Final = 60.0
 """How long a stream that has begun waits for pods that can continue it, all in all."""
 _WAIT_S: Final = 0.2
 SUPERSEDED: Final = "superseded"
-_LONG_TOKENS: Final = 50_000
-"""Prompts beyond this are hashed in a thread: it takes more than 5 ms."""
 
 
 class GatewayBackend:
@@ -76,7 +74,7 @@ class GatewayBackend:
         self._health = health
         self._loads = loads
         self._metrics = metrics
-        self._secret = handoff_secret
+        self._hasher = PromptHasher(handoff_secret)
         self._resumes = RESUMES if resume else 1
         self._memory = PrefixMemory()
         self._pages = pages
@@ -130,7 +128,7 @@ class GatewayBackend:
             raise Unavailable("This gateway is ending; ask again.")
         self.streams += 1
         try:
-            keys = await self._keys(model, journal.request)
+            keys = await self._hasher.keys(model.tokenizer.bundle, journal.request)
             while not journal.finished:
                 pair, first = first or await self._pair(model, journal, keys), None
                 route.attempts += 1
@@ -274,29 +272,13 @@ class GatewayBackend:
         """The decode pod holds the answer too: a conversation's next turn begins with it."""
         request = journal.request
         ids = [*request.prompt_ids, *journal.output_ids[:-1]]
-        if len(ids) <= _LONG_TOKENS:
-            self._sent(pair.decode.uid, self._block_keys(model, request, ids))
+        if len(ids) <= LONG_TOKENS:
+            self._sent(pair.decode.uid, self._hasher.of(model.tokenizer.bundle, request, ids))
 
     def _sent(self, uid: str, keys: PromptKeys) -> None:
         """The pod has blocks with these keys, or will soon."""
         self._memory.learn(uid, keys)
         self._pages.expect(uid, keys, time.monotonic())
-
-    async def _keys(self, model: ServedModel, request: GenerateRequest) -> PromptKeys:
-        ids = request.prompt_ids
-        if len(ids) > _LONG_TOKENS:
-            return await asyncio.to_thread(self._block_keys, model, request, ids)
-        return self._block_keys(model, request, ids)
-
-    def _block_keys(
-        self, model: ServedModel, request: GenerateRequest, ids: list[int]
-    ) -> PromptKeys:
-        bundle = model.tokenizer.bundle
-        layout_hash = bytes.fromhex(bundle.cache_root)
-        root = root_key(layout_hash, self._secret, request.tenant, request.cache_salt)
-        size = bundle.block_tokens
-        below = block_keys(root, ids, KV_PAGE_TOKENS)
-        return PromptKeys(block_keys(root, ids, size), size, below)
 
 
 def _target(pod: PodView) -> PrefillTarget:

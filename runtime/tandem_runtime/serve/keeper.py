@@ -12,7 +12,7 @@ from tandem_runtime.engine.sequence import NotFinite, Request, StreamOutput
 from tandem_runtime.kv.tiers.contract import Keeper as KeepingTier
 from tandem_runtime.kv.tiers.kept import Keep, Kept
 from tandem_runtime.prefix import compact
-from tandem_runtime.protocol import Context, Sampling
+from tandem_runtime.protocol import Context, Named, Sampling
 from tandem_runtime.serve.worker import EngineFailed, EngineWorker
 
 ACCELERATOR: Final = "accelerator"
@@ -63,6 +63,7 @@ class KvKeeper:
             cache_salt=context.cache_salt,
             export=True,
             keep=None if on_accelerator else Keep(context.id, tier),
+            begins=Named(context.id, context.created_unix_s, len(ids)),
         )
         try:
             token_compute_s = await self._compute(request)

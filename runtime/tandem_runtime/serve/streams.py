@@ -190,6 +190,7 @@ class StreamService:
             tenant=ask.tenant,
             cache_salt=ask.cache_salt,
             holder=ask.holder,
+            begins=ask.begins,
             grammar=await stream.unless_ended(self._grammars.follow(ask.sampling.grammar)),
         )
         prompt_tokens = len(ask.prompt_ids)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from tandem_runtime.context_keys import ContextKeys
 from tandem_runtime.engine import prefixes
 from tandem_runtime.engine.engine import Engine
 from tandem_runtime.engine.sequence import Request, RequestRefused
@@ -55,7 +57,7 @@ def test_a_prompt_is_hashed_on_the_tiers_thread(
 ) -> None:
     jobs, hashed = Later(), []
     engine = make_engine(tiers=tiers(jobs), page_tokens=PAGE)
-    keys_of, extend_keys = prefixes.keys_of, prefixes.extend_keys
+    keys_of, extend_keys = ContextKeys.keys, prefixes.extend_keys
 
     def counted(keys: list[bytes], *rest: object) -> None:
         before = len(keys)
@@ -64,7 +66,13 @@ def test_a_prompt_is_hashed_on_the_tiers_thread(
 
     monkeypatch.setattr(prefixes, "extend_keys", counted)
     found = []
-    monkeypatch.setattr(prefixes, "keys_of", lambda *a: found.append(keys_of(*a)) or found[-1])
+
+    def noted(self: ContextKeys, *asked: Any) -> list[list[bytes]]:
+        keys = keys_of(self, *asked)
+        found.append(keys[0])
+        return keys
+
+    monkeypatch.setattr(ContextKeys, "keys", noted)
     for name, held in (("first", 0), ("again", 128)):
         engine.add(Request(name, compact(PROMPT), ONE))
         assert not found

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from hash_engine import continuation
 from hash_pods import MakePod, Served, tier_cache
-from tandem_runtime import contract
+from tandem_runtime import context_keys, contract
 from tandem_runtime.contract import Role
 from tandem_runtime.gateway.run import Gateway
 from tandem_runtime.protocol import Context, ContextStates
@@ -106,6 +106,30 @@ async def test_a_prefill_pod_keeps_it_for_the_pods_that_decode(
     answer = (await ask(front, made["id"])).json()
     assert answer["choices"][0]["text"] == right(decode, TEXT + "?")
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] >= 512
+
+
+async def test_what_begins_with_it_is_hashed_from_its_end_on(
+    front: Any, make_pod: MakePod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill = await make_pod(pod="prefill-0", role=Role.PREFILL, tiers=tier_cache(4))
+    decode = await make_pod(pod="decode-0", role=Role.DECODE)
+    front.discovery.show(prefill.view(), decode.view())
+    made = await create(front)
+    await ready(front, made["id"])
+    answer = (await ask(front, made["id"])).json()
+    hashed: list[int] = []
+    continue_keys = context_keys.continue_keys
+
+    def counted(keys: list[bytes], root: bytes, tokens: Any, size: int) -> None:
+        hashed.append(len(tokens) // 4)
+        continue_keys(keys, root, tokens, size)
+
+    monkeypatch.setattr(context_keys, "continue_keys", counted)
+    again = (await ask(front, made["id"])).json()
+    assert again["choices"][0]["text"] == answer["choices"][0]["text"]
+    # By the gateway, the prefill pod and the decode pod: blocks, and pages where there are tiers.
+    assert len(hashed) >= 5
+    assert max(hashed) < 256 + 8, "no more than what is no whole page of the context"
 
 
 async def test_what_a_pod_kept_that_is_gone_is_not_ready(front: Any, make_pod: MakePod) -> None:

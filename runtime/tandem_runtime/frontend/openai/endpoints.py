@@ -116,6 +116,7 @@ class _Call:
         self._body = body
         self._request = request
         self._arrived_s = time.monotonic()
+        self._opening = NOTHING
         self._traced = request.headers.get(contract.HEADER_TRACE) == "1"
         self._tenant = tenant_of(request.headers.get(contract.HEADER_TENANT))
         body.refuse_what_is_not_served()
@@ -135,7 +136,8 @@ class _Call:
                 f"'{self._body.model}': send that model, or create a context for this one.",
                 param="context",
             )
-        return Opening(context, await self._prefixes.of(context, model))
+        self._opening = Opening(context, await self._prefixes.of(context, model))
+        return self._opening
 
     def choices(self, asked: Asked) -> list[Choice]:
         """The `n` of each prompt."""
@@ -194,6 +196,7 @@ class _Call:
             tenant=self._tenant,
             cache_salt=self._body.cache_salt or "",
             context=self._body.context or "",
+            begins=self._opening.named,
             stream_id=f"{self._envelope.id}.{index}",
             journal=journal,
         )

@@ -11,7 +11,7 @@ from tandem_runtime.frontend.contexts import Prefix, rendered
 from tandem_runtime.frontend.encode import encode
 from tandem_runtime.frontend.errors import BadRequest
 from tandem_runtime.frontend.tokenizer import Tokenizer
-from tandem_runtime.protocol import Context
+from tandem_runtime.protocol import Context, Named
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,13 @@ class Opening:
 
     context: Context | None
     prefix: Prefix
+
+    @property
+    def named(self) -> Named | None:
+        """What is the context's of the prompt."""
+        if self.context is None:
+            return None
+        return Named(self.context.id, self.context.created_unix_s, len(self.prefix.ids))
 
     async def prompt_ids(self, tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
         """Of a completion."""

@@ -177,6 +177,7 @@ class _Rebuild:
             tenant=request.tenant,
             cache_salt=request.cache_salt,
             context=request.context,
+            begins=request.begins,
             stream_id=request.stream_id,
             journal=request.journal,
             sent_tokens=sent_tokens,

@@ -156,6 +156,7 @@ class Export:
                 tenant=request.tenant,
                 cache_salt=request.cache_salt,
                 holder=request.holder,
+                begins=request.begins,
                 grammar=grammar,
                 export=True,
             )

@@ -30,8 +30,8 @@ from tandem_runtime.kv.tiers.lookup import Fetched, Lookup
 from tandem_runtime.kv.tiers.peer import Peers
 from tandem_runtime.kv.tiers.policy import NOWHERE
 from tandem_runtime.kv.tiers.speed import Speed
-from tandem_runtime.prefix import KEY_BYTES, keys_of, token_bytes
-from tandem_runtime.protocol import PrefillTarget
+from tandem_runtime.prefix import KEY_BYTES, token_bytes, token_view
+from tandem_runtime.protocol import Named, PrefillTarget
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +119,10 @@ class TierCache:
         root: bytes,
         token_ids: Sequence[int],
         look: Look,
+        *,
         keep: Keep | None = None,
         holder: PrefillTarget | None = None,
+        begins: Named | None = None,
     ) -> None:
         """Look a prompt up and load what the accelerator does not hold of it; `poll` has it later.
 
@@ -132,9 +134,10 @@ class TierCache:
             look: what the accelerator holds need not be loaded; called from the jobs' thread.
             keep: pin the prompt's pages there; `kept` tells what came of it. One of the pod's own.
             holder: a pod that says it has more of the prompt than the accelerator here.
+            begins: the named context that the prompt begins with.
         """
         fetched = Fetched(arrival, tenant=tenant)
-        lookup = Lookup(fetched, root, token_ids, look, self.page_tokens, keep, holder)
+        lookup = Lookup(fetched, root, token_ids, look, self.page_tokens, keep, holder, begins)
         self._jobs.put(partial(self._fetch, lookup), urgent=True)
 
     def kept(self, name: str, told: Callable[[Kept | None], None]) -> None:
@@ -235,10 +238,11 @@ class TierCache:
     def _fetch(self, lookup: Lookup) -> None:
         fetched, asks = lookup.fetched, False
         try:
-            lookup.tokens = token_bytes(lookup.token_ids)
-            fetched.block_keys, held_tokens = lookup.look(lookup.root, lookup.tokens)
+            lookup.tokens = token_view(lookup.token_ids)
+            fetched.block_keys, fetched.keys, held_tokens = lookup.look(
+                lookup.root, lookup.tokens, lookup.begins, self.page_tokens
+            )
             fetched.first_page = held_tokens // self.page_tokens
-            fetched.keys = keys_of(lookup.root, lookup.tokens, self.page_tokens)
             self._prompts += 1
             while self._load_run(lookup):
                 pass

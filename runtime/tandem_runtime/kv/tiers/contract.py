@@ -9,10 +9,12 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from tandem_runtime.kv.layout import Payload
 from tandem_runtime.kv.tiers.policy import TierPolicy
+from tandem_runtime.protocol import Named
 
-Look = Callable[[bytes, bytes], tuple[list[bytes], int]]
-"""Of a prompt's root and tokens: the keys of its full blocks, and how many of its first tokens the
-accelerator probably holds (`engine.prefixes.Prefixes.look`)."""
+Look = Callable[[bytes, memoryview, Named | None, int], tuple[list[bytes], list[bytes], int]]
+"""Of a prompt's root and tokens, the named context that it begins with, and the size of pages: the
+keys of its full blocks and of its full pages, and how many of its first tokens the accelerator
+probably holds (`engine.prefixes.Prefixes.look`)."""
 
 
 @dataclass(frozen=True)

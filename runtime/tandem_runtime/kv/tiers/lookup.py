@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tandem_runtime.kv.tiers.contract import Look, Page
 from tandem_runtime.kv.tiers.kept import Keep
 from tandem_runtime.prefix import KEY_BYTES
-from tandem_runtime.protocol import PrefillTarget
+from tandem_runtime.protocol import Named, PrefillTarget
 
 
 @dataclass
@@ -52,7 +52,9 @@ class Lookup:
     keep: Keep | None = None
     holder: PrefillTarget | None = None
     """A pod that says it has pages of the prompt."""
-    tokens: bytes = b""
+    begins: Named | None = None
+    """The named context that it begins with."""
+    tokens: memoryview = field(default_factory=lambda: memoryview(b""))
     """The ids, as they are compared."""
     until_s: float = 0.0
     """On `time.monotonic`: by then what is asked of others would have been computed."""
@@ -74,7 +76,7 @@ class Lookup:
 
     def tokens_of(self, page: int) -> bytes:
         size = 4 * self.page_tokens
-        return self.tokens[page * size : (page + 1) * size]
+        return bytes(self.tokens[page * size : (page + 1) * size])
 
     def span(self, first: int, end: int) -> tuple[list[bytes], list[bytes]]:
         """Keys and tokens of some pages."""
