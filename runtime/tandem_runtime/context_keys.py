@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
+import xxhash
 
 from tandem_runtime.prefix import continue_keys, token_bytes
 from tandem_runtime.protocol import Named
@@ -27,8 +27,8 @@ _Name = tuple[bytes, str, float]
 class _Known:
     """One context under one root."""
 
-    tokens: bytes = b""
-    """Its ids, where prompts are compared with them."""
+    digest: bytes = b""
+    """XXH3 of its ids, where prompts are compared with them. Who finds a wrong key compares ids."""
     keys: dict[int, list[bytes]] = field(default_factory=dict)
     """Of its full blocks, by their size."""
 
@@ -55,12 +55,13 @@ class ContextKeys:
 
         Args:
             root: of the keys.
-            named: what the prompt begins with. It is compared: other tokens are hashed.
+            named: what the prompt begins with. It is compared: other tokens are hashed anew.
             sizes: tokens of a block.
             tokens: the prompt, as `prefix.token_bytes` or `token_view` gives it.
         """
         view, known = memoryview(tokens), self._find(root, named)
-        if not _begins(view, known.tokens):
+        digest = b"" if named is None else xxhash.xxh3_128_digest(view[: 4 * named.tokens])
+        if known.digest != digest:
             known = _Known()
         found = []
         for size in sizes:
@@ -68,8 +69,7 @@ class ContextKeys:
             continue_keys(keys, root, view[4 * size * len(keys) :], size)
             found.append(keys)
         if named is not None and not known.keys.keys() >= set(sizes):
-            own = bytes(view[: 4 * named.tokens])
-            self._learn(root, named, _Known(own, known.keys | _of(named, sizes, found)))
+            self._learn(root, named, _Known(digest, known.keys | _of(named, sizes, found)))
         return found
 
     def keys_of_ids(
@@ -118,13 +118,3 @@ def _of(named: Named, sizes: Sequence[int], found: Sequence[list[bytes]]) -> dic
     """Of a prompt's keys those of the context."""
     of_sizes = zip(sizes, found, strict=True)
     return {size: keys[: named.tokens // size] for size, keys in of_sizes}
-
-
-def _begins(tokens: memoryview, start: bytes) -> bool:
-    if len(tokens) < len(start):
-        return False
-    # Neither is copied, as bytes would be: they may be megabytes.
-    words = len(start) // 8
-    begins = np.frombuffer(tokens, np.uint64, words)
-    same = np.array_equal(begins, np.frombuffer(start, np.uint64, words))
-    return same and tokens[8 * words : len(start)] == start[8 * words :]
