@@ -16,8 +16,10 @@ class Runner(Protocol):
 
     overlaps: bool
     """Whether `launch` returns before the step is computed, so that two can be under way."""
-    reads_beside: bool
-    """Whether `read_beside` ever gives anything."""
+
+    @property
+    def reads_beside(self) -> bool:
+        """Whether `read_beside` ever gives anything."""
 
     def launch(self, batch: Batch) -> object:
         """Begin to compute every row and store its KV; what `collect` takes."""

@@ -62,7 +62,6 @@ class PacedRunner:
     """
 
     overlaps = False
-    reads_beside = True
 
     def __init__(
         self,
@@ -75,6 +74,11 @@ class PacedRunner:
         self._replica = replica
         self._clock = clock
         self._sleep = sleep
+
+    @property
+    def reads_beside(self) -> bool:
+        """See `flight.Runner`."""
+        return self._own.reads_beside
 
     def launch(self, batch: Batch) -> object:
         """See `flight.Runner`."""

@@ -28,7 +28,7 @@ promise can be kept in no other way, a frozen one loses its blocks; if nobody ta
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -188,7 +188,7 @@ class Scheduler:
             return False
         self._take(sequence, hits, missing)
         sequence.computed_tokens = len(hits) * self.block_tokens
-        sequence.loads = loads
+        sequence.loads = deque(loads)
         if sequence.fetched is not None:
             sequence.fetched.pages = []  # what is not taken now is of no more use
         if self.swap:
@@ -212,8 +212,7 @@ class Scheduler:
 
     def loaded(self, sequence: Sequence) -> None:
         """The first of its loads is in its blocks."""
-        page, *sequence.loads = sequence.loads
-        sequence.loaded_layers = 0
+        page, sequence.loaded_layers = sequence.loads.popleft(), 0
         sequence.computed_tokens += self.page_tokens
         self.prefixes.register(sequence, decoded=page.decoded)
 
@@ -305,7 +304,7 @@ class Scheduler:
     def _drop_blocks(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_ids)
         sequence.block_ids = []
-        sequence.loads, sequence.loaded_layers = [], 0
+        sequence.loads, sequence.loaded_layers = deque(), 0
         sequence.computed_tokens = 0
         sequence.registered_blocks = 0
 

@@ -9,6 +9,7 @@ step is *in flight* from its launch until its tokens are collected; the next one
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from enum import Enum
@@ -182,7 +183,7 @@ class Sequence:
     """What the cache tiers have of its prompt, and want."""
     followed: Followed | None = None
     """What the cache tiers know of the pages that it fills beyond that."""
-    loads: list[Page] = field(default_factory=list)
+    loads: deque[Page] = field(default_factory=deque)
     """Running: pages still to be written to its blocks, which continue the computed tokens."""
     loaded_layers: int = 0
     """Of the first of these pages, that are written."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -190,7 +190,7 @@ class TierCache:
             found.append(self._done.get())
         return found
 
-    def count(self, fetched: Fetched, first_page: int, pages: Sequence[Page]) -> None:
+    def count(self, fetched: Fetched, first_page: int, pages: Collection[Page]) -> None:
         """The prompt's pages, from this one on, were taken."""
         skipped = first_page - fetched.first_page
         for tier, page in zip(fetched.tiers[skipped:], pages, strict=True):
