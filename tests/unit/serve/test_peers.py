@@ -128,6 +128,7 @@ async def lends_nothing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None
 async def test_a_peer_that_does_not_give_costs_nothing(
     make_pod: MakePod, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any], reason: str
 ) -> None:
+    monkeypatch.setattr("tandem_runtime.kv.tiers.breaker.FIRST_PAUSE_S", 30.0)
     one, two = [await make_pod(pod=f"pod-{n}", peers=True, blocks=200) for n in range(2)]
     await answer(one)
     await fault(one, monkeypatch)
