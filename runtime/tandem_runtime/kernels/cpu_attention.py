@@ -34,13 +34,14 @@ from tandem_runtime.kernels.compiled import (
     narrow,
     pointer,
     prefetch,
+    widen,
     words_of,
 )
 from tandem_runtime.kernels.fp8_kv import to_pool, values_of
 from tandem_runtime.kernels.fp8_quantize import FP8
 from tandem_runtime.kernels.softmax import softmax
 from tandem_runtime.kernels.team import PART_ROWS, Kernel, empty, share, share_rows
-from tandem_runtime.kernels.tile import begin, end, product
+from tandem_runtime.kernels.tile import begin, end, product, takes_floats
 
 PIECE_TOKENS: Final = 16
 """Query tokens that are attended together: their scores stay in the processor's cache."""
@@ -192,12 +193,18 @@ def _lines(words):
 
 
 @compiled
-def _gather(element, q, q_row, rows, n, group, dim):
-    """Queries of some tokens and one kv head, one after the other."""
-    source, target = pointer(q, element), pointer(rows, element)
+def _gather(element, q, q_row, rows, n, group, dim, wide):
+    """Queries of some tokens and one kv head, one after the other; as float32 if `wide`."""
+    source = pointer(q, element)
+    target, floats = pointer(rows, element), pointer(rows, np.float32(0))
     for r in range(n):
-        for d in range(dim):
-            target[r * dim + d] = source[r // group * q_row + r % group * dim + d]
+        first = r // group * q_row + r % group * dim
+        if wide:
+            for d in range(dim):
+                floats[r * dim + d] = widen(source[first + d])
+        else:
+            for d in range(dim):
+                target[r * dim + d] = source[first + d]
 
 
 @compiled
@@ -208,16 +215,21 @@ def _attend_piece(
     """Some tokens of one sequence, of which the first sees `seen` earlier ones, and one kv head."""
     blocks, n = (seen + tokens + size - 1) // size, tokens * group
     width = _lines(blocks * size)
-    scores_words, rows_words, sums_words = _lines(n * width), _lines(n * dim // p), _lines(n * dim)
+    wide_q = takes_floats(element, dim // p, size)
+    wide_w = takes_floats(element, size // p, dim)
+    q_line, w_line = dim if wide_q else dim // p, width if wide_w else width // p
+    scores_words, rows_words, sums_words = _lines(n * width), _lines(n * q_line), _lines(n * dim)
     memory = np.empty(
         4 * (2 * scores_words + rows_words + sums_words + size * dim) + LINE_BYTES, np.uint8
     )
     scores = line_in(memory)
-    weights, rows = scores + 4 * scores_words, scores + 8 * scores_words
+    # Rows of weights may lie where their scores were, if they are as long.
+    weights = scores if wide_w else scores + 4 * scores_words
+    rows = weights + 4 * scores_words
     sums = rows + 4 * rows_words
     block = sums + 4 * sums_words
     totals = np.empty(n, np.float32)
-    _gather(element, q, q_row, rows, n, group, dim)
+    _gather(element, q, q_row, rows, n, group, dim, wide_q)
     for r in range(0, n, TILE_ROWS):
         count = min(n - r, TILE_ROWS)
         begin(element, count)
@@ -227,14 +239,14 @@ def _attend_piece(
                 k = _looked_up(element, k, named, block, dim, size, p)
             elif r == 0:
                 prefetch(values + table[b] * block_bytes, 4 * size * dim // p)
-            s, a = scores + 4 * (r * width + b * size), rows + 4 * r * (dim // p)
-            product(element, True, s, width, a, dim // p, k, size, dim // p, count, size)
+            s, a = scores + 4 * (r * width + b * size), rows + 4 * r * q_line
+            product(element, True, s, width, a, q_line, k, size, dim // p, count, size)
     for r in range(n):
-        s, w = scores + 4 * r * width, weights + 4 * r * (width // p)
+        s, w = scores + 4 * r * width, weights + 4 * r * w_line
         score = pointer(s, np.float32(0))
         for t in range(seen + r // group + 1, width):
             score[t] = -np.inf
-        totals[r] = softmax(element, s, w, width, to_log2)
+        totals[r] = softmax(element, s, w, width, to_log2, wide_w)
     for r in range(0, n, TILE_ROWS):
         count = min(n - r, TILE_ROWS)
         begin(element, count)
@@ -242,8 +254,8 @@ def _attend_piece(
             v = values + table[b] * block_bytes
             if named != 0:
                 v = _looked_up(element, v, named, block, size, dim, p)
-            c, a = sums + 4 * r * dim, weights + 4 * (r * width + b * size) // p
-            product(element, b == 0, c, dim, a, width // p, v, dim, size // p, count, dim)
+            c, a = sums + 4 * r * dim, weights + 4 * (r * w_line + b * size * w_line // width)
+            product(element, b == 0, c, dim, a, w_line, v, dim, size // p, count, dim)
     end(element)
     out_at, sum_at = pointer(out, element), pointer(sums, np.float32(0))
     for r in range(n):

@@ -38,7 +38,7 @@ from tandem_runtime.kernels.compiled import (
 from tandem_runtime.kernels.int4_linear import unpack_int4
 from tandem_runtime.kernels.linear import PANEL
 from tandem_runtime.kernels.team import Kernel, empty, share
-from tandem_runtime.kernels.tile import LANES, begin, end, product
+from tandem_runtime.kernels.tile import LANES, begin, end, product, takes_floats, widen_all
 
 TILE_ROWS: Final = 32
 GROUP_BYTES: Final = INT4_GROUP // 2 * PANEL
@@ -117,8 +117,8 @@ def _unpack(typing_context, source, target):
 
 
 @compiled
-def _sum_groups(element, x, rows, room, sums):
-    """Of each group of x, [rows, 16] words, its sum: by products with ones. `room`: for
+def _sum_groups(element, x, width, rows, room, sums):
+    """Of each group of x, [rows, width] words, its sum: by products with ones. `room`: for
     _WORDS + TILE_ROWS lines."""
     ones, found = pointer(room, np.uint32(0)), pointer(room + _WORDS * LINE_BYTES, np.float32(0))
     for i in range(_WORDS * LANES):
@@ -126,8 +126,8 @@ def _sum_groups(element, x, rows, room, sums):
     for row in range(0, rows, TILE_ROWS):
         count, at = min(rows - row, TILE_ROWS), room + _WORDS * LINE_BYTES
         begin(element, count)
-        xr = x + 4 * row * _WORDS
-        product(element, True, at, LANES, xr, _WORDS, room, LANES, _WORDS, count, LANES)
+        xr = x + 4 * row * width
+        product(element, True, at, LANES, xr, width, room, LANES, _WORDS, count, LANES)
         for r in range(count):
             sums[row + r] = found[r * LANES]
 
@@ -139,13 +139,21 @@ def _int4_linear(a, part, element):
     panels = (outputs + PANEL - 1) // PANEL
     panel, row = part % panels, part // panels * TILE_ROWS
     columns, count = min(outputs - panel * PANEL, PANEL), min(rows - row, TILE_ROWS)
-    memory = np.empty(4 * (_WORDS + 2 * TILE_ROWS) * PANEL + LINE_BYTES, np.uint8)
+    floats = takes_floats(element, _WORDS, PANEL)
+    width = 2 * _WORDS if floats else _WORDS
+    room = count * groups * width if floats else 0
+    memory = np.empty(4 * ((_WORDS + 2 * TILE_ROWS) * PANEL + room) + LINE_BYTES, np.uint8)
     words = line_in(memory)
     products = words + 4 * _WORDS * PANEL
     product_of = pointer(products, np.float32(0))
     totals = pointer(products + 4 * TILE_ROWS * PANEL, np.float32(0))
     seen = np.empty(count * groups, np.float32)
-    _sum_groups(element, x + 4 * row * groups * _WORDS, count * groups, words, seen)
+    x += 4 * row * groups * _WORDS
+    if floats:
+        wide = products + 8 * TILE_ROWS * PANEL
+        widen_all(element, x, wide, count * groups * width)
+        x = wide
+    _sum_groups(element, x, width, count * groups, words, seen)
     for i in range(count * PANEL):
         totals[i] = np.float32(0)
     begin(element, count)
@@ -153,8 +161,8 @@ def _int4_linear(a, part, element):
         place = panel * groups + group
         _unpack(packed + place * GROUP_BYTES, words)
         prefetch(packed + (place + AHEAD) * GROUP_BYTES, GROUP_BYTES)
-        at, width = x + 4 * (row * groups + group) * _WORDS, groups * _WORDS
-        product(element, True, products, PANEL, at, width, words, PANEL, _WORDS, count, PANEL)
+        at, line = x + 4 * group * width, groups * width
+        product(element, True, products, PANEL, at, line, words, PANEL, _WORDS, count, PANEL)
         factor = pointer(factors + place * 4 * PANEL, element)
         for r in range(count):
             one = seen[r * groups + group]

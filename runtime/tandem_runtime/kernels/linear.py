@@ -24,13 +24,15 @@ from tandem_runtime.kernels.compiled import (
     words_of,
 )
 from tandem_runtime.kernels.team import Kernel, empty, share
-from tandem_runtime.kernels.tile import begin, end, product
+from tandem_runtime.kernels.tile import begin, end, product, takes_floats, widen_all
 
 PANEL: Final = 64
 BLOCK_BYTES: Final = 768 << 10
 """Of rows that all panels are multiplied by in turn: they stay in the processor's cache."""
 TILE_ROWS: Final = 96
 """Whose sums are kept at once; whole tiles of either unit."""
+WIDE_ROWS: Final = 24
+"""The same of rows that are widened first: they stay in the processor's cache, too."""
 
 
 def pack_linear(weight: Tensor) -> Tensor:
@@ -51,14 +53,20 @@ def _linear(a, part, element):
     words, panels = inputs // p, (outputs + PANEL - 1) // PANEL
     first, top = part % panels * PANEL, part // panels * block_rows
     columns, panel = min(outputs - first, PANEL), packed + 4 * first * words
-    memory = np.empty(TILE_ROWS * PANEL * 4 + LINE_BYTES, np.uint8)
+    floats = takes_floats(element, words, PANEL)
+    tile, width = (WIDE_ROWS, inputs) if floats else (TILE_ROWS, words)
+    room = min(tile, rows) * inputs if floats else 0
+    memory = np.empty((tile * PANEL + room) * 4 + LINE_BYTES, np.uint8)
     c = line_in(memory)
     sums = pointer(c, np.float32(0))
-    for row in range(top, min(top + block_rows, rows), TILE_ROWS):
-        count = min(TILE_ROWS, rows - row)
+    for row in range(top, min(top + block_rows, rows), tile):
+        count = min(tile, rows - row)
         at = x + 4 * row * words
+        if floats:
+            widen_all(element, at, c + 4 * tile * PANEL, count * inputs)
+            at = c + 4 * tile * PANEL
         begin(element, count)
-        product(element, True, c, PANEL, at, words, panel, PANEL, words, count, PANEL)
+        product(element, True, c, PANEL, at, width, panel, PANEL, words, count, PANEL)
         if a[2] != 0:
             for r in range(count):
                 for j in range(columns):

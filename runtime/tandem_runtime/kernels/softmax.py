@@ -61,12 +61,23 @@ def _narrow(builder, value, element):
     return value
 
 
+def _widen(builder, bits, element):
+    """compiled.py's, of each lane."""
+    if element == types.uint16:
+        shifted = builder.shl(builder.zext(bits, _WORDS), _all(_WORDS, 16))
+        return builder.bitcast(shifted, _FLOATS)
+    return builder.fpext(bits, _FLOATS) if element == types.int16 else bits
+
+
 @intrinsic
-def softmax(typing_context, element, scores, weights, width, factor):
-    """Of `width` scores, a multiple of 16; hidden ones are minus infinity. Addresses."""
+def softmax(typing_context, element, scores, weights, width, factor, wide):
+    """Of `width` scores, a multiple of 16; hidden ones are minus infinity. Addresses.
+
+    `wide`: rounded weights are stored as float32, which may be where the scores are.
+    """
 
     def emit(context, builder, signature, arguments):
-        _, scores, weights, width, factor = arguments
+        _, scores, weights, width, factor, wide = arguments
         item = 4 if element == types.float32 else 2
 
         def at(base, place, size_bytes):
@@ -91,14 +102,20 @@ def softmax(typing_context, element, scores, weights, width, factor):
         for place, score, before in each(totals):
             weight = _exp2(builder, builder.fmul(builder.fsub(score, top), factor))
             builder.store(builder.fadd(before, weight), totals)
-            builder.store(_narrow(builder, weight, element), at(weights, place, item), align=item)
+            rounded = _narrow(builder, weight, element)
+            with builder.if_else(wide) as (as_floats, as_elements):
+                with as_floats:
+                    exact = _widen(builder, rounded, element)
+                    builder.store(exact, at(weights, place, 4), align=4)
+                with as_elements:
+                    builder.store(rounded, at(weights, place, item), align=item)
         lanes = builder.load(totals, typ=_FLOATS)
         total = builder.extract_element(lanes, WORD(0))
         for lane in range(1, LANES):
             total = builder.fadd(total, builder.extract_element(lanes, WORD(lane)))
         return total
 
-    kinds = (element, types.int64, types.int64, types.int64, types.float32)
+    kinds = (element, types.int64, types.int64, types.int64, types.float32, types.boolean)
     return types.float32(*kinds), emit
 
 
