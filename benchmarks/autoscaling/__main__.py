@@ -189,7 +189,8 @@ def main() -> None:
         if not math.isfinite(target.value):
             console.print(f"{target.name}: not reached, or not known from one seed")
     claimed = [target for target in claimed if math.isfinite(target.value)]
-    finish("autoscaling", claimed,
+    name = "autoscaling" if plan.fleet == Plan.fleet else f"autoscaling_{plan.fleet}"
+    finish(name, claimed,
            figures(results, settings, plan, arguments), save=arguments.save)  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def _velocity(case: Case, use: float) -> Scaler:
 
 
 POLICIES: dict[str, tuple[Make, tuple[float, ...]]] = {
-    OURS: (ours, (50, 75, 90, 95, 98)),
+    OURS: (ours, (50, 75, 90, 95, 97, 99)),
     "HPA on concurrency": (_hpa, (0.01, 0.03, 0.06, 0.12, 0.25)),
     "KEDA on queue depth": (_keda, (0.02, 0.1, 0.3, 1.0, 5.0)),
     "llm-d SLO law": (_slo, (0.05, 0.1, 0.2, 0.3, 0.55)),

@@ -6,9 +6,11 @@ from random import Random
 
 import pytest
 from simulated_fleet import trace_of
+from tandem.simulate.run import Setup
 from tandem.traces.trace import Trace
 from tandem_operator.plan.scaling.window import Load, PoolWindow
 
+from benchmarks.autoscaling import reference
 from benchmarks.autoscaling.claims import (
     LEVELS,
     Result,
@@ -140,6 +142,24 @@ def test_static_peak_is_the_least_that_keeps_99_percent() -> None:
     assert plan.attained >= 0.99
     assert plan.gpu_hours <= peak.score.gpu_hours * 1.05
     assert plan.gpu_hours > 0.5 * work_hours
+
+
+def test_where_no_size_keeps_99_percent_the_static_peak_is_no_crowd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def attained(sizes: dict[str, int], kind: object) -> Score:
+        short = max(5 - sizes["prefill"], 0) + max(2 - sizes["decode"], 0)
+        return Score(0.98 - 0.1 * short, float(sum(sizes.values())), 0.0)
+
+    def sizes_of(setup: Setup, trace: Trace, scaler: object) -> dict[str, int]:
+        sizes = {pool.name: pool.replicas for pool in setup.pools}
+        return sizes if max(trace.output_tokens) > 1 else sizes | {"decode": 9}
+
+    monkeypatch.setattr(reference, "play", sizes_of)
+    monkeypatch.setattr(reference, "score", attained)
+    peak = static_peak(KIND, made(10), 1.0, 100.0, 12)
+    assert peak.sizes == {"prefill": 5, "decode": 2}
+    assert peak.goal == pytest.approx(0.975)
 
 
 def result(policy: str, setting: float, attained: float, hours: float, seed: int = 0) -> Result:
