@@ -42,8 +42,8 @@ class Windows(ApiModel):
     load_seconds: Annotated[int, Field(ge=10, le=3600)] = 60
     """Bursts of up to this length are provided for."""
     hold_seconds: Annotated[int, Field(ge=0, le=MAX_SECONDS)] | None = None
-    """How long a need must be gone before replicas are removed; without it, the time that a pod
-    takes to start."""
+    """How long a need must be gone before replicas are removed; without it, twice the time
+    that a pod takes to start."""
     idle_seconds: Annotated[int, Field(ge=30, le=MAX_SECONDS)] = 600
     """Without a request for that long a pool with minReplicas 0 goes to zero."""
     startup_seconds: Annotated[int, Field(ge=1, le=MAX_SECONDS)] = 100

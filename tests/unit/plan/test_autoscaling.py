@@ -69,7 +69,8 @@ async def test_a_pool_follows_its_load_and_says_why(world: World, load: Load) ->
     last = status(world)["decisions"][-1]
     assert last["replicas"] == size(world)
     assert last["reason"] == "LoadOverBand"
-    assert last["demand"] == 272
+    # 272 streams, and their root for chance.
+    assert last["demand"] == pytest.approx(272 + 272**0.5, abs=0.5)
     assert last["capacity"] == pytest.approx(STREAMS_AT_TARGET, rel=0.1)
     told = [e for e in world.events if e.reason == "Scaled"]
     assert told[-1].note.startswith("Pool chat-decode: ")
@@ -327,8 +328,8 @@ async def test_the_log_replays_to_the_same_decisions(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.INFO, "tandem_operator.decisions")
-    for tick in range(90):
-        load.streams = 300.0 if tick // 30 % 2 else 20.0
+    for tick in range(180):
+        load.streams = 300.0 if tick // 60 % 2 else 20.0
         await load.look()
     records = [r for r in caplog.records if r.name == "tandem_operator.decisions"]
     lines = [JsonFormatter().format(record) for record in records]
@@ -338,7 +339,7 @@ async def test_the_log_replays_to_the_same_decisions(
     looks = int(capsys.readouterr().out.split()[0])
     assert 5 < looks < len(lines)
     # A log that says something else is noticed.
-    log.write_text(log.read_text().replace('"target": 6', '"target": 7'))
+    log.write_text(log.read_text().replace('"target": 5', '"target": 7'))
     assert main([str(log)]) == 1
     assert "team/chat: logged {'chat-decode': (7," in capsys.readouterr().out
     log.write_text("")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from tandem_operator.plan.scaling.decision import ScaleReason
+from tandem_operator.plan.scaling.fleet import decide_fleet
+from tandem_operator.plan.scaling.forecast import _Group, _safe
 from tandem_operator.plan.scaling.law import decide
 from tandem_operator.plan.scaling.need import _spare
 from tandem_operator.plan.scaling.policy import Policy
-from tandem_operator.plan.scaling.state import ScalingState
-from tandem_operator.plan.scaling.window import Load, PoolWindow, StepSums
+from tandem_operator.plan.scaling.state import ScalingState, Seen
+from tandem_operator.plan.scaling.window import Load, PoolWindow, StepSums, step
 
 Make = Callable[..., Any]
 RATE = 47_700.0
@@ -92,8 +95,8 @@ def test_it_shrinks_only_after_the_hold_time(plant: Make) -> None:
         reasons.append(pool.tick(prompt_tokens_s=0.5 * RATE).reason)
         if pool.size < full:
             break
-    # The start-up time is 100 s, a window of the load 60 s.
-    assert 10 <= len(reasons) <= 17
+    # Two start-up times are 200 s, a window of the load 60 s.
+    assert 20 <= len(reasons) <= 27
     assert reasons[-2:] == [ScaleReason.HELD, ScaleReason.LOAD_UNDER_BAND]
     for _ in range(60):
         pool.tick(prompt_tokens_s=0.5 * RATE)
@@ -191,7 +194,7 @@ def test_latency_that_no_replica_helps_has_a_floor(plant: Make) -> None:
 def test_growth_is_learned_from_load_that_rose_before(plant: Make) -> None:
     def late(forecast_percent: int) -> float:
         """Backlogs at the end of the later ramps, in replica seconds."""
-        pool = plant(forecast_percent=forecast_percent)
+        pool = plant(forecast_percent=forecast_percent, hold_s=100.0)
         left = []
         for _ in range(8):
             for tick in range(60):
@@ -246,7 +249,7 @@ def test_a_decode_pool_without_streams_shrinks(plant: Make) -> None:
 def test_bursts_out_of_nothing_are_provided_for(plant: Make) -> None:
     def late(forecast_percent: int) -> float:
         """Backlogs in the later of bursts of a minute in each five, in replica seconds."""
-        pool = plant(forecast_percent=forecast_percent)
+        pool = plant(forecast_percent=forecast_percent, hold_s=100.0)
         left = []
         for _ in range(8):
             for tick in range(30):
@@ -256,6 +259,55 @@ def test_bursts_out_of_nothing_are_provided_for(plant: Make) -> None:
 
     assert late(0) > 100.0
     assert late(90) == 0.0
+
+
+def test_a_pool_that_is_new_keeps_its_size_until_something_followed(plant: Make) -> None:
+    pool = plant(ready=8)
+    sizes = [pool.tick(prompt_tokens_s=0.5 * RATE).target for _ in range(60)]
+    # Moments are followed after a start-up of 100 s; eight of 12.5 s each must have been.
+    assert sizes[:18] == [8] * 18
+    assert sizes[-1] < 8
+
+
+def test_the_less_is_known_the_more_is_added_to_a_burst() -> None:
+    def size(kept: float, moments: float, burst: float) -> float:
+        usual = Seen(5, 1.0, moments)
+        return _safe(_Group(5, [usual, Seen(5, burst, 1.0)], kept), moments + 1.0)
+
+    assert size(8.0, 10.0, 8.0) > size(8.0, 100.0, 8.0) > 8.0
+    assert size(8.0, 10.0, 8.0) / 8.0 > size(2.0, 10.0, 2.0) / 2.0
+    assert size(1.0, 10.0, 1.0) == 1.0
+
+
+def test_a_load_that_rises_slowly_adds_replicas_in_few_steps(plant: Make) -> None:
+    pool = plant(ready=8, forecast_percent=0)
+    sizes = [pool.tick(prompt_tokens_s=(6.0 + 0.05 * i) * RATE).target for i in range(120)]
+    steps = sum(a != b for a, b in pairwise(sizes))
+    assert sizes[-1] - sizes[0] >= 5
+    assert steps <= (sizes[-1] - sizes[0]) / 1.5
+
+
+def test_a_first_token_that_waits_for_decode_takes_nothing_off_prefill() -> None:
+    load = Load(100.0, 140_000.0, 0.0, 0.0, ttft_ms=9000.0, steps=step(2048, 0, 0.1).scaled(50.0))
+    prefill = PoolWindow(10.0, 1, 1, load=load)
+    streams = Load(0.0, 0.0, 0.0, 200.0, steps=step(0, 20, 0.02).scaled(500.0))
+    policies = {
+        "prefill": Policy("prefill", 1, 9, window_s=60.0),
+        "decode": Policy("decode", 1, 9, tpot_ms=25.0),
+    }
+
+    def trim(serving: int) -> float:
+        """Of prefill, after five minutes beside a decode pool of so many replicas."""
+        states: dict[str, ScalingState] = {}
+        for look in range(30):
+            decode = PoolWindow(10.0, serving, serving, load=streams)
+            seen = {"prefill": prefill, "decode": decode}
+            decided = decide_fleet(policies, states, seen, None, 1e6 + 10.0 * look)
+            states = {name: decision.state for name, decision in decided.items()}
+        return states["prefill"].trim
+
+    assert trim(serving=1) == 1.0
+    assert trim(serving=30) < 1.0
 
 
 def test_a_rare_burst_keeps_no_replicas(plant: Make) -> None:

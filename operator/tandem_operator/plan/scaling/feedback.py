@@ -32,17 +32,18 @@ def trimmed(
     load: Load,
     need: float,
     now_s: float,
+    *,
+    late_elsewhere: bool = False,
 ) -> ScalingState:
-    """The state with the trim that this look asks for. `need` is in replicas, untrimmed."""
+    """The state with the trim that this look asks for. `need` is in replicas, untrimmed;
+    `late_elsewhere`: another pool is short, which explains a late first token."""
     ratio = _ratio(policy, load)
     settled = (
         state.ready_since_s is not None
         and now_s - state.ready_since_s >= policy.window_s
         and (state.trimmed_s is None or not 0.0 <= now_s - state.trimmed_s < policy.window_s)
     )
-    # A load that did not fit until now explains what is late, and what it left waiting.
-    largest = max((sample.need for sample in state.past), default=0.0)
-    explained = largest > window.ready * state.trim
+    explained = late_elsewhere or short(state, window)
     if ratio is None or window.ready == 0 or not settled or (explained and ratio > 1.0):
         return state
     credited = ratio * window.ready / (window.ready + len(window.starting_s))
@@ -56,6 +57,13 @@ def trimmed(
     elif ratio < policy.low_percent / 100.0:
         trim = min(1.0, GIVEN_BACK * trim)
     return replace(state, trim=trim, trimmed_s=now_s)
+
+
+def short(state: ScalingState, window: PoolWindow) -> bool:
+    """Whether the load of the last start-up time did not fit: that explains what is late, and what
+    it left waiting."""
+    largest = max((sample.need for sample in state.past), default=0.0)
+    return largest > window.ready * state.trim
 
 
 def _ratio(policy: Policy, load: Load) -> float | None:

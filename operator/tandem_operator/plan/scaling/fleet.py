@@ -14,6 +14,7 @@ from dataclasses import replace
 from math import inf
 
 from tandem_operator.plan.scaling.decision import Decision, ScaleReason
+from tandem_operator.plan.scaling.feedback import short
 from tandem_operator.plan.scaling.law import decide
 from tandem_operator.plan.scaling.policy import Policy
 from tandem_operator.plan.scaling.state import ScalingState
@@ -38,9 +39,18 @@ def decide_fleet(
         )
         for name, state in known.items()
     }
+    # A first token is late as well where it waits for a place in a decode pool.
+    late = any(
+        policies[name].role != "prefill" and short(state, windows[name])
+        for name, state in known.items()
+    )
     decisions = {
-        name: decide(policies[name], state, windows[name], now_s) for name, state in known.items()
-    }
+        name: decide(
+            policies[name], state, windows[name], now_s,
+            late_elsewhere=late and policies[name].role == "prefill",
+        )
+        for name, state in known.items()
+    }  # fmt: skip
     if budget_gpus is None:
         return decisions
     targets = _shared(policies, windows, decisions, budget_gpus)

@@ -27,10 +27,12 @@ SMALL = 0.1
 """Replicas: needs under it are alike."""
 LEAST_SEEN = 1e-3
 """Moments; what is left of fewer is forgotten."""
-BURST = 1.5
-"""Kinds between a moment and a burst that follows on it."""
-MARGIN = 1.1
-"""Of what is provided for bursts."""
+MARGIN = 0.5
+"""Of what the size is over the mean, in octaves: what is added while little is known."""
+LITTLE = 12.0
+"""Moments; with so many half of that is added."""
+PLAIN = 9.0
+"""The price over which growth that was never seen is provided for."""
 PRIOR = 4.0
 """Weight of "the need stays" before anything was seen."""
 SHORTEST_S = 8.0
@@ -64,11 +66,22 @@ def likely(state: ScalingState, need: float, percent: int) -> float:
     if percent <= 0:
         return need
     price = percent / max(100.0 - percent, 1.0)
-    kind, largest = level(need), need
+    kind, largest = level(need), need * _growth(price, known(state.seen))
     for group in _groups(state.seen, price):
         if group.kind <= kind:
             largest = max(largest, group.size)
     return largest
+
+
+def _growth(price: float, moments: float) -> float:
+    """Of the need, for what was never seen: where the chance of a growth falls as the growth rises,
+    the cheapest is the price over what is known."""
+    return max(1.0, price / PLAIN * LITTLE / (LITTLE + moments))
+
+
+def known(seen: tuple[Seen, ...]) -> float:
+    """How many moments there were, older ones counted less."""
+    return sum(one.moments for one in seen)
 
 
 def level(need: float) -> int:
@@ -97,7 +110,8 @@ def _groups(seen: tuple[Seen, ...], price: float) -> list[_Group]:
             both = last.seen + group.seen
             group = _Group(last.kind, both, _cheapest(both, price))
         groups.append(group)
-    return [replace(group, size=_safe(group)) for group in groups]
+    moments = known(seen)
+    return [replace(group, size=_safe(group, moments)) for group in groups]
 
 
 def _cheapest(seen: list[Seen], price: float) -> float:
@@ -114,11 +128,13 @@ def _cheapest(seen: list[Seen], price: float) -> float:
     return best
 
 
-def _safe(group: _Group) -> float:
-    """Of bursts less is known than of load that stays: the next one may be larger."""
-    moments = sum(one.moments for one in group.seen)
-    usual = sum(one.kind * one.moments for one in group.seen) / moments
-    return MARGIN * group.size if level(group.size) > usual + BURST else group.size
+def _safe(group: _Group, moments: float) -> float:
+    """With something added while little is known: the largest burst so far is a poor bound for the
+    next, the more so the more it exceeds what is usual. Load that stays gets nothing."""
+    usual = sum(one.followed * one.moments for one in group.seen)
+    usual = max(usual / sum(one.moments for one in group.seen), LEVELS[0])
+    over = max(group.size / usual, 1.0)
+    return group.size * float(over ** (MARGIN * LITTLE / (LITTLE + moments)))
 
 
 def _counted(seen: tuple[Seen, ...], new: Seen) -> tuple[Seen, ...]:

@@ -6,8 +6,8 @@
    to be needed by the time that a new replica serves, if that is more.
 3. Feed back: a percentile over its target although the load should fit takes a share off the
    learned capacity; a percentile well under it gives some back.
-4. Bands: over the high one the pool grows at once. It shrinks only if the largest need of the last
-   hold time fits the smaller size under the low one.
+4. Bands: over the high one the pool grows at once, to their middle. It shrinks only if the largest
+   need of the last hold time fits the smaller size under the low one.
 5. Limits: steps, bounds.
 
 No traffic is load zero; a load that could not be measured changes nothing. Replicas that start are
@@ -33,6 +33,8 @@ from tandem_operator.plan.scaling.window import Load, PoolWindow
 STARTUP_WEIGHT = 0.3
 """Of a newly measured start-up time."""
 LONGEST_STARTUP_S = 1800.0
+HOLD = 2.0
+"""Start-up times that a need must be gone before the pool shrinks."""
 MOST_HELD = 16
 LEAST_NEED = 0.01
 """Of replicas: growth of less is told as none."""
@@ -48,8 +50,18 @@ class _Wish:
     reason: ScaleReason
 
 
-def decide(policy: Policy, state: ScalingState, window: PoolWindow, now_s: float) -> Decision:
-    """The size that the pool should have from now on. The caller keeps the decision's state."""
+def decide(
+    policy: Policy,
+    state: ScalingState,
+    window: PoolWindow,
+    now_s: float,
+    *,
+    late_elsewhere: bool = False,
+) -> Decision:
+    """The size that the pool should have from now on. The caller keeps the decision's state.
+
+    `late_elsewhere`: another pool of the fleet is short, which explains a late first token.
+    """
     state = _watched(state, window, now_s)
     startup_s = state.startup_s or policy.startup_s
     numbers = Numbers(
@@ -83,7 +95,9 @@ def decide(policy: Policy, state: ScalingState, window: PoolWindow, now_s: float
     if need is None or not need.capacity:
         wish = _unlearned(policy, state, window, load, now_s)
         return _limited(policy, state, window, wish, numbers, now_s)
-    state = trimmed(policy, state, window, load, need.replicas, now_s)
+    state = trimmed(
+        policy, state, window, load, need.replicas, now_s, late_elsewhere=late_elsewhere
+    )
     return _by_need(policy, state, window, need, numbers, now_s)
 
 
@@ -106,7 +120,7 @@ def _by_need(
         state = replace(state, held=(), past=())
     likely = forecast.likely(state, need.asked, 0 if idle else policy.forecast_percent)
     likely = max(need.replicas, likely) / state.trim
-    hold_s = startup_s if policy.hold_s is None else policy.hold_s
+    hold_s = HOLD * startup_s if policy.hold_s is None else policy.hold_s
     state = replace(state, held=_held(state.held, Sample(now_s, likely), hold_s))
     held = state.held[0].need
     numbers = replace(
@@ -142,6 +156,8 @@ def _banded(
     if grow > size:
         if size == 0:
             return _Wish(grow, ScaleReason.WAKE)
+        # To the middle of the bands, or a load that rises slowly adds replicas one by one.
+        grow = _replicas(2.0 * numbers.likely / (high + low))
         if _replicas(state.trim * numbers.likely / high) <= size:
             return _Wish(grow, ScaleReason.LATENCY_OVER_TARGET)
         growing = _replicas(numbers.need / high) <= size
@@ -163,6 +179,9 @@ def _smaller(
     """A size that the load of the last hold time fits."""
     if target >= window.size:
         return _Wish(window.size, ScaleReason.WITHIN_BAND)
+    # Before anything followed for a start-up time, the size that is there is the best guess.
+    if forecast.known(state.seen) < forecast.SLOTS:
+        return _Wish(window.size, ScaleReason.HELD)
     if state.last_in_s is not None and 0.0 <= now_s - state.last_in_s < policy.in_interval_s:
         return _Wish(window.size, ScaleReason.HELD)
     return _Wish(target, ScaleReason.LOAD_UNDER_BAND)

@@ -157,5 +157,7 @@ def _streams(
         asked = max(most_work(state.arrivals, late_s), lately(state.arrivals))
         # One that waits takes a place for its own time only, once, until a new replica serves.
         waiting *= stream_s / (startup_s + stream_s)
+    # They come by chance: the fewer they are, the more their number varies around its mean.
+    asked += sqrt(asked)
     demand = asked + waiting
     return Need(demand, capacity, demand / capacity, asked / capacity)

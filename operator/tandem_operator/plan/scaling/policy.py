@@ -31,8 +31,8 @@ class Policy:
     window_s: float = 60.0
     """Bursts of up to this length are provided for; also what a percentile is measured over."""
     hold_s: float | None = None
-    """How long a need must be gone before the pool shrinks; None: a start-up time, since a pod that
-    is kept costs no more than one that must be started again."""
+    """How long a need must be gone before the pool shrinks; None: two start-up times. A pod that is
+    kept for one costs no more than one that must be started again; after two it seldom must."""
     startup_s: float = 100.0
     """Until a pod's own start-up has been measured."""
     forecast_percent: int = 90
