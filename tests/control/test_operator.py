@@ -74,7 +74,7 @@ def test_scale_works_on_a_pool_that_nobody_fixes(fleets: Fleets) -> None:
     fleets.kubectl("scale", "pool", "chat-decode", "--replicas=0")
     eventually(lambda: not fleets.pods("chat-decode"))
     fleets.wait_condition("Ready", "True", "ScaledToZero")
-    assert fleets.get("pool/chat-decode")["status"]["replicas"] == 0
+    eventually(lambda: fleets.get("pool/chat-decode")["status"]["replicas"] == 0)
 
 
 def test_a_size_that_the_fleet_fixes_is_put_back_with_an_event(chat: Fleets) -> None:
