@@ -153,7 +153,7 @@ def test_the_size_follows_prometheus_over_an_operators_death(
     # What a step costs is the pod's own word, how many streams there are is Prometheus'.
     fleets.pretend_running(busy, 40)
     fleets.wait_condition("ScalingActive", "True", "Scaling", timeout_s=30)
-    fleets.pretend_measured(busy, 150)
+    fleets.pretend_measured(busy, 120)
     eventually(lambda: size(fleets) == 3)
     eventually(lambda: len(fleets.ready("chat-decode")) == 3)
     before = scaled(fleets)
@@ -199,7 +199,7 @@ def test_one_that_hangs_and_dies_and_comes_back(
     fleets.apply(*alone("chat"))
     fleets.wait_ready()
     (busy,) = fleets.names("chat-decode")
-    fleets.pretend_running(busy, 120)
+    fleets.pretend_running(busy, 70)
     scrape(prometheus, fleets, JOBS[0])
     eventually(lambda: size(fleets) == 2)
     fleets.wait_condition("ScalingActive", "True", "Scaling", timeout_s=30)
