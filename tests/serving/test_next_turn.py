@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pod_metrics import metric
 from stores import ValkeyServer, valkey_server
 from tandem_runtime.contract import Role
 
@@ -44,14 +45,6 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def metric(pod: Any, name: str, *labels: str) -> float:
-    total = 0.0
-    for line in httpx.get(f"{pod.url}/metrics", timeout=10).text.splitlines():
-        if line.startswith(name) and all(label in line for label in labels):
-            total += float(line.rpartition(" ")[2])
-    return total
-
-
 def test_what_a_decode_pod_generated_is_not_computed_again(
     start_pod: Any, gateway: Any, server: ValkeyServer
 ) -> None:
@@ -69,11 +62,11 @@ def test_what_a_decode_pod_generated_is_not_computed_again(
 
     def stored() -> float:
         pods = (prefill, decode)
-        return sum(metric(p, "tandem_tier_pages_total", '"remote"', '"stored"') for p in pods)
+        return sum(metric(p.url, "tandem_tier_pages_total", '"remote"', '"stored"') for p in pods)
 
     until(lambda: stored() == pages, "the pages do not reach the store")
     _, usage = chat(gateway, QUESTION, answer, "And at night?")
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     assert cached >= pages * PAGE, usage
-    decoded = metric(prefill, "tandem_tier_decoded_hit_tokens_total", '"remote"')
+    decoded = metric(prefill.url, "tandem_tier_decoded_hit_tokens_total", '"remote"')
     assert decoded == PAGE

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import httpx
+from pod_metrics import metric
 from tandem_runtime.contract import HEADER_TRACE, Role
 
 NAME = "smollm2-135m"
@@ -25,15 +26,6 @@ def answer(gateway: Any, prompt: list[int]) -> tuple[str, int, str]:
     details = found["usage"].get("prompt_tokens_details") or {}
     pod = found["tandem"]["decode_pod"]
     return found["choices"][0]["text"], details.get("cached_tokens", 0), pod
-
-
-def metric(url: str, name: str, *labels: str) -> float:
-    """The sum over samples with these labels."""
-    total = 0.0
-    for line in httpx.get(f"{url}/metrics", timeout=10).text.splitlines():
-        if line.startswith(name) and all(label in line for label in labels):
-            total += float(line.rpartition(" ")[2])
-    return total
 
 
 def until(url: str, value: float, name: str) -> None:
